@@ -1,0 +1,145 @@
+"""Activation functions f and their derivatives f', as kernels over a slice of a layer, chosen by a code.
+
+A function passed to a kernel as an argument is compiled anew in every process and never cached, so a kernel gets the
+code of an activation and branches once per layer, outside the loop over units.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from valueapprox.compiling import kernel
+
+__all__ = ["HIDDEN", "OUTPUT", "activate", "times_derivative"]
+
+LINEAR, RELU, LEAKY_RELU, ELU, SIGMOID, TANH, SOFTPLUS, SOFTMAX = range(8)
+
+#: Activations of hidden layers by name.
+HIDDEN = {
+    "linear": LINEAR,
+    "relu": RELU,
+    "leaky_relu": LEAKY_RELU,
+    "elu": ELU,
+    "sigmoid": SIGMOID,
+    "tanh": TANH,
+    "softplus": SOFTPLUS,
+}
+#: Activations of the output layer by name. Softmax couples the units of its layer; as a hidden layer nobody uses it.
+OUTPUT = {**HIDDEN, "softmax": SOFTMAX}
+
+LEAK = 0.01  # slope of leaky ReLU for psi < 0
+
+
+@kernel
+def activate(code, psi, x, start, stop):
+    """x_j = f(psi_j) for the units start <= j < stop.
+
+    psi (N,) read, x (N,) written; start, stop unsigned, so that no index can be negative and the loops vectorise.
+
+    linear      psi
+    relu        max(psi, 0)
+    leaky_relu  psi if psi > 0 else 0.01 psi
+    elu         psi if psi > 0 else exp(psi) - 1
+    sigmoid     1 / (1 + exp(-psi))
+    tanh        tanh(psi)
+    softplus    log(1 + exp(psi)), written so that exp cannot overflow
+    softmax     exp(psi_j - max psi) / sum_k exp(psi_k - max psi)
+    """
+    zero = psi.dtype.type(0)
+    one = psi.dtype.type(1)
+    if code == RELU:
+        for j in range(start, stop):
+            x[j] = max(psi[j], zero)
+    elif code == LINEAR:
+        for j in range(start, stop):
+            x[j] = psi[j]
+    elif code == LEAKY_RELU:
+        leak = psi.dtype.type(LEAK)
+        for j in range(start, stop):
+            x[j] = psi[j] if psi[j] > zero else leak * psi[j]
+    elif code == ELU:
+        for j in range(start, stop):
+            x[j] = psi[j] if psi[j] > zero else psi.dtype.type(math.expm1(psi[j]))
+    elif code == SIGMOID:
+        for j in range(start, stop):
+            # Both branches keep exp's argument negative.
+            e = psi.dtype.type(math.exp(-abs(psi[j])))
+            x[j] = one / (one + e) if psi[j] >= zero else e / (one + e)
+    elif code == TANH:
+        for j in range(start, stop):
+            x[j] = math.tanh(psi[j])
+    elif code == SOFTPLUS:
+        for j in range(start, stop):
+            x[j] = max(psi[j], zero) + psi.dtype.type(math.log1p(psi.dtype.type(math.exp(-abs(psi[j])))))
+    else:
+        top = psi[start]
+        for j in range(start, stop):
+            top = max(top, psi[j])
+        total = zero
+        for j in range(start, stop):
+            x[j] = math.exp(psi[j] - top)
+            total += x[j]
+        for j in range(start, stop):
+            x[j] /= total
+
+
+@kernel
+def times_derivative(code, psi, x, d, start, stop):
+    """d_j <- d_j f'(psi_j) for the units start <= j < stop; x = f(psi) saves recomputing exponentials.
+
+    At the kinks: relu'(0) = 0, leaky_relu'(0) = 0.01, elu'(0) = 1. For softmax, whose units depend on each other,
+    d <- J^T d with J_jk = x_j (1[j = k] - x_k).
+    """
+    zero = psi.dtype.type(0)
+    one = psi.dtype.type(1)
+    if code == RELU:
+        for j in range(start, stop):
+            d[j] = d[j] if psi[j] > zero else zero
+    elif code == LINEAR:
+        pass
+    elif code == LEAKY_RELU:
+        leak = psi.dtype.type(LEAK)
+        for j in range(start, stop):
+            d[j] = d[j] if psi[j] > zero else leak * d[j]
+    elif code == ELU:
+        for j in range(start, stop):
+            d[j] = d[j] if psi[j] > zero else d[j] * (x[j] + one)
+    elif code == SIGMOID:
+        for j in range(start, stop):
+            d[j] *= x[j] * (one - x[j])
+    elif code == TANH:
+        for j in range(start, stop):
+            d[j] *= one - x[j] * x[j]
+    elif code == SOFTPLUS:
+        for j in range(start, stop):
+            # softplus' = sigmoid(psi) = 1 - exp(-softplus(psi))
+            d[j] *= -psi.dtype.type(math.expm1(-x[j]))
+    else:
+        dot = zero
+        for j in range(start, stop):
+            dot += d[j] * x[j]
+        for j in range(start, stop):
+            d[j] = x[j] * (d[j] - dot)
+
+
+def activate_batch(name: str, psi: np.ndarray) -> np.ndarray:
+    """The same functions in NumPy, over the last axis of a batch: psi (n, m) -> x (n, m)."""
+    if name == "linear":
+        return psi
+    if name == "relu":
+        return np.maximum(psi, 0)
+    if name == "leaky_relu":
+        return np.where(psi > 0, psi, psi * psi.dtype.type(LEAK))
+    if name == "elu":
+        return np.where(psi > 0, psi, np.expm1(np.minimum(psi, 0)))
+    if name == "sigmoid":
+        e = np.exp(-np.abs(psi))
+        return np.where(psi >= 0, 1 / (1 + e), e / (1 + e))
+    if name == "tanh":
+        return np.tanh(psi)
+    if name == "softplus":
+        return np.maximum(psi, 0) + np.log1p(np.exp(-np.abs(psi)))
+    e = np.exp(psi - psi.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)

@@ -1,0 +1,55 @@
+"""Errors at the border, in the reader's words: what was given, and what is wanted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+__all__ = ["as_floats", "one_of", "positive", "unit_interval"]
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
+    """`value`, if it is allowed; otherwise an error that suggests the nearest."""
+    names = list(allowed)
+    if value in names:
+        return value
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} is {value!r}{hint} Known: {', '.join(names)}")
+
+
+def unit_interval(name: str, value: float) -> float:
+    """`value`, if it lies in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}; it lies in [0, 1]")
+    return float(value)
+
+
+def positive(name: str, value: int, at_least: int = 1) -> int:
+    """`value`, if it is a whole number not below `at_least`."""
+    if isinstance(value, bool) or int(value) != value or value < at_least:
+        raise ValueError(f"{name} is {value}; a whole number of at least {at_least} is wanted")
+    return int(value)
+
+
+def as_floats(name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> np.ndarray:
+    """`value` as a contiguous array of `dtype` and `shape`, where None stands for any length.
+
+    Raises
+    ------
+    TypeError
+        If it holds no real numbers.
+    ValueError
+        If it has another shape.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} holds {array.dtype}; real numbers are wanted")
+    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+        wanted = "(" + ", ".join("n" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+        raise ValueError(f"{name} has shape {array.shape}; {wanted} is wanted")
+    return np.ascontiguousarray(array, dtype=dtype)

@@ -1,0 +1,132 @@
+"""Compiling kernels: one decorator, and a disk cache that notices every edit of a kernel.
+
+Numba's own disk cache looks at the file of the function it compiles and not at the functions which that one
+calls, so an edit of a helper in another file gives stale results. Here the cache folder is named by a digest of
+every file that holds a kernel: an edit anywhere is a new folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numba
+
+__all__ = ["cache_folder", "cache_is_warm", "kernel"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Full fastmath compiles `x != x` and isfinite away, and with them every check for divergence.
+FASTMATH = {"contract", "reassoc", "arcp", "nsz"}
+KEPT_DIGESTS = 6
+
+
+def _digest() -> str:
+    """Digest of every source file beside this package, or in `envs` and `agents`, that defines a kernel."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    here = Path(__file__).resolve().parent
+    for package in (here, here.parent / "envs", here.parent / "agents"):
+        for path in sorted(package.glob("*.py")):
+            source = path.read_bytes()
+            if b"@kernel" in source or path.name == Path(__file__).name:
+                digest.update(path.name.encode())
+                digest.update(source)
+    return digest.hexdigest()[:16]
+
+
+def _candidates() -> list[Path]:
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if chosen:
+        return [Path(chosen) / "valueapprox"]
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache"
+    # A cache holds machine code: in a folder that others can write to, it must belong to this user alone.
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return [Path(home) / "valueapprox", Path(tempfile.gettempdir()) / f"valueapprox-{user}"]
+
+
+def _is_ours(folder: Path) -> bool:
+    status = folder.stat()
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+
+
+def _choose_cache_folder() -> Path | None:
+    digest = _digest()
+    for parent in _candidates():
+        folder = parent / digest
+        try:
+            parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(exist_ok=True, mode=0o700)
+            if not (_is_ours(parent) and _is_ours(folder)):
+                continue
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        _forget_old(parent, keep=folder)
+        return folder
+    return None
+
+
+def _forget_old(parent: Path, keep: Path) -> None:
+    """Remove the folders of sources long edited, oldest first."""
+    with contextlib.suppress(OSError):
+        folders = sorted((f for f in parent.iterdir() if f.is_dir() and f != keep), key=lambda f: f.stat().st_mtime)
+        for folder in folders[: max(0, len(folders) - KEPT_DIGESTS)]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+_folder = _choose_cache_folder()
+
+
+def cache_folder() -> Path | None:
+    """Folder of the compiled kernels, or None where no folder can be written (then every process compiles)."""
+    return _folder
+
+
+def cache_is_warm() -> bool:
+    """Whether the kernels of these very sources were compiled before."""
+    return _folder is not None and any(_folder.rglob("*.nbi"))
+
+
+@overload
+def kernel(function: Function) -> Function: ...
+@overload
+def kernel(*, inline: bool = False) -> Callable[[Function], Function]: ...
+def kernel(function: Callable[..., Any] | None = None, *, inline: bool = False) -> Any:
+    """Compile a function with Numba, without Python objects or allocation, and cache the result on disk.
+
+    Kernels trust their caller: no bounds are checked, division by zero gives inf. `NUMBA_DISABLE_JIT=1` runs them as
+    plain Python, which a test compares with the compiled form.
+
+    Parameters
+    ----------
+    function
+        The function, when used as ``@kernel``.
+    inline
+        Copy it into every kernel that calls it: for the small steps of an inner loop, where a call with a dozen arrays
+        costs more than its arithmetic.
+    """
+    if function is None:
+        return lambda f: _compile(f, inline)
+    return _compile(function, inline)
+
+
+def _compile(function: Callable[..., Any], inline: bool) -> Any:
+    # Without Numba's runtime (_nrt) no array can be made in a kernel, and none is counted: taking a view inside a
+    # loop is then free, where an atomic count would cost more than the row's arithmetic.
+    compiled = numba.njit(nogil=True, error_model="numpy", fastmath=FASTMATH, forceinline=inline, _nrt=False)(function)
+    if _folder is not None and not numba.config.DISABLE_JIT:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(_folder)  # read once by enable_caching; other users of Numba keep theirs
+        try:
+            compiled.enable_caching()
+        except RuntimeError:  # no place to cache: compile in memory
+            pass
+        finally:
+            numba.config.CACHE_DIR = before
+    return compiled

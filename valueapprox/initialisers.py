@@ -1,0 +1,67 @@
+"""Initial weights of one layer, W (n_in, n_out), drawn from a generator. Biases start at zero.
+
+n_in inputs, n_out outputs. LeCun 1998 keeps a unit's variance with linear activations, Glorot & Bengio 2010 that of
+values and gradients together, He et al. 2015 accounts for ReLU cutting half of it away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+__all__ = ["INITIALISERS"]
+
+Initialiser = Callable[[np.random.Generator, int, int], np.ndarray]
+
+
+def _normal(std: Callable[[int, int], float]) -> Initialiser:
+    return lambda rng, n_in, n_out: rng.normal(0.0, std(n_in, n_out), (n_in, n_out))
+
+
+def _uniform(bound: Callable[[int, int], float]) -> Initialiser:
+    return lambda rng, n_in, n_out: rng.uniform(-bound(n_in, n_out), bound(n_in, n_out), (n_in, n_out))
+
+
+def zeros(rng: np.random.Generator, n_in: int, n_out: int) -> np.ndarray:
+    """All zero: right for a linear network, and keeps a deeper one from learning, since its units stay alike."""
+    return np.zeros((n_in, n_out))
+
+
+def orthogonal(rng: np.random.Generator, n_in: int, n_out: int) -> np.ndarray:
+    """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2014)."""
+    q, r = np.linalg.qr(rng.normal(size=(max(n_in, n_out), min(n_in, n_out))))
+    q = q * np.sign(np.diagonal(r))  # without the signs the distribution would not be uniform
+    return q if n_in >= n_out else q.T
+
+
+def sparse(rng: np.random.Generator, n_in: int, n_out: int, sparsity: float = 0.9) -> np.ndarray:
+    """Uniform on +-1/sqrt(n_in), with a share `sparsity` of every unit's inputs set to zero.
+
+    Elsayed et al. 2024 keep floor(0.1 n_in) inputs of a unit, which for n_in < 10 is none, so that the layer starts
+    out dead; here at least one is kept.
+    """
+    bound = 1.0 / math.sqrt(n_in)
+    weights = rng.uniform(-bound, bound, (n_in, n_out))
+    n_zero = min(math.ceil(sparsity * n_in), n_in - 1)
+    for j in range(n_out):
+        weights[rng.permutation(n_in)[:n_zero], j] = 0.0
+    return weights
+
+
+INITIALISERS: dict[str, Initialiser] = {
+    "zeros": zeros,
+    "normal": _normal(lambda n_in, n_out: 0.01),
+    "uniform": _uniform(lambda n_in, n_out: 0.01),
+    "lecun_normal": _normal(lambda n_in, n_out: math.sqrt(1 / n_in)),
+    "lecun_uniform": _uniform(lambda n_in, n_out: math.sqrt(3 / n_in)),
+    "glorot_normal": _normal(lambda n_in, n_out: math.sqrt(2 / (n_in + n_out))),
+    "glorot_uniform": _uniform(lambda n_in, n_out: math.sqrt(6 / (n_in + n_out))),
+    "he_normal": _normal(lambda n_in, n_out: math.sqrt(2 / n_in)),
+    "he_uniform": _uniform(lambda n_in, n_out: math.sqrt(6 / n_in)),
+    "orthogonal": orthogonal,
+    "sparse": sparse,
+}
+INITIALISERS["xavier_normal"] = INITIALISERS["glorot_normal"]
+INITIALISERS["xavier_uniform"] = INITIALISERS["glorot_uniform"]
