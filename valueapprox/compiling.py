@@ -96,8 +96,8 @@ def cache_is_warm() -> bool:
 @overload
 def kernel(function: Function) -> Function: ...
 @overload
-def kernel(*, inline: bool = False) -> Callable[[Function], Function]: ...
-def kernel(function: Callable[..., Any] | None = None, *, inline: bool = False) -> Any:
+def kernel(*, inline: bool = False, exact: bool = False) -> Callable[[Function], Function]: ...
+def kernel(function: Callable[..., Any] | None = None, *, inline: bool = False, exact: bool = False) -> Any:
     """Compile a function with Numba, without Python objects or allocation, and cache the result on disk.
 
     Kernels trust their caller: no bounds are checked, division by zero gives inf. `NUMBA_DISABLE_JIT=1` runs them as
@@ -110,16 +110,21 @@ def kernel(function: Callable[..., Any] | None = None, *, inline: bool = False) 
     inline
         Copy it into every kernel that calls it: for the small steps of an inner loop, where a call with a dozen arrays
         costs more than its arithmetic.
+    exact
+        IEEE arithmetic as written: no fused, reordered or reciprocal operations. Elsewhere they change a last bit and
+        no more; in the dynamics of a world that bit would depend on the loop into which the compiler inlines it, and
+        one seed would give two experiences.
     """
     if function is None:
-        return lambda f: _compile(f, inline)
-    return _compile(function, inline)
+        return lambda f: _compile(f, inline, exact)
+    return _compile(function, inline, exact)
 
 
-def _compile(function: Callable[..., Any], inline: bool) -> Any:
+def _compile(function: Callable[..., Any], inline: bool, exact: bool) -> Any:
     # Without Numba's runtime (_nrt) no array can be made in a kernel, and none is counted: taking a view inside a
     # loop is then free, where an atomic count would cost more than the row's arithmetic.
-    compiled = numba.njit(nogil=True, error_model="numpy", fastmath=FASTMATH, forceinline=inline, _nrt=False)(function)
+    fastmath: bool | set[str] = False if exact else FASTMATH
+    compiled = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=inline, _nrt=False)(function)
     if _folder is not None and not numba.config.DISABLE_JIT:
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = str(_folder)  # read once by enable_caching; other users of Numba keep theirs

@@ -1,0 +1,218 @@
+"""Ray as a place to run: connecting to it, and workers that survive the death of their process.
+
+A worker is any object with a `restore(snapshot)` method whose other methods return (result, snapshot). It lives in this
+process or in a Ray actor, with the same interface. When an actor dies, a new one is made, brought to the last snapshot
+that arrived, and the calls still open are made again: if the worker is deterministic, nobody can tell from the results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# Before Ray is imported: no usage statistics leave the machine, and `uv run` must not make workers build a
+# second environment.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import RayActorError
+
+__all__ = ["LocalWorker", "RayWorker", "Worker", "cluster"]
+
+# A worker steps environments; every library in it that would start a thread per core only gets in the others' way.
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+OBJECT_STORE = 512 * 2**20
+PATIENCE = 5.0  # seconds to wait for an address to answer
+DEATHS = 3  # deaths in a row, without a result between them, after which a worker is given up
+
+
+@contextlib.contextmanager
+def cluster(address: str | None = None, n_cpus: int = 2) -> Iterator[None]:
+    """Be connected to Ray: to the cluster at `address`, or to one of our own on this machine, ended at the end.
+
+    A connection that exists already is used and left as it is.
+
+    Raises
+    ------
+    ConnectionError
+        If nothing answers at `address`.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        if address is None:
+            with _environment(ONE_THREAD):  # inherited by the processes that Ray starts
+                ray.init(
+                    address="local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet
+                )
+        else:
+            _must_answer(address)
+            try:
+                ray.init(address=address, runtime_env={"env_vars": ONE_THREAD}, **quiet)
+            except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+                raise ConnectionError(f"Ray does not answer at {address!r}: {_first_line(error)}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: value for name, value in variables.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def _must_answer(address: str) -> None:
+    """Ray waits a minute for a cluster that is not there; a socket knows at once."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ConnectionError(f"the Ray address is {address!r}; host:port, ray://host:port or auto is wanted")
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"nothing answers at the Ray address {address!r} ({error})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+class Worker:
+    """Calls made one after the other on an object somewhere; results come back in the order of the calls."""
+
+    def submit(self, method: str, *arguments: Any) -> None:
+        """Ask for a call; it may run at once or when its result is wanted."""
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """Wait for the oldest call that is still open, and return (result, snapshot)."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the worker."""
+
+
+class LocalWorker(Worker):
+    """The object in this process."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any, snapshot: Any = None) -> None:
+        self._object = make(*arguments)
+        if snapshot is not None:
+            self._object.restore(snapshot)
+        self._open: deque[tuple[str, tuple[Any, ...]]] = deque()
+
+    def submit(self, method: str, *arguments: Any) -> None:
+        """Note the call."""
+        self._open.append((method, arguments))
+
+    def result(self) -> Any:
+        """Make the oldest call."""
+        method, arguments = self._open.popleft()
+        return getattr(self._object, method)(*arguments)
+
+    def close(self) -> None:
+        """End the object."""
+        self._object.close()
+
+
+class _Host:
+    """The Ray actor: holds the object and passes calls on."""
+
+    def __init__(self, make: Callable[..., Any], arguments: tuple[Any, ...], snapshot: Any) -> None:
+        self._object = make(*arguments)
+        if snapshot is not None:
+            self._object.restore(snapshot)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._object, method)(*arguments)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class RayWorker(Worker):
+    """The object in a Ray actor of its own, replaced when it dies.
+
+    Parameters
+    ----------
+    make, arguments
+        Build the object, on the worker: `make(*arguments)`.
+    snapshot
+        State to bring it to at first; None for a fresh one.
+    on_death
+        Called with a sentence when a process died and is about to be replaced.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        *arguments: Any,
+        snapshot: Any = None,
+        on_death: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        self._make, self._arguments, self._snapshot, self._on_death = make, arguments, snapshot, on_death
+        self._open: deque[tuple[Any, str, tuple[Any, ...]]] = deque()
+        self._deaths = 0
+        self._start()
+
+    def _start(self) -> None:
+        host = ray.remote(_Host).options(num_cpus=1, max_restarts=0)
+        self._actor = host.remote(self._make, self._arguments, self._snapshot)
+
+    def submit(self, method: str, *arguments: Any) -> None:
+        """Send the call; the actor works on it while we do something else."""
+        self._open.append((self._actor.call.remote(method, *arguments), method, arguments))
+
+    def result(self) -> Any:
+        """Wait for the oldest open call; if the process has died, replace it and call again."""
+        while True:
+            try:
+                result, self._snapshot = ray.get(self._open[0][0])
+            except RayActorError as error:
+                self._replace(error)
+                continue
+            self._open.popleft()
+            self._deaths = 0
+            return result, self._snapshot
+
+    def _replace(self, error: RayActorError) -> None:
+        # An error in the constructor is no accident: it would come again.
+        self._deaths += 1
+        if self._deaths > DEATHS or "creation task" in str(error):
+            raise RuntimeError(f"a Ray worker died {self._deaths} times in a row:\n{error}") from error
+        self._on_death(f"a Ray worker died ({_first_line(error)}); a new one takes over and does its work again")
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor)
+        self._start()
+        calls = [(method, arguments) for _, method, arguments in self._open]
+        self._open.clear()
+        for method, arguments in calls:
+            self.submit(method, *arguments)
+
+    def pid(self) -> int:
+        """Process id of the actor."""
+        return int(ray.get(self._actor.pid.remote()))
+
+    def close(self) -> None:
+        """End the actor's process."""
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor)

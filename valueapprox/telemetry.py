@@ -1,0 +1,113 @@
+"""A run's log: scalars in TensorBoard's event files, and the same numbers as JSON Lines for programs to read.
+
+One writer per folder, all values of one step in one event. The x axis is environment steps. After a resume no step
+appears twice: the JSON Lines are cut back to the checkpoint, and the event file tells TensorBoard to do the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
+
+from valueapprox.checkpoint import write_whole
+
+__all__ = ["METRICS_FILE", "RunLog", "read_metrics"]
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes one run's numbers into `folder`; use it as a context manager, or close it.
+
+    Parameters
+    ----------
+    folder
+        The run's folder. It must exist and, unless `resume_step` is given, hold no log yet.
+    resume_step
+        Continue a log: whatever was logged after this step is dropped, since it will be logged again.
+    """
+
+    def __init__(self, folder: str | Path, resume_step: int | None = None) -> None:
+        self.folder = Path(folder)
+        self._path = self.folder / METRICS_FILE
+        if resume_step is None:
+            old = [self._path, *self.folder.glob("events.out.tfevents.*")]
+            if any(path.exists() for path in old):
+                raise FileExistsError(f"{folder} holds the log of another run; choose a new folder, or resume that run")
+        else:
+            kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= resume_step]
+            write_whole(self._path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+        self._events = EventFileWriter(str(self.folder), max_queue_size=1000, flush_secs=10)
+        if resume_step is not None:
+            # TensorBoard drops the events of older files from this step on.
+            self._events.add_event(
+                Event(wall_time=time.time(), step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+            )
+        self._metrics = self._path.open("a", buffering=1, encoding="utf-8")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers by tag at a step, as one event and one line."""
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+        """Show a text in TensorBoard's text tab."""
+        self._events.add_event(Event(wall_time=time.time(), step=step, summary=text_pb(tag, markdown)))
+
+    def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
+        """Lay out TensorBoard's custom scalars tab: category -> chart -> regular expressions for its tags."""
+        layout = layout_pb2.Layout(
+            category=[
+                layout_pb2.Category(
+                    title=category,
+                    chart=[
+                        layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
+                        for title, tags in content.items()
+                    ],
+                )
+                for category, content in charts.items()
+            ]
+        )
+        tensor = make_tensor_proto(layout.SerializeToString())
+        value = Summary.Value(tag=CONFIG_SUMMARY_TAG, tensor=tensor, metadata=create_summary_metadata())
+        self._events.add_event(Event(wall_time=time.time(), step=0, summary=Summary(value=[value])))
+
+    def flush(self) -> None:
+        """Have everything on disk: before a checkpoint that claims to come after it."""
+        self._events.flush()
+        self._metrics.flush()
+
+    def close(self) -> None:
+        """Write what is pending and close the files."""
+        self._events.close()
+        self._metrics.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """The complete lines of a file; a crash may have left half a line at its end."""
+    if not path.exists():
+        return []
+    return [line[:-1] for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """Every logged line of a run, in order: {"step": ..., tag: value, ...}."""
+    return [json.loads(line) for line in _lines(Path(folder) / METRICS_FILE)]
