@@ -27,7 +27,7 @@ from ray.exceptions import RayActorError
 __all__ = ["LocalWorker", "RayWorker", "Worker", "cluster"]
 
 # A worker steps environments; every library in it that would start a thread per core only gets in the others' way.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 OBJECT_STORE = 512 * 2**20
 PATIENCE = 5.0  # seconds to wait for an address to answer
 DEATHS = 3  # deaths in a row, without a result between them, after which a worker is given up

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,5 +31,5 @@ def generator_state(rng: np.random.Generator) -> dict[str, Any]:
 def generator_from(state: dict[str, Any]) -> np.random.Generator:
     """A generator that stands where `generator_state` found it."""
     bits = np.random.PCG64()
-    bits.state = state
+    bits.state = cast(Any, state)
     return np.random.Generator(bits)

@@ -1,0 +1,147 @@
+"""Policies to evaluate: uniform random, a heuristic for each classic task, or any Python function.
+
+A policy is a function of one observation and a generator, ``policy(observation, rng) -> action``. All randomness comes
+from that generator, so each environment's actions are a stream of their own whatever worker it runs on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from valueapprox.checks import one_of, unit_interval
+
+__all__ = ["HEURISTICS", "Policy", "make_policy", "resolve"]
+
+Policy = Callable[[Any, np.random.Generator], Any]
+
+HEURISTIC_NOISE = 0.1  # enough random actions that the policy sees more than one path
+
+
+def lean(observation: np.ndarray, rng: np.random.Generator) -> int:
+    """CartPole: push towards the side to which the pole leans."""
+    return 1 if observation[2] > 0.0 else 0
+
+
+def pump(observation: np.ndarray, rng: np.random.Generator) -> int:
+    """MountainCar: push the way the car already moves, which adds energy."""
+    return 2 if observation[1] >= 0.0 else 0
+
+
+def pump_continuous(observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """MountainCarContinuous: the same with full force."""
+    return np.array([1.0 if observation[1] >= 0.0 else -1.0], dtype=np.float32)
+
+
+def swing(observation: np.ndarray, rng: np.random.Generator) -> int:
+    """Acrobot: torque at the elbow against the shoulder's rotation, which raises the energy."""
+    return 0 if observation[4] >= 0.0 else 2
+
+
+def upright(observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pendulum: pump energy while it hangs, a spring and a damper near the top."""
+    cos, sin, speed = (float(v) for v in observation)
+    angle = np.arctan2(sin, cos)
+    torque = -10.0 * angle - 2.0 * speed if cos > 0.8 else np.sign(speed) * 2.0
+    return np.array([np.clip(torque, -2.0, 2.0)], dtype=np.float32)
+
+
+#: Heuristic of a task, by the name of its environment without namespace and version.
+HEURISTICS: dict[str, Policy] = {
+    "CartPole": lean,
+    "MountainCar": pump,
+    "MountainCarContinuous": pump_continuous,
+    "Acrobot": swing,
+    "Pendulum": upright,
+}
+
+
+def task_name(env_id: str) -> str:
+    """``valueapprox/CartPole-v1`` -> ``CartPole``."""
+    return env_id.rpartition(":")[2].rpartition("/")[2].rpartition("-v")[0]
+
+
+def uniform(space: gym.Space[Any]) -> Policy:
+    """Uniform over an action space; standard normal along unbounded directions of a Box."""
+    if isinstance(space, spaces.Discrete):
+        n, first = int(space.n), int(space.start)
+        return lambda observation, rng: first + int(rng.random() * n)
+    if isinstance(space, spaces.Box):
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        width, base = np.where(bounded, high - low, 0.0), np.where(bounded, low, 0.0)
+
+        def sample(observation: Any, rng: np.random.Generator) -> np.ndarray:
+            action = base + width * rng.random(space.shape)
+            if not bounded.all():
+                action = np.clip(np.where(bounded, action, rng.normal(size=space.shape)), low, high)
+            return action.astype(space.dtype)
+
+        return sample
+    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+        counts = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.full(space.shape, 2)
+        return lambda observation, rng: (rng.random(counts.shape) * counts).astype(space.dtype)
+    raise TypeError(f"the action space is {space}; Discrete, Box, MultiDiscrete or MultiBinary is wanted")
+
+
+def resolve(name: str, noise: float | None, env_id: str) -> tuple[str, float]:
+    """Fill in what was left open: "auto" is the task's heuristic, or random where there is none.
+
+    Raises
+    ------
+    ValueError
+        If the policy is unknown, or the noise is outside [0, 1].
+    """
+    task = task_name(env_id)
+    if name == "auto":
+        name = "heuristic" if task in HEURISTICS else "random"
+    if ":" not in name:
+        one_of("policy", name, ("auto", "heuristic", "random", "module:function"))
+        if name == "heuristic" and task not in HEURISTICS:
+            raise ValueError(f"there is no heuristic for {env_id}; there is one for {', '.join(HEURISTICS)}")
+    if name == "random":
+        return name, 0.0
+    return name, unit_interval("noise", (HEURISTIC_NOISE if name == "heuristic" else 0.0) if noise is None else noise)
+
+
+def make_policy(name: str, noise: float, env_id: str, action_space: gym.Space[Any]) -> Policy:
+    """The policy of a resolved name; with probability `noise` it acts at random instead.
+
+    Raises
+    ------
+    ValueError
+        If ``module:function`` cannot be imported or is no function.
+    """
+    at_random = uniform(action_space)
+    if name == "random":
+        return at_random
+    chosen = HEURISTICS[task_name(env_id)] if name == "heuristic" else _imported(name)
+    if noise == 0.0:
+        return chosen
+
+    def noisy(observation: Any, rng: np.random.Generator) -> Any:
+        return at_random(observation, rng) if rng.random() < noise else chosen(observation, rng)
+
+    return noisy
+
+
+def _imported(name: str) -> Policy:
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:  # a script's path holds its own folder, not the one it was started in
+        sys.path.append(os.getcwd())
+    try:
+        policy = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise ValueError(f"policy {name!r}: module {module!r} cannot be imported ({error})") from None
+    except AttributeError:
+        raise ValueError(f"policy {name!r}: module {module!r} has no {function!r}") from None
+    if not callable(policy):
+        raise ValueError(f"policy {name!r} is {policy!r}; a function (observation, rng) -> action is wanted")
+    return policy

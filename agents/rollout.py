@@ -1,0 +1,383 @@
+"""Following a policy in several environments, and giving back blocks of transitions that can be learned from.
+
+Each environment is one endless stream of transitions: a function of the run's seed and the environment's number alone.
+A block is the next T transitions of each stream, so it does not matter how streams are dealt out to workers, which
+autoreset mode an environment has, or that a worker died and another went on from its snapshot.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import iterate
+
+import envs
+from agents import kernels
+from agents.policies import make_policy
+from agents.spaces import encoder
+from valueapprox.checks import one_of
+from valueapprox.seeding import generator_from, generator_state, seed_for, sequence
+
+__all__ = ["Block", "CompiledRollout", "GymnasiumRollout", "Task", "make_environment", "make_rollout"]
+
+AUTORESET = {
+    "same-step": AutoresetMode.SAME_STEP,
+    "next-step": AutoresetMode.NEXT_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+REPLAY_LIMIT = 200_000  # actions of one episode that are kept so that it can be replayed
+
+
+class Block(NamedTuple):
+    """T transitions of each of n environments, environment by environment."""
+
+    observations: np.ndarray  # (n, T, d)  s
+    actions: np.ndarray  # (n, T, ...)
+    rewards: np.ndarray  # (n, T)
+    next_observations: np.ndarray  # (n, T, d)  s', at an ending the final observation
+    terminated: np.ndarray  # (n, T)
+    truncated: np.ndarray  # (n, T)
+    restarted: np.ndarray  # (n,)  whether the stream broke off before this block and began a new episode
+
+    @staticmethod
+    def join(blocks: list[Block]) -> Block:
+        """One block of all environments, in the order given."""
+        if len(blocks) == 1:
+            return blocks[0]
+        return Block(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is followed where: everything that a worker needs to build its environments, and small."""
+
+    env: str
+    policy: str
+    noise: float = 0.0
+    env_args: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    dtype: str = "float32"
+    flatten: bool = False
+    autoreset: str = "same-step"
+    compiled: bool = True
+
+
+def make_environment(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """`gymnasium.make` with errors that help: the nearest id, or the extra that is missing.
+
+    Raises
+    ------
+    ValueError
+        If there is no such environment, or it cannot be built.
+    """
+    with _helpful(env_id):
+        return gym.make(env_id, **kwargs)
+
+
+class _helpful:  # noqa: N801
+    def __init__(self, env_id: str) -> None:
+        self.env_id = env_id
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, gym.error.DependencyNotInstalled):
+            raise ValueError(f"{self.env_id} needs a package that is not installed: {error}") from None
+        if isinstance(error, gym.error.DeprecatedEnv):
+            raise ValueError(f"{self.env_id}: {error}") from None
+        if isinstance(error, (gym.error.UnregisteredEnv, gym.error.NameNotFound, gym.error.NamespaceNotFound)):
+            one_of("env", self.env_id, sorted(gym.registry))
+            raise ValueError(str(error)) from None
+        if isinstance(error, (gym.error.Error, ModuleNotFoundError, TypeError)):
+            raise ValueError(f"{self.env_id} cannot be built: {error}") from None
+
+
+def make_rollout(task: Task, numbers: list[int]) -> CompiledRollout | GymnasiumRollout:
+    """The rollout of the environments with these numbers: compiled where world and policy are, else Gymnasium's."""
+    import envs  # noqa: F401, PLC0415  (a worker registers our environments)
+
+    if task.compiled and task.policy in ("random", "heuristic"):
+        found = _compiled(task)
+        if found is not None:
+            return CompiledRollout(task, numbers, *found)
+    return GymnasiumRollout(task, numbers)
+
+
+def _compiled(task: Task) -> tuple[envs.World, int] | None:
+    with _helpful(task.env):
+        return envs.compiled_world(task.env, **task.env_args)
+
+
+class CompiledRollout:
+    """Environments that are compiled worlds: a block of one of them is one compiled call."""
+
+    def __init__(self, task: Task, numbers: list[int], world: envs.World, limit: int) -> None:
+        self.world, self.limit, self.noise = world, limit, task.noise
+        self.policy = kernels.RANDOM if task.policy == "random" else kernels.HEURISTIC
+        self.states = np.zeros((len(numbers), world.n_state))
+        self.elapsed = [0] * len(numbers)
+        # The generators that Gymnasium's environment, seeded with `reset(seed=...)`, and `make_policy` draw from.
+        self.env_rngs = [seeding.np_random(seed_for(task.seed, "environment", i))[0] for i in numbers]
+        self.policy_rngs = [np.random.default_rng(sequence(task.seed, "policy", i)) for i in numbers]
+        for rng, state in zip(self.env_rngs, self.states, strict=True):
+            envs.reset_state(world.code, world.params, rng.random(world.n_reset_uniforms), state)
+
+    def collect(self, n_steps: int) -> tuple[Block, list[dict[str, Any]]]:
+        """The next n_steps transitions of each environment, and a snapshot from which the next block follows."""
+        n, d, world = len(self.states), self.world.n_observation, self.world
+        block = Block(
+            np.empty((n, n_steps, d), np.float32),
+            np.empty((n, n_steps), np.int64),
+            np.empty((n, n_steps)),
+            np.empty((n, n_steps, d), np.float32),
+            np.empty((n, n_steps), np.bool_),
+            np.empty((n, n_steps), np.bool_),
+            np.zeros(n, np.bool_),
+        )
+        for i in range(n):
+            counts = kernels.count_array()
+            counts[kernels.ELAPSED] = self.elapsed[i]
+            # Drawn ahead, as many as could be used, then set back to what was.
+            rngs = (self.env_rngs[i], self.policy_rngs[i])
+            before = [generator_state(rng) for rng in rngs]
+            most = n_steps * (world.n_step_uniforms + world.n_reset_uniforms) + 1
+            uniforms = (rngs[0].random(most), rngs[1].random(2 * n_steps))
+            kernels.rollout(
+                *(world.code, world.params, self.policy, self.noise, world.n_actions),
+                *(world.n_reset_uniforms, world.n_step_uniforms, self.limit, self.states[i], counts, *uniforms),
+                *(part[i] for part in block[:-1]),
+            )
+            self.elapsed[i] = int(counts[kernels.ELAPSED])
+            for rng, state, used in zip(rngs, before, counts, strict=False):
+                rng.bit_generator.state = state
+                rng.bit_generator.advance(int(used))  # type: ignore[attr-defined]
+        return block, self.snapshot()
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Where each environment stands."""
+        return [
+            {
+                "state": self.states[i].copy(),
+                "elapsed": self.elapsed[i],
+                "environment": generator_state(self.env_rngs[i]),
+                "policy": generator_state(self.policy_rngs[i]),
+            }
+            for i in range(len(self.states))
+        ]
+
+    def restore(self, snapshots: list[dict[str, Any]]) -> None:
+        """Go to where `snapshot` was taken, exactly."""
+        for i, snapshot in enumerate(snapshots):
+            self.states[i] = snapshot["state"]
+            self.elapsed[i] = int(snapshot["elapsed"])
+            self.env_rngs[i] = generator_from(snapshot["environment"])
+            self.policy_rngs[i] = generator_from(snapshot["policy"])
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Recorder(gym.Wrapper[Any, Any, Any, Any]):
+    """Remembers how the running episode came about, so that it can be replayed: its random origin and its actions.
+
+    Most environments cannot be copied, but nearly all are a function of their generator and the actions since reset.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.origin: dict[str, Any] | None = None
+        self.actions: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Note the seed, or where the generator stands, and start the episode."""
+        self.origin, self.actions = None, []
+        if seed is not None:
+            self.origin = {"seed": seed}
+        else:
+            bits = self.env.unwrapped.np_random.bit_generator
+            if isinstance(bits, np.random.PCG64):
+                self.origin = {"generator": dict(bits.state)}
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        """Note the action and take it."""
+        if len(self.actions) < REPLAY_LIMIT:
+            self.actions.append(action)
+        else:
+            self.origin = None
+        return self.env.step(action)
+
+    def replay(self, origin: dict[str, Any], actions: np.ndarray) -> Any:
+        """Come back to where an episode stood; returns its last observation."""
+        if "seed" in origin:
+            observation, _ = self.reset(seed=int(origin["seed"]))
+        else:
+            self.env.unwrapped.np_random = generator_from(origin["generator"])
+            observation, _ = self.reset()
+        for action in actions:
+            observation = self.step(action.item() if action.ndim == 0 else action)[0]
+        return observation
+
+
+class GymnasiumRollout:
+    """Any Gymnasium environment, several in one vector environment."""
+
+    def __init__(self, task: Task, numbers: list[int]) -> None:
+        self.task, self.numbers = task, numbers
+        mode = AUTORESET[one_of("autoreset", task.autoreset, AUTORESET)]
+        self.same_step, self.next_step = mode is AutoresetMode.SAME_STEP, mode is AutoresetMode.NEXT_STEP
+        with _helpful(task.env):
+            # "sync": vectorised versions of their own draw all environments from one generator.
+            self.vector: Any = gym.make_vec(
+                task.env,
+                num_envs=len(numbers),
+                vectorization_mode="sync",
+                wrappers=(Recorder,),
+                vector_kwargs={"autoreset_mode": mode},
+                **task.env_args,
+            )
+        self.encode = encoder(self.vector.single_observation_space, task.flatten)
+        self.policy = make_policy(task.policy, task.noise, task.env, self.vector.single_action_space)
+        self.policy_rngs = [np.random.default_rng(sequence(task.seed, "policy", i)) for i in numbers]
+        observations, _ = self.vector.reset(seed=[seed_for(task.seed, "environment", i) for i in numbers])
+        self.observations = self._split(observations)
+        n = len(numbers)
+        self.dead = [False] * n  # NEXT_STEP: the coming step only resets
+        self.actions: list[Any] = [self.vector.single_action_space.sample() for _ in numbers]  # what a dead step gets
+        self.ahead: list[deque[tuple[Any, dict[str, Any]]]] = [deque() for _ in numbers]
+        self.marks: list[dict[str, Any]] = [self._mark(i) for i in range(n)]
+        self.restarted = np.zeros(n, np.bool_)
+
+    def _split(self, observations: Any) -> list[Any]:
+        """One observation per environment, that the vector environment will not overwrite."""
+        return list(iterate(self.vector.observation_space, observations))
+
+    def _step(self) -> Iterator[tuple[int, Any]]:
+        """Take one step of the vector environment and give the real transitions in it, with their environments."""
+        for i, observation in enumerate(self.observations):
+            if not self.dead[i]:
+                self.actions[i] = self.policy(observation, self.policy_rngs[i])
+        before = self.observations
+        arrived, rewards, terminated, truncated, info = self.vector.step(np.asarray(self.actions))
+        self.observations = self._split(arrived)
+        was_dead, ended = self.dead, terminated | truncated
+        final = info.get("final_obs") if self.same_step else None
+        if ended.any() and self.next_step:
+            self.dead = [bool(e) for e in ended]
+        elif self.next_step:
+            self.dead = [False] * len(ended)
+        after = [final[i] if final is not None and ended[i] else s for i, s in enumerate(self.observations)]
+        if ended.any() and not self.same_step and not self.next_step:
+            self.observations = self._split(self.vector.reset(options={"reset_mask": ended})[0])
+        for i in range(len(ended)):
+            if not was_dead[i]:
+                yield (
+                    i,
+                    (
+                        self.encode(before[i]),
+                        self.actions[i],
+                        rewards[i],
+                        self.encode(after[i]),
+                        terminated[i],
+                        truncated[i],
+                    ),
+                )
+
+    def collect(self, n_steps: int) -> tuple[Block, list[dict[str, Any]]]:
+        """The next n_steps transitions of each environment, and a snapshot from which the next block follows.
+
+        Where a reset takes a step of its own (NEXT_STEP), environments come along at different paces; those ahead are
+        kept for the next block.
+        """
+        n, d = len(self.numbers), self.encode.size
+        space = self.vector.single_action_space
+        block = Block(
+            np.empty((n, n_steps, d), self.task.dtype),
+            np.empty((n, n_steps, *(space.shape or ())), space.dtype),
+            np.empty((n, n_steps)),
+            np.empty((n, n_steps, d), self.task.dtype),
+            np.empty((n, n_steps), np.bool_),
+            np.empty((n, n_steps), np.bool_),
+            self.restarted,
+        )
+        self.restarted = np.zeros(n, np.bool_)
+        filled = [0] * n
+
+        def write(i: int, transition: Any) -> None:
+            for part, value in zip(block, transition, strict=False):
+                part[i, filled[i]] = value
+            filled[i] += 1
+
+        for i in range(n):
+            while self.ahead[i] and filled[i] < n_steps:
+                transition, self.marks[i] = self.ahead[i].popleft()
+                write(i, transition)
+        while min(filled) < n_steps:
+            for i, transition in self._step():
+                if filled[i] == n_steps:
+                    self.ahead[i].append((transition, self._mark(i)))
+                    continue
+                write(i, transition)
+                if filled[i] == n_steps:
+                    self.marks[i] = self._mark(i)
+        return block, self.snapshot()
+
+    def _mark(self, i: int) -> dict[str, Any]:
+        """Where stream i stands now; a snapshot once its list of actions is copied."""
+        recorder = self.vector.envs[i]
+        return {
+            "origin": recorder.origin,
+            "actions": recorder.actions,
+            "n_actions": len(recorder.actions),
+            "ended": self.dead[i],
+            "observation": self.encode(self.observations[i]),
+            "policy": generator_state(self.policy_rngs[i]),
+        }
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Where each stream stood at the end of the last block."""
+        space = self.vector.single_action_space
+        return [
+            {
+                **mark,
+                "actions": np.array(mark["actions"][: mark["n_actions"]], space.dtype).reshape(-1, *(space.shape or ())),
+                "observation": np.array(mark["observation"]),
+            }
+            for mark in self.marks
+        ]
+
+    def restore(self, snapshots: list[dict[str, Any]]) -> None:
+        """Go to where `snapshot` was taken, by replaying the running episode of each environment.
+
+        Where the replay does not arrive at the same observation, the environment is not a function of its generator
+        and actions; it starts a new episode, and the next block says so.
+        """
+        for i, snapshot in enumerate(snapshots):
+            recorder: Recorder = self.vector.envs[i]
+            self.policy_rngs[i] = generator_from(snapshot["policy"])
+            self.ahead[i].clear()
+            self.dead[i] = False
+            exact = snapshot["origin"] is not None
+            if exact:
+                observation = recorder.replay(snapshot["origin"], snapshot["actions"])
+                exact = np.array_equal(self.encode(observation), snapshot["observation"], equal_nan=True)
+            if not exact:
+                drawn = snapshot["policy"]["state"]["state"] % 2**32  # differs from one restart to the next
+                observation, _ = recorder.reset(seed=seed_for(self.task.seed, "restart", self.numbers[i], drawn))
+                self.restarted[i] = True
+            elif snapshot["ended"]:
+                observation, _ = recorder.reset()
+            self.observations[i] = observation
+            self.marks[i] = self._mark(i)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.vector.close()
