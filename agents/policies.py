@@ -7,9 +7,9 @@ from that generator, so each environment's actions are a stream of their own wha
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -134,8 +134,9 @@ def make_policy(name: str, noise: float, env_id: str, action_space: gym.Space[An
 
 def _imported(name: str) -> Policy:
     module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:  # a script's path holds its own folder, not the one it was started in
-        sys.path.append(os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:  # a script's path holds its own folder, not the one it was started in
+        sys.path.append(here)
     try:
         policy = getattr(importlib.import_module(module), function)
     except ImportError as error:

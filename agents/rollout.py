@@ -102,8 +102,6 @@ class _helpful:  # noqa: N801
 
 def make_rollout(task: Task, numbers: list[int]) -> CompiledRollout | GymnasiumRollout:
     """The rollout of the environments with these numbers: compiled where world and policy are, else Gymnasium's."""
-    import envs  # noqa: F401, PLC0415  (a worker registers our environments)
-
     if task.compiled and task.policy in ("random", "heuristic"):
         found = _compiled(task)
         if found is not None:
@@ -247,7 +245,8 @@ class GymnasiumRollout:
         self.encode = encoder(self.vector.single_observation_space, task.flatten)
         self.policy = make_policy(task.policy, task.noise, task.env, self.vector.single_action_space)
         self.policy_rngs = [np.random.default_rng(sequence(task.seed, "policy", i)) for i in numbers]
-        observations, _ = self.vector.reset(seed=[seed_for(task.seed, "environment", i) for i in numbers])
+        seeds: Any = [seed_for(task.seed, "environment", i) for i in numbers]
+        observations, _ = self.vector.reset(seed=seeds)
         self.observations = self._split(observations)
         n = len(numbers)
         self.dead = [False] * n  # NEXT_STEP: the coming step only resets
@@ -348,7 +347,9 @@ class GymnasiumRollout:
         return [
             {
                 **mark,
-                "actions": np.array(mark["actions"][: mark["n_actions"]], space.dtype).reshape(-1, *(space.shape or ())),
+                "actions": np.array(mark["actions"][: mark["n_actions"]], space.dtype).reshape(
+                    -1, *(space.shape or ())
+                ),
                 "observation": np.array(mark["observation"]),
             }
             for mark in self.marks

@@ -1,0 +1,122 @@
+"""What a person sees in the terminal: progress, the summary of an evaluation, and errors of one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from agents.evaluation import MonteCarlo
+from agents.training import Status
+from valueapprox import CheckpointError
+from valueapprox.compiling import cache_is_warm
+
+__all__ = ["announce_compile", "console", "errors_in_one_line", "evaluation_table", "progress_bar", "training_bar"]
+
+console = Console(highlight=False)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn what a person can mend into one line on stderr and exit code 2; bugs keep their traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, FileExistsError, FileNotFoundError, ConnectionError, CheckpointError) as error:
+        # Ray shows the worker's traceback above the sentence that matters.
+        cause = getattr(error, "cause", None)
+        _fail(str(cause if isinstance(cause, BaseException) else error), 2)
+    except FloatingPointError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    if os.environ.get("VALUEAPPROX_TRACEBACK"):
+        raise  # the exception that is being handled
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()] or ["unknown"]
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(lines[0])}")
+    sys.exit(code)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def announce_compile() -> None:
+    """Say that the first run compiles, so that nobody thinks it hangs."""
+    if not cache_is_warm():
+        console.print("Compiling the kernels, once: this takes about half a minute; later runs start at once.")
+
+
+@contextmanager
+def training_bar(quiet: bool) -> Iterator[Callable[[Status], None]]:
+    """A progress bar for `Run.train`: steps, steps per second, TD error, time left."""
+    if quiet:
+        yield lambda status: None
+        return
+    with Progress(
+        TextColumn("[bold]learning"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[error]}"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        task = progress.add_task("", total=None, rate="", error="")
+
+        def show(status: Status) -> None:
+            value = "" if status.value_error is None else f"  RMSVE {status.value_error:.3g}"
+            progress.update(
+                task,
+                completed=status.step,
+                total=status.steps,
+                rate=f"{status.steps_per_second:,.0f} steps/s",
+                error=f"TD error {status.td_error:.3g}{value}",
+            )
+
+        yield show
+
+
+@contextmanager
+def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar that is told how much is done."""
+    if quiet:
+        yield lambda done: None
+        return
+    with Progress(
+        TextColumn(f"[bold]{label}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def evaluation_table(result: MonteCarlo) -> Table:
+    """Learned values against Monte Carlo returns, with 95 % intervals."""
+    table = Table(
+        title=f"Learned values against {result.n_states:,} returns from {result.n_episodes} fresh episodes",
+        title_justify="left",
+    )
+    table.add_column("")
+    table.add_column("estimate  [95 % interval]")
+    table.add_column("", style="dim")
+    table.add_row("root mean square error", _plain(str(result.rmse)), f"returns: mean {result.mean_return.value:.4g}, "
+                  f"standard deviation {result.spread:.4g}")  # fmt: skip
+    table.add_row("bias, mean of v - G", _plain(str(result.bias)), "")
+    table.add_row("explained variance", _plain(str(result.explained_variance)), "1 is perfect, 0 a constant")
+    if result.n_skipped:
+        table.caption = f"{result.n_skipped:,} states left out: their episodes were cut before the return was known"
+    return table

@@ -1,0 +1,493 @@
+"""A prediction run from start to end: settings, rollouts, learning, log, checkpoints, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+
+from agents import evaluation
+from agents.policies import resolve
+from agents.rollout import Block, Task, make_environment, make_rollout
+from agents.spaces import encoder
+from valueapprox import Network, Optimizer, ValueFunction, checkpoint
+from valueapprox.checks import one_of, positive
+from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
+from valueapprox.optimizers import OPTIMIZERS, Constant, CosineDecay, InverseTime, LinearDecay, Schedule
+from valueapprox.seeding import sequence
+from valueapprox.telemetry import RunLog
+
+__all__ = ["CHECKPOINT_FILE", "Report", "Run", "Settings", "Status"]
+
+CHECKPOINT_FILE = "checkpoint.npz"
+SETTINGS_FILE = "settings.json"
+SAMPLE_EVERY = 64  # updates between two whose norms are measured: costs about 1 %
+LOG_POINTS = 100  # of a run, by default
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run learns. Two runs with equal settings end with equal weights, bit for bit."""
+
+    env: str = "CartPole-v1"
+    """Id of a Gymnasium environment with Box or Discrete observations."""
+    env_args: dict[str, str] = field(default_factory=dict)
+    """Arguments of the environment, e.g. --env-args n_states 1000 jump 100 features aggregation."""
+    agent: Literal["td", "n-step", "monte-carlo"] = "td"
+    """How values are learned: TD(lambda), n-step TD, or gradient Monte Carlo."""
+    policy: str = "auto"
+    """Whose values: auto, random, heuristic, or module:function taking (observation, rng)."""
+    noise: float | None = None
+    """Probability of a random action instead of the policy's; 0.1 for a heuristic if not given."""
+    gamma: float = 0.99
+    """Discount, in [0, 1]."""
+    lam: float = 0.9
+    """Trace decay of TD(lambda), in [0, 1]."""
+    n: int = 8
+    """Steps of n-step TD."""
+    hidden: tuple[int, ...] = (64,)
+    """Units of each hidden layer; none for a linear value function."""
+    activation: str = "relu"
+    """Of the hidden layers: linear, relu, leaky_relu, elu, sigmoid, tanh, softplus."""
+    output: str = "linear"
+    """Activation of the value itself."""
+    bias: bool = True
+    """Whether layers have biases."""
+    layer_norm: bool = False
+    """Normalise the pre-activations of hidden layers."""
+    init: str = "he_normal"
+    """How weights are drawn: zeros, lecun_..., glorot_..., he_..._normal or _uniform, orthogonal, sparse."""
+    optimizer: Literal["sgd", "momentum", "rmsprop", "adam"] = "adam"
+    """Turns delta times the trace into an update."""
+    alpha: tuple[float, ...] = (3e-3,)
+    """Step size: one, or one per layer."""
+    schedule: Literal["constant", "linear", "inverse-time", "cosine"] = "linear"
+    """Of the step size: linear and cosine end at a tenth when the run ends; inverse-time halves after a tenth of it."""
+    clip_norm: float | None = None
+    """Longest update direction; longer ones are scaled down."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights and arithmetic."""
+    steps: int = 300_000
+    """Transitions to learn from."""
+    envs: int = 8
+    """Environments, each a stream of experience with a trace of its own."""
+    block: int = 512
+    """Transitions that a worker collects of each environment before it sends them."""
+    autoreset: Literal["same-step", "next-step", "disabled"] = "same-step"
+    """How Gymnasium's vector environment starts episodes; changes nothing in what is learned."""
+    flatten: bool = False
+    """Flatten observations that are neither Box nor Discrete into one vector."""
+    log_every: int = 0
+    """Steps between two points of the log; 0 for a hundred points a run."""
+    seed: int = 0
+    """Of everything random in the run."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "envs", "block", "n"):
+            positive(name, getattr(self, name))
+        positive("log_every", self.log_every, at_least=0)
+        positive("seed", self.seed, at_least=0)
+        # JSON and the command line give lists; equality wants tuples.
+        object.__setattr__(self, "hidden", tuple(int(n) for n in self.hidden))
+        object.__setattr__(self, "alpha", tuple(float(a) for a in np.atleast_1d(self.alpha)))
+
+    def task(self) -> Task:
+        """What workers follow."""
+        policy, noise = resolve(self.policy, self.noise, self.env)
+        arguments = {name: _parsed(value) for name, value in self.env_args.items()}
+        return Task(self.env, policy, noise, arguments, self.seed, self.dtype, self.flatten, self.autoreset)
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer, its schedule stretched over the run's updates."""
+        schedules: dict[str, Schedule] = {
+            "constant": Constant(),
+            "linear": LinearDecay(steps=self.steps, final=0.1),
+            "cosine": CosineDecay(steps=self.steps, final=0.1),
+            "inverse-time": InverseTime(steps=max(1, self.steps // 10)),
+        }
+        schedule = schedules[one_of("schedule", self.schedule, schedules)]
+        classes = {name.lower(): cls for name, cls in OPTIMIZERS.items()}
+        cls = classes[one_of("optimizer", self.optimizer, classes)]
+        return cls(self.alpha if len(self.alpha) > 1 else self.alpha[0], schedule=schedule, clip_norm=self.clip_norm)
+
+    def make_value_function(self, n_inputs: int) -> ValueFunction:
+        """A fresh value function for states of this size."""
+        net = Network((n_inputs, *self.hidden, 1), self.activation, self.output, self.bias, self.layer_norm, self.dtype)
+        value_function = ValueFunction(
+            net,
+            self.make_optimizer(),
+            self.gamma,
+            self.lam if self.agent == "td" else 0.0,
+            method=self.agent,
+            n=self.n,
+            seed=sequence(self.seed, "weights"),
+            scheme=self.init,
+            streams=self.envs,
+        )
+        value_function.sample_every = SAMPLE_EVERY
+        return value_function
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings as a checkpoint holds them."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def _parsed(value: Any) -> Any:
+    """An environment's argument from the command line: a number, true, false or null where it reads as one."""
+    with contextlib.suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a progress bar shows."""
+
+    step: int
+    steps: int
+    steps_per_second: float
+    td_error: float
+    value_error: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    interrupted: bool
+    seconds: float
+    first_step_after: float
+    value_error: float | None
+
+
+@dataclass
+class _Episodes:
+    """Undiscounted return and length of running episodes, and sums of finished ones since the last log."""
+
+    running: np.ndarray  # (n, 2)
+    finished: np.ndarray  # (3,): number, sum of returns, sum of lengths
+
+    def add(self, i: int, rewards: np.ndarray, ended: np.ndarray) -> None:
+        start = 0
+        for stop in [*(np.flatnonzero(ended) + 1), len(rewards)]:
+            self.running[i] += rewards[start:stop].sum(), stop - start
+            if stop > start and ended[stop - 1]:
+                self.finished += (1.0, *self.running[i])
+                self.running[i] = 0.0
+            start = stop
+
+
+class Run:
+    """One prediction run in a folder.
+
+    Parameters
+    ----------
+    settings
+        What to learn; with `resume`, None for those of the run, or the same ones with more steps.
+    folder
+        Where log, settings and checkpoint lie. A fresh run wants a folder without a run in it.
+    resume
+        Continue from the folder's checkpoint.
+    notice
+        Called with a sentence when something noteworthy happens.
+
+    Raises
+    ------
+    ValueError
+        If a setting makes no sense. Nothing has been written then.
+    FileExistsError
+        If a fresh run's folder holds a run.
+    CheckpointError
+        If there is nothing to resume, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None,
+        folder: str | Path,
+        *,
+        resume: bool = False,
+        notice: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.folder, self.notice, self.resumed = Path(folder), notice, resume
+        if resume:
+            loaded = checkpoint.load(self.folder / CHECKPOINT_FILE)
+            self._restore(loaded, settings)
+        else:
+            assert settings is not None, "a fresh run has settings"
+            self.settings = settings
+            self._check_fresh()
+        self.task = self.settings.task()
+        space = make_environment(self.task.env, **self.task.env_args)
+        try:
+            n_inputs = encoder(space.observation_space, self.task.flatten).size
+        finally:
+            space.close()
+        self.known = evaluation.truth(self.task, self.settings.gamma)
+        if not resume:
+            self.value_function = self.settings.make_value_function(n_inputs)
+            self.step = self.logged = self.saved = 0
+            self.snapshots: list[Any] = [None] * self.settings.envs
+            self.episodes = _Episodes(np.zeros((self.settings.envs, 2)), np.zeros(3))
+        self.value_error: float | None = None
+
+    def _check_fresh(self) -> None:
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise FileExistsError(
+                f"{self.folder} exists and is not empty; choose another --run-dir, or --resume {self.folder}"
+            )
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint from which the run goes on bit for bit."""
+        arrays, description = self.value_function.state_dict()
+        named = {f"value/{name}": array for name, array in arrays.items()}
+        streams = []
+        for i, snapshot in enumerate(self.snapshots):
+            plain = {}
+            for name, value in (snapshot or {}).items():
+                if isinstance(value, np.ndarray):
+                    named[f"stream_{i}/{name}"] = value
+                else:
+                    plain[name] = value
+            streams.append(plain)
+        named["episodes/running"], named["episodes/finished"] = self.episodes.running, self.episodes.finished
+        meta = {
+            "kind": "prediction",
+            "prefix": "value/",
+            "value_function": description,
+            "settings": asdict(self.settings),
+            "step": self.step,
+            "logged": self.logged,
+            "streams": streams,
+        }
+        checkpoint.save(self.folder / CHECKPOINT_FILE, named, meta)
+        self.saved = self.step
+
+    def _restore(self, loaded: checkpoint.Checkpoint, settings: Settings | None) -> None:
+        arrays, meta = loaded
+        path = self.folder / CHECKPOINT_FILE
+        try:
+            stored = Settings.from_dict(meta["settings"])
+            self.settings = stored if settings is None else settings
+            value = {name.removeprefix("value/"): a for name, a in arrays.items() if name.startswith("value/")}
+            self.value_function = ValueFunction.from_state(value, meta["value_function"])
+            self.step, self.logged = int(meta["step"]), int(meta["logged"])
+            self.saved = self.step
+            self.snapshots = []
+            for i, plain in enumerate(meta["streams"]):
+                prefix = f"stream_{i}/"
+                own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+                self.snapshots.append({**plain, **own} or None)
+            self.episodes = _Episodes(arrays["episodes/running"].copy(), arrays["episodes/finished"].copy())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise checkpoint.CheckpointError(f"{path} is no checkpoint of a prediction run ({error!r})") from None
+        for f in fields(Settings):
+            if f.name != "steps" and getattr(self.settings, f.name) != getattr(stored, f.name):
+                raise ValueError(
+                    f"the run was started with {f.name} {getattr(stored, f.name)!r}, not "
+                    f"{getattr(self.settings, f.name)!r}; only steps can change on a resume"
+                )
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        n_workers: int = 2,
+        *,
+        ray_address: str | None = None,
+        checkpoint_every: float = 30.0,
+        progress: Callable[[Status], None] = lambda status: None,
+    ) -> Report:
+        """Learn until the run's steps are done, or until Ctrl-C; both end with a checkpoint.
+
+        Parameters
+        ----------
+        n_workers
+            Ray workers that collect experience; 0 collects in this process. The weights do not depend on it.
+        ray_address
+            Of a Ray cluster; None starts one on this machine.
+        checkpoint_every
+            Seconds between two checkpoints.
+        progress
+            Called after every block.
+        """
+        positive("workers", n_workers, at_least=0)
+        if n_workers > self.settings.envs:
+            raise ValueError(f"{n_workers} workers for {self.settings.envs} environments; each wants at least one")
+        started = time.monotonic()
+        self.first_step_after = math.nan
+        with contextlib.ExitStack() as stack:
+            if n_workers > 0:
+                stack.enter_context(cluster(ray_address, n_workers))
+            workers = self._start_workers(n_workers)
+            for worker in workers:
+                stack.callback(worker.close)
+            # First result before the first file: a policy or environment that fails leaves no empty run behind.
+            blocks = self._blocks(workers)
+            first = next(blocks, None)
+            log = stack.enter_context(self._open_log())
+            stop = stack.enter_context(_interruptible())
+            interrupted = self._learn(first, blocks, log, stop, started, checkpoint_every, progress)
+            if not interrupted:
+                self._log(log)  # an interrupted run logs no point that an uninterrupted one would not have
+            log.flush()
+            self.save()
+        seconds = time.monotonic() - started
+        return Report(self.folder, self.step, interrupted, seconds, self.first_step_after, self.value_error)
+
+    def _start_workers(self, n_workers: int) -> list[Worker]:
+        shares = np.array_split(np.arange(self.settings.envs), max(1, n_workers))
+        workers: list[Worker] = []
+        for share in shares:
+            numbers = [int(i) for i in share]
+            snapshots = [self.snapshots[i] for i in numbers]
+            start = None if snapshots[0] is None else snapshots
+            if n_workers == 0:
+                workers.append(LocalWorker(make_rollout, self.task, numbers, snapshot=start))
+            else:
+                workers.append(RayWorker(make_rollout, self.task, numbers, snapshot=start, on_death=self.notice))
+        return workers
+
+    def _blocks(self, workers: list[Worker]) -> Iterator[tuple[Block, list[Any], int]]:
+        """Blocks with their snapshots and how many transitions are to be learned, one ahead of the learner."""
+        envs, remaining = self.settings.envs, self.settings.steps - self.step
+        sizes = []
+        while remaining > 0:
+            sizes.append(min(remaining, envs * self.settings.block))
+            remaining -= sizes[-1]
+        asked = 0
+        for k, size in enumerate(sizes):
+            while asked < min(k + 2, len(sizes)):
+                for worker in workers:
+                    worker.submit("collect", math.ceil(sizes[asked] / envs))
+                asked += 1
+            results = [worker.result() for worker in workers]
+            yield Block.join([block for block, _ in results]), [s for _, part in results for s in part], size
+
+    def _open_log(self) -> RunLog:
+        if not self.resumed:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        settings = json.dumps(asdict(self.settings), indent=2)
+        checkpoint.write_whole(self.folder / SETTINGS_FILE, lambda file: file.write(settings.encode()))
+        log = RunLog(self.folder, resume_step=self.logged if self.resumed else None)
+        if not self.resumed:
+            log.text("settings", f"```json\n{settings}\n```")
+            log.layout(
+                {
+                    "Value function": {
+                        "gradient norm per layer": [r"value/grad_norm/.*"],
+                        "trace norm per layer": [r"value/trace_norm/.*"],
+                        "update / weight norm per layer": [r"value/update_ratio/.*"],
+                        "weight norm per layer": [r"value/weight_norm/.*"],
+                        "error": [r"value/td_error/rms", r"value/error/rmsve"],
+                    }
+                }
+            )
+            self.save()
+        return log
+
+    def _learn(
+        self,
+        first: tuple[Block, list[Any], int] | None,
+        blocks: Iterator[tuple[Block, list[Any], int]],
+        log: RunLog,
+        stop: threading.Event,
+        started: float,
+        checkpoint_every: float,
+        progress: Callable[[Status], None],
+    ) -> bool:
+        settings, last_save = self.settings, time.monotonic()
+        log_every = settings.log_every or max(1, settings.steps // LOG_POINTS)
+        self._clock = (time.monotonic(), self.step)
+        current = first
+        while current is not None:
+            if math.isnan(self.first_step_after):
+                self.first_step_after = time.monotonic() - started
+            block, snapshots, size = current
+            td_error = self._learn_block(block, size)
+            self.snapshots = snapshots
+            if self.step // log_every > self.logged // log_every:
+                self._log(log)
+            seconds, step = time.monotonic() - self._clock[0], self.step - self._clock[1]
+            progress(Status(self.step, settings.steps, step / max(seconds, 1e-9), td_error, self.value_error))
+            if stop.is_set():
+                return self.step < settings.steps
+            if time.monotonic() - last_save > checkpoint_every:
+                log.flush()
+                self.save()
+                last_save = time.monotonic()
+            current = next(blocks, None)
+        return False
+
+    def _learn_block(self, block: Block, size: int) -> float:
+        """Learn from each stream in turn, `size` transitions in all; returns the root mean square TD error."""
+        n, total = self.settings.envs, 0.0
+        for i in range(n):
+            if block.restarted[i]:
+                self.value_function.cut_trace(i)
+                self.episodes.running[i] = 0.0
+                self.notice(
+                    f"environment {i} cannot be brought back to where it was; it went on with a new episode "
+                    f"at step {self.step}"
+                )
+            length = size // n + (i < size % n)
+            s, _, r, s_next, terminated, truncated = (part[i][:length] for part in block[:-1])
+            try:
+                deltas = self.value_function.learn_stream(s, r, s_next, terminated, truncated, stream=i)
+            except (ValueError, FloatingPointError) as error:
+                raise type(error)(f"environment {i} of {self.settings.env}: {error}") from None
+            total += float(deltas.astype(np.float64) @ deltas)
+            self.episodes.add(i, r, terminated | truncated)
+            self.step += length
+        return math.sqrt(total / size)
+
+    def _log(self, log: RunLog) -> None:
+        if self.step == self.logged:
+            return
+        values = {f"value/{tag}": number for tag, number in self.value_function.diagnostics().items()}
+        if self.known is not None:
+            self.value_error = evaluation.rmsve(self.value_function, self.known)
+            values["value/error/rmsve"] = self.value_error
+        number, returns, lengths = self.episodes.finished
+        if number > 0:
+            values["episode/return"], values["episode/length"] = returns / number, lengths / number
+            self.episodes.finished[:] = 0.0
+        seconds, steps = time.monotonic() - self._clock[0], self.step - self._clock[1]
+        values["time/steps_per_second"] = steps / max(seconds, 1e-9)
+        log.scalars(self.step, values)
+        self.logged = self.step
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that a run ends between two blocks; the second one interrupts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
