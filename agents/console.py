@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -18,7 +19,7 @@ from valueapprox.compiling import cache_is_warm
 
 __all__ = ["announce_compile", "console", "errors_in_one_line", "evaluation_table", "progress_bar", "training_bar"]
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)  # a command that is broken over lines cannot be copied
 
 
 @contextmanager
@@ -105,18 +106,25 @@ def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Callable[[int]
 
 
 def evaluation_table(result: MonteCarlo) -> Table:
-    """Learned values against Monte Carlo returns, with 95 % intervals."""
+    """Learned values v against Monte Carlo returns G, with 95 % intervals."""
     table = Table(
-        title=f"Learned values against {result.n_states:,} returns from {result.n_episodes} fresh episodes",
+        title=f"Learned values v against the returns G of {result.n_states:,} states in {result.n_episodes} episodes",
         title_justify="left",
+        box=SIMPLE_HEAD,
     )
     table.add_column("")
-    table.add_column("estimate  [95 % interval]")
-    table.add_column("", style="dim")
-    table.add_row("root mean square error", _plain(str(result.rmse)), f"returns: mean {result.mean_return.value:.4g}, "
-                  f"standard deviation {result.spread:.4g}")  # fmt: skip
-    table.add_row("bias, mean of v - G", _plain(str(result.bias)), "")
-    table.add_row("explained variance", _plain(str(result.explained_variance)), "1 is perfect, 0 a constant")
+    for column in ("estimate", "95 % interval"):
+        table.add_column(column, justify="right")
+    for name, estimate in (
+        ("value error: root mean square of v - v_pi", result.value_error),
+        ("root mean square of v - G", result.rmse),
+        ("bias, mean of v - G", result.bias),
+        ("explained variance", result.explained_variance),
+        ("mean of G", result.mean_return),
+    ):
+        if estimate is not None:
+            table.add_row(name, f"{estimate.value:.4g}", f"{estimate.low:.4g} to {estimate.high:.4g}")
+    table.add_row("standard deviation of G", f"{result.spread:.4g}", "")
     if result.n_skipped:
         table.caption = f"{result.n_skipped:,} states left out: their episodes were cut before the return was known"
     return table

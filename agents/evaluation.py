@@ -11,7 +11,7 @@ import numpy as np
 
 import envs
 from agents.policies import Policy, make_policy
-from agents.rollout import Task, make_environment
+from agents.rollout import Recorder, Task, make_environment
 from agents.spaces import encoder
 from valueapprox import ValueFunction
 from valueapprox.checks import positive
@@ -22,6 +22,7 @@ __all__ = ["Estimate", "MonteCarlo", "monte_carlo", "rmsve", "truth"]
 TAIL = 0.001  # a return may miss what is discounted by less than this
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+BRANCHES = 8  # continuations from one state
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,6 @@ class Estimate:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:.4g}  [{self.low:.4g}, {self.high:.4g}]"
-
 
 @dataclass(frozen=True)
 class MonteCarlo:
@@ -42,6 +40,10 @@ class MonteCarlo:
 
     Attributes
     ----------
+    value_error
+        Root mean square value error, sqrt(mean (v_pi(s) - v(s))^2) over the states that the policy visits, without
+        the spread of returns: from each of some states `BRANCHES` independent continuations are run, and the variance
+        of their mean is taken off. None where the environment cannot be brought back to a state.
     rmse
         sqrt(mean (G - v)^2). It holds the returns' own spread around the true value, which no value function avoids.
     bias
@@ -56,6 +58,7 @@ class MonteCarlo:
         States left out because the episode was cut before their return was.
     """
 
+    value_error: Estimate | None
     rmse: Estimate
     bias: Estimate
     explained_variance: Estimate
@@ -71,30 +74,33 @@ def horizon(gamma: float) -> float:
     return math.inf if gamma >= 1.0 else 1.0 if gamma == 0.0 else math.ceil(math.log(TAIL) / math.log(gamma))
 
 
-def episode_returns(
-    env: Any, policy: Policy, rng: np.random.Generator, encode: Callable[[Any], np.ndarray], gamma: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """States (m, d) of one fresh episode, their returns (m,), and how many more states had none.
-
-    An episode without an end is followed for two horizons, and states of the first have a return that misses less than
-    `TAIL` of the discount. Where the environment cuts it, states within a horizon of the cut have none.
-    """
-    reach = horizon(gamma)
-    observation, _ = env.reset(seed=seed)
-    states: list[np.ndarray] = []
+def follow(
+    env: Any, observation: Any, policy: Policy, rng: np.random.Generator, most: float
+) -> tuple[list[Any], np.ndarray, bool]:
+    """Observations and rewards from here to the end of the episode or `most` steps, and whether it terminated."""
+    observations: list[Any] = []
     rewards: list[float] = []
     terminated = truncated = False
-    while not (terminated or truncated) and len(rewards) < 2 * reach:
-        states.append(encode(observation).copy())
+    while not (terminated or truncated) and len(rewards) < most:
+        observations.append(observation)
         observation, reward, terminated, truncated, _ = env.step(policy(observation, rng))
         rewards.append(float(reward))
+    return observations, np.array(rewards), terminated
+
+
+def discounted(rewards: np.ndarray, gamma: float) -> np.ndarray:
+    """Returns G_t = r_{t+1} + gamma G_{t+1} of one episode, (m,) for rewards (m,)."""
     returns = np.empty(len(rewards))
     g = 0.0
     for t in range(len(rewards) - 1, -1, -1):
         g = rewards[t] + gamma * g
         returns[t] = g
-    known = len(rewards) if terminated else max(0, len(rewards) - int(min(reach, len(rewards))))
-    return np.array(states[:known]).reshape(known, -1), returns[:known], len(rewards) - known
+    return returns
+
+
+def n_known(rewards: np.ndarray, terminated: bool, gamma: float) -> int:
+    """How many states, from the first, have a return that misses less than `TAIL` of the discount."""
+    return len(rewards) if terminated else max(0, len(rewards) - int(min(horizon(gamma), len(rewards))))
 
 
 def monte_carlo(
@@ -106,8 +112,9 @@ def monte_carlo(
 ) -> MonteCarlo:
     """Compare learned values with the returns of fresh episodes of the task's policy.
 
-    The environment's time limit is lifted, since the value being learned bootstraps there. Training streams are not
-    touched. Intervals come from a bootstrap over episodes, whose states are not independent.
+    The environment's time limit is lifted, since the value being learned bootstraps there. An episode without an end is
+    followed for two horizons, and the states of the first count. Training streams are not touched. Intervals come from
+    a bootstrap over episodes, whose states are not independent.
 
     Raises
     ------
@@ -115,27 +122,34 @@ def monte_carlo(
         If no state has a known return.
     """
     positive("episodes", n_episodes, at_least=2)
-    unlimited = {**task.env_args, "max_episode_steps": -1}
-    env = make_environment(task.env, **unlimited)
-    if math.isinf(horizon(value_function.gamma)):
-        env.close()  # undiscounted: only the environment's own end can end a return
-        env = make_environment(task.env, **task.env_args)
+    gamma, reach = value_function.gamma, horizon(value_function.gamma)
+    # Undiscounted, only the environment's own end can end a return.
+    limit = {} if math.isinf(reach) else {"max_episode_steps": -1}
+    env = Recorder(make_environment(task.env, **{**task.env_args, **limit}))
     try:
         encode = encoder(env.observation_space, task.flatten)
         policy = make_policy(task.policy, task.noise, task.env, env.action_space)
-        parts, skipped = [], 0
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        branches: list[tuple[float, float]] | None = []
+        skipped = 0
         for episode in range(n_episodes):
-            states, returns, without = episode_returns(
-                env,
-                policy,
-                np.random.default_rng(sequence(seed, "evaluation policy", episode)),
-                encode,
-                value_function.gamma,
-                seed_for(seed, "evaluation environment", episode),
-            )
-            skipped += without
-            if len(returns):
-                parts.append((value_function.predict(states).astype(np.float64), returns))
+            rng = np.random.default_rng(sequence(seed, "evaluation policy", episode))
+            observation, _ = env.reset(seed=seed_for(seed, "evaluation environment", episode))
+            observations, rewards, terminated = follow(env, observation, policy, rng, 2 * reach)
+            known = n_known(rewards, terminated, gamma)
+            skipped += len(rewards) - known
+            if known > 0:
+                states = np.stack([encode(o) for o in observations[:known]])
+                values = np.asarray(value_function.predict(states), dtype=np.float64)
+                parts.append((values, discounted(rewards, gamma)[:known]))
+                if branches is not None:
+                    t = int(rng.integers(known))
+                    returns = _branch(env, policy, gamma, t, states[t], encode, seed, episode)
+                    if returns is None:
+                        branches = None
+                    elif len(returns) == BRANCHES:
+                        error2 = (returns.mean() - values[t]) ** 2 - returns.var(ddof=1) / BRANCHES
+                        branches.append((known, known * error2))
             progress(episode + 1)
     finally:
         env.close()
@@ -144,10 +158,54 @@ def monte_carlo(
             f"{len(parts)} of {n_episodes} episodes held a state whose return is known; two are the least: "
             "the environment cuts its episodes before they end, so a smaller gamma is needed"
         )
-    return _summarise(parts, n_episodes, skipped)
+    return _summarise(parts, branches, n_episodes, skipped)
 
 
-def _summarise(parts: list[tuple[np.ndarray, np.ndarray]], n_episodes: int, skipped: int) -> MonteCarlo:
+def _branch(
+    env: Recorder,
+    policy: Policy,
+    gamma: float,
+    t: int,
+    state: np.ndarray,
+    encode: Callable[[Any], np.ndarray],
+    seed: int,
+    episode: int,
+) -> np.ndarray | None:
+    """Returns of independent continuations from the running episode's state t; None if it cannot be reached again.
+
+    A continuation that the environment cuts has no return and is left out.
+    """
+    if env.origin is None:
+        return None
+    origin, actions = env.origin, env.actions[:t]
+    returns = []
+    for branch in range(BRANCHES):
+        observation = env.replay(origin, actions)
+        if not np.array_equal(encode(observation), state):
+            return None
+        env.unwrapped.np_random = np.random.default_rng(sequence(seed, "branch environment", episode, branch))
+        rng = np.random.default_rng(sequence(seed, "branch policy", episode, branch))
+        _, rewards, terminated = follow(env, observation, policy, rng, horizon(gamma))
+        if terminated or len(rewards) >= horizon(gamma):
+            returns.append(discounted(rewards, gamma)[0])
+    return np.array(returns)
+
+
+def _bootstrap(rows: np.ndarray, measures: Callable[[np.ndarray], np.ndarray]) -> list[Estimate]:
+    """Estimates of measures that follow from sums of rows (m, q), with intervals from resampling the rows."""
+    counts = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=RESAMPLES)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(measures(counts @ rows), (tail, 1 - tail), axis=0)
+    value = measures(rows.sum(axis=0))
+    return [Estimate(*map(float, three)) for three in zip(value, low, high, strict=True)]
+
+
+def _summarise(
+    parts: list[tuple[np.ndarray, np.ndarray]],
+    branches: list[tuple[float, float]] | None,
+    n_episodes: int,
+    skipped: int,
+) -> MonteCarlo:
     # Per episode the sums from which every measure follows; resampling episodes is resampling rows.
     sums = np.array([[len(g), (g - v).sum(), ((g - v) ** 2).sum(), g.sum(), (g**2).sum()] for v, g in parts])
 
@@ -159,17 +217,14 @@ def _summarise(parts: list[tuple[np.ndarray, np.ndarray]], n_episodes: int, skip
             explained = np.where(variance > 1e-12 * np.maximum(1.0, g2 / n), 1.0 - unexplained / variance, np.nan)
         return np.stack([np.sqrt(error2 / n), -error / n, explained, g / n, np.sqrt(variance)], axis=-1)
 
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    resampled = measures(counts @ sums)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail), axis=0)
-    value = measures(sums.sum(axis=0))
-    estimates = [Estimate(*map(float, three)) for three in zip(value, low, high, strict=True)]
-    rmse, bias, explained_variance, mean_return, _ = estimates
-    n_states = int(sums[:, 0].sum())
+    def value_error(total: np.ndarray) -> np.ndarray:
+        # Taking the variance off can leave less than nothing where the error is small.
+        return np.sqrt(np.maximum(total[..., 1:] / total[..., :1], 0.0))
+
+    rmse, bias, explained_variance, mean_return, spread = _bootstrap(sums, measures)
     return MonteCarlo(
-        rmse, bias, explained_variance, mean_return, float(value[4]), n_episodes, n_states, n_skipped=skipped
+        _bootstrap(np.array(branches), value_error)[0] if branches and len(branches) > 1 else None,
+        *(rmse, bias, explained_variance, mean_return, spread.value, n_episodes, int(sums[:, 0].sum()), skipped),
     )
 
 

@@ -45,7 +45,7 @@ def run_picture(folder: str | Path, title: str) -> Path | None:
         axes.set_yscale(scale)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("environment steps", fontsize=9)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=8, which="both")
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, frameon=False)
         if scale == "linear":

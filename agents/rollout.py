@@ -8,7 +8,7 @@ autoreset mode an environment has, or that a worker died and another went on fro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -213,7 +213,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             self.origin = None
         return self.env.step(action)
 
-    def replay(self, origin: dict[str, Any], actions: np.ndarray) -> Any:
+    def replay(self, origin: dict[str, Any], actions: Iterable[Any]) -> Any:
         """Come back to where an episode stood; returns its last observation."""
         if "seed" in origin:
             observation, _ = self.reset(seed=int(origin["seed"]))
@@ -221,7 +221,9 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             self.env.unwrapped.np_random = generator_from(origin["generator"])
             observation, _ = self.reset()
         for action in actions:
-            observation = self.step(action.item() if action.ndim == 0 else action)[0]
+            observation = self.step(
+                action.item() if np.ndim(action) == 0 and isinstance(action, np.generic) else action
+            )[0]
         return observation
 
 

@@ -57,8 +57,7 @@ def main(options: Train) -> int:
         console.print(
             f"[bold]{settings.env}[/], policy {run.task.policy}"
             + (f" with {run.task.noise:.0%} random actions" if run.task.noise else "")
-            + f", gamma {settings.gamma:g}: {describe(settings)}\n{run.value_function.net}",
-            markup=True,
+            + f", gamma {settings.gamma:g}: {describe(settings)}\n{run.value_function.net}"
         )
     with training_bar(options.quiet) as show:
         report = run.train(
