@@ -72,7 +72,7 @@ class Settings:
     alpha: tuple[float, ...] = (3e-3,)
     """Step size: one, or one per layer."""
     schedule: Literal["constant", "linear", "inverse-time", "cosine"] = "linear"
-    """Of the step size: linear and cosine end at a tenth when the run ends; inverse-time halves after a tenth of it."""
+    """Of the step size: linear and cosine end at a hundredth when the run ends; inverse-time halves after a tenth of it."""
     clip_norm: float | None = None
     """Longest update direction; longer ones are scaled down."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -111,8 +111,8 @@ class Settings:
         """The optimizer, its schedule stretched over the run's updates."""
         schedules: dict[str, Schedule] = {
             "constant": Constant(),
-            "linear": LinearDecay(steps=self.steps, final=0.1),
-            "cosine": CosineDecay(steps=self.steps, final=0.1),
+            "linear": LinearDecay(steps=self.steps, final=0.01),
+            "cosine": CosineDecay(steps=self.steps, final=0.01),
             "inverse-time": InverseTime(steps=max(1, self.steps // 10)),
         }
         schedule = schedules[one_of("schedule", self.schedule, schedules)]
