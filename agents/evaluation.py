@@ -49,7 +49,7 @@ class MonteCarlo:
     bias
         mean (v - G).
     explained_variance
-        1 - var(G - v) / var(G): 1 is perfect, 0 no better than a constant.
+        1 - var(G - v) / var(G): 1 is perfect, 0 no better than a constant. None where all returns are equal.
     mean_return, spread
         Mean and standard deviation of G.
     n_episodes, n_states
@@ -61,7 +61,7 @@ class MonteCarlo:
     value_error: Estimate | None
     rmse: Estimate
     bias: Estimate
-    explained_variance: Estimate
+    explained_variance: Estimate | None
     mean_return: Estimate
     spread: float
     n_episodes: int
@@ -195,8 +195,9 @@ def _bootstrap(rows: np.ndarray, measures: Callable[[np.ndarray], np.ndarray]) -
     """Estimates of measures that follow from sums of rows (m, q), with intervals from resampling the rows."""
     counts = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=RESAMPLES)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(measures(counts @ rows), (tail, 1 - tail), axis=0)
     value = measures(rows.sum(axis=0))
+    resampled = np.where(np.isnan(value), 0.0, measures(counts @ rows))
+    low, high = np.nanquantile(resampled, (tail, 1 - tail), axis=0)
     return [Estimate(*map(float, three)) for three in zip(value, low, high, strict=True)]
 
 
@@ -224,7 +225,16 @@ def _summarise(
     rmse, bias, explained_variance, mean_return, spread = _bootstrap(sums, measures)
     return MonteCarlo(
         _bootstrap(np.array(branches), value_error)[0] if branches and len(branches) > 1 else None,
-        *(rmse, bias, explained_variance, mean_return, spread.value, n_episodes, int(sums[:, 0].sum()), skipped),
+        *(
+            rmse,
+            bias,
+            None if math.isnan(explained_variance.value) else explained_variance,
+            mean_return,
+            spread.value,
+            n_episodes,
+            int(sums[:, 0].sum()),
+            skipped,
+        ),
     )
 
 

@@ -7,8 +7,10 @@ autoreset mode an environment has, or that a worker died and another went on fro
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,23 +83,21 @@ def make_environment(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         return gym.make(env_id, **kwargs)
 
 
-class _helpful:  # noqa: N801
-    def __init__(self, env_id: str) -> None:
-        self.env_id = env_id
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, gym.error.DependencyNotInstalled):
-            raise ValueError(f"{self.env_id} needs a package that is not installed: {error}") from None
-        if isinstance(error, gym.error.DeprecatedEnv):
-            raise ValueError(f"{self.env_id}: {error}") from None
-        if isinstance(error, (gym.error.UnregisteredEnv, gym.error.NameNotFound, gym.error.NamespaceNotFound)):
-            one_of("env", self.env_id, sorted(gym.registry))
-            raise ValueError(str(error)) from None
-        if isinstance(error, (gym.error.Error, ModuleNotFoundError, TypeError)):
-            raise ValueError(f"{self.env_id} cannot be built: {error}") from None
+@contextmanager
+def _helpful(env_id: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the error says the same
+            yield
+    except gym.error.DependencyNotInstalled as error:
+        raise ValueError(f"{env_id} needs a package that is not installed: {error}") from None
+    except gym.error.DeprecatedEnv as error:
+        raise ValueError(f"{env_id}: {error}") from None
+    except (gym.error.UnregisteredEnv, gym.error.NameNotFound, gym.error.NamespaceNotFound) as error:
+        one_of("env", env_id, sorted(gym.registry))
+        raise ValueError(str(error)) from None
+    except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
+        raise ValueError(f"{env_id} cannot be built: {error}") from None
 
 
 def make_rollout(task: Task, numbers: list[int]) -> CompiledRollout | GymnasiumRollout:

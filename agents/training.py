@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from agents import evaluation
-from agents.policies import resolve
+from agents.policies import make_policy, resolve
 from agents.rollout import Block, Task, make_environment, make_rollout
 from agents.spaces import encoder
 from valueapprox import Network, Optimizer, ValueFunction, checkpoint
@@ -72,7 +72,7 @@ class Settings:
     alpha: tuple[float, ...] = (3e-3,)
     """Step size: one, or one per layer."""
     schedule: Literal["constant", "linear", "inverse-time", "cosine"] = "linear"
-    """Of the step size: linear and cosine end at a hundredth when the run ends; inverse-time halves after a tenth of it."""
+    """Of the step size: linear and cosine end at a hundredth; inverse-time is halved after a tenth of the run."""
     clip_norm: float | None = None
     """Longest update direction; longer ones are scaled down."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -93,13 +93,16 @@ class Settings:
     """Of everything random in the run."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "envs", "block", "n"):
-            positive(name, getattr(self, name))
-        positive("log_every", self.log_every, at_least=0)
-        positive("seed", self.seed, at_least=0)
-        # JSON and the command line give lists; equality wants tuples.
+        # JSON gives lists; equality wants tuples.
         object.__setattr__(self, "hidden", tuple(int(n) for n in self.hidden))
         object.__setattr__(self, "alpha", tuple(float(a) for a in np.atleast_1d(self.alpha)))
+
+    def check(self) -> None:
+        """Raise ValueError for a number out of range that nobody else would notice."""
+        for name in ("steps", "envs", "block", "n"):
+            positive(name, getattr(self, name))
+        for name in ("log_every", "seed"):
+            positive(name, getattr(self, name), at_least=0)
 
     def task(self) -> Task:
         """What workers follow."""
@@ -231,12 +234,9 @@ class Run:
             assert settings is not None, "a fresh run has settings"
             self.settings = settings
             self._check_fresh()
+        self.settings.check()
         self.task = self.settings.task()
-        space = make_environment(self.task.env, **self.task.env_args)
-        try:
-            n_inputs = encoder(space.observation_space, self.task.flatten).size
-        finally:
-            space.close()
+        n_inputs = self._try_environment()
         self.known = evaluation.truth(self.task, self.settings.gamma)
         if not resume:
             self.value_function = self.settings.make_value_function(n_inputs)
@@ -244,6 +244,22 @@ class Run:
             self.snapshots: list[Any] = [None] * self.settings.envs
             self.episodes = _Episodes(np.zeros((self.settings.envs, 2)), np.zeros(3))
         self.value_error: float | None = None
+
+    def _try_environment(self) -> int:
+        """Take one action here, so that what cannot work fails before any worker starts; returns the state's length."""
+        env = make_environment(self.task.env, **self.task.env_args)
+        try:
+            n_inputs = encoder(env.observation_space, self.task.flatten).size
+            policy = make_policy(self.task.policy, self.task.noise, self.task.env, env.action_space)
+            observation, _ = env.reset(seed=0)
+            action = policy(observation, np.random.default_rng(0))
+            if not env.action_space.contains(action):
+                raise ValueError(
+                    f"policy {self.task.policy!r} chose {action!r}; an action in {env.action_space} is wanted"
+                )
+        finally:
+            env.close()
+        return n_inputs
 
     def _check_fresh(self) -> None:
         if self.folder.exists() and any(self.folder.iterdir()):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+MOST_NAMES = 25
+
 __all__ = ["as_floats", "one_of", "positive", "unit_interval"]
 
 
@@ -18,8 +20,14 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
     if value in names:
         return value
     near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{name} is {value!r}{hint} Known: {', '.join(names)}")
+    if near:
+        raise ValueError(f"{name} is {value!r}; did you mean {near[0]!r}?" + _known(names, " Known: "))
+    raise ValueError(f"{name} is {value!r}, which is not known" + _known(names, "; there are "))
+
+
+def _known(names: list[str], lead: str) -> str:
+    """The names, unless they are too many to read."""
+    return lead + ", ".join(names) if len(names) <= MOST_NAMES else ""
 
 
 def unit_interval(name: str, value: float) -> float:

@@ -63,5 +63,13 @@ INITIALISERS: dict[str, Initialiser] = {
     "orthogonal": orthogonal,
     "sparse": sparse,
 }
-INITIALISERS["xavier_normal"] = INITIALISERS["glorot_normal"]
-INITIALISERS["xavier_uniform"] = INITIALISERS["glorot_uniform"]
+# The names that people also know them by.
+for _alias, _name in {
+    "lecun": "lecun_normal",
+    "he": "he_normal",
+    "glorot": "glorot_uniform",
+    "xavier": "glorot_uniform",
+    "xavier_normal": "glorot_normal",
+    "xavier_uniform": "glorot_uniform",
+}.items():
+    INITIALISERS[_alias] = INITIALISERS[_name]

@@ -54,13 +54,6 @@ class ValueFunction:
     streams
         Number of independent sequences of experience, each with a trace (or memory) of its own, over one w.
 
-    Attributes
-    ----------
-    w : (P,)
-        The weights.
-    traces : (streams, P)
-        The eligibility traces.
-
     Examples
     --------
     A two-state chain, by hand: v(s) = w . s, w = (0, 0), r = 1, alpha = 0.5 moves w_0 by 0.5.
@@ -101,8 +94,8 @@ class ValueFunction:
         #: Every how many updates the per-layer norms are sampled for the log; 0 never.
         self.sample_every = 0
 
-        self.w = net.init(seed, scheme)
-        self.traces = np.zeros((streams, self.w.size), self.w.dtype)
+        self._w = net.init(seed, scheme)
+        self._traces = np.zeros((streams, self.w.size), self.w.dtype)
         self._count = np.zeros(2, np.int64)
         self.state = OptimizerState(self.optimizer.init(self.w).moments, self._count[: td.TRANSITIONS])
         self._stats = np.zeros((4, max(4, net.n_layers)))
@@ -127,9 +120,27 @@ class ValueFunction:
         ]
 
     @property
+    def w(self) -> np.ndarray:
+        """The weights (P,). Assigning copies into them, so that kernels and views keep seeing the same memory."""
+        return self._w
+
+    @w.setter
+    def w(self, weights: ArrayLike) -> None:
+        self._w[:] = as_floats("w", weights, self._dtype, self._w.shape)
+
+    @property
+    def traces(self) -> np.ndarray:
+        """The eligibility traces (streams, P)."""
+        return self._traces
+
+    @property
     def trace(self) -> np.ndarray:
         """The eligibility trace z (P,) of the first stream."""
-        return self.traces[0]
+        return self._traces[0]
+
+    @trace.setter
+    def trace(self, z: ArrayLike) -> None:
+        self._traces[0] = as_floats("trace", z, self._dtype, self._w.shape)
 
     @property
     def n_transitions(self) -> int:
