@@ -1,0 +1,54 @@
+"""What all tests share: no token for Ray, helper environments that workers can import too, one Ray for all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported
+
+HELPERS = str(Path(__file__).parent / "agents")  # holds scripted_envs.py
+if HELPERS not in sys.path:
+    sys.path.append(HELPERS)
+# Ray workers and scripts inherit the environment, not sys.path.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HELPERS, os.environ.get("PYTHONPATH")]))
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """A Ray of four CPUs; `valueapprox.cluster.cluster` uses it as it is."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def start_script():
+    """`start_script(script, *options, cwd)` runs one of scripts/ in a process of its own: see fork_server.py."""
+    folder = Path(__file__).parents[1] / "scripts"
+    command = [sys.executable, str(Path(HELPERS) / "fork_server.py")]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(script, *options, cwd="."):
+        server.stdin.write(
+            json.dumps([str(folder / script), [str(o) for o in options], str(Path(cwd).resolve())]) + "\n"
+        )
+        server.stdin.flush()
+        code, out, err = json.loads(server.stdout.readline())
+        return subprocess.CompletedProcess([script, *options], code, out, err)
+
+    yield start
+    server.stdin.close()
+    server.wait(timeout=10)
