@@ -122,6 +122,7 @@ def monte_carlo(
         If no state has a known return.
     """
     positive("episodes", n_episodes, at_least=2)
+    positive("seed", seed, at_least=0)
     gamma, reach = value_function.gamma, horizon(value_function.gamma)
     # Undiscounted, only the environment's own end can end a return.
     limit = {} if math.isinf(reach) else {"max_episode_steps": -1}

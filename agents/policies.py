@@ -139,7 +139,7 @@ def _imported(name: str) -> Policy:
         sys.path.append(here)
     try:
         policy = getattr(importlib.import_module(module), function)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ValueError(f"policy {name!r}: module {module!r} cannot be imported ({error})") from None
     except AttributeError:
         raise ValueError(f"policy {name!r}: module {module!r} has no {function!r}") from None

@@ -8,9 +8,11 @@ autoreset mode an environment has, or that a worker died and another went on fro
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -114,6 +116,10 @@ def _compiled(task: Task) -> tuple[envs.World, int] | None:
         return envs.compiled_world(task.env, **task.env_args)
 
 
+def _each(lengths: int | Sequence[int], n: int) -> Sequence[int]:
+    return [lengths] * n if isinstance(lengths, int) else lengths
+
+
 class CompiledRollout:
     """Environments that are compiled worlds: a block of one of them is one compiled call."""
 
@@ -128,16 +134,21 @@ class CompiledRollout:
         for rng, state in zip(self.env_rngs, self.states, strict=True):
             envs.reset_state(world.code, world.params, rng.random(world.n_reset_uniforms), state)
 
-    def collect(self, n_steps: int) -> tuple[Block, list[dict[str, Any]]]:
-        """The next n_steps transitions of each environment, and a snapshot from which the next block follows."""
+    def collect(self, lengths: int | Sequence[int]) -> tuple[Block, list[dict[str, Any]]]:
+        """The next transitions of each environment, and a snapshot from which the next block follows.
+
+        `lengths`: how many, of all or of each; the block is as long as the longest, and shorter rows end in zeros.
+        """
         n, d, world = len(self.states), self.world.n_observation, self.world
+        lengths = _each(lengths, n)
+        n_steps = max(lengths)
         block = Block(
-            np.empty((n, n_steps, d), np.float32),
-            np.empty((n, n_steps), np.int64),
-            np.empty((n, n_steps)),
-            np.empty((n, n_steps, d), np.float32),
-            np.empty((n, n_steps), np.bool_),
-            np.empty((n, n_steps), np.bool_),
+            np.zeros((n, n_steps, d), np.float32),
+            np.zeros((n, n_steps), np.int64),
+            np.zeros((n, n_steps)),
+            np.zeros((n, n_steps, d), np.float32),
+            np.zeros((n, n_steps), np.bool_),
+            np.zeros((n, n_steps), np.bool_),
             np.zeros(n, np.bool_),
         )
         for i in range(n):
@@ -146,12 +157,12 @@ class CompiledRollout:
             # Drawn ahead, as many as could be used, then set back to what was.
             rngs = (self.env_rngs[i], self.policy_rngs[i])
             before = [generator_state(rng) for rng in rngs]
-            most = n_steps * (world.n_step_uniforms + world.n_reset_uniforms) + 1
-            uniforms = (rngs[0].random(most), rngs[1].random(2 * n_steps))
+            most = lengths[i] * (world.n_step_uniforms + world.n_reset_uniforms) + 1
+            uniforms = (rngs[0].random(most), rngs[1].random(2 * lengths[i]))
             kernels.rollout(
                 *(world.code, world.params, self.policy, self.noise, world.n_actions),
                 *(world.n_reset_uniforms, world.n_step_uniforms, self.limit, self.states[i], counts, *uniforms),
-                *(part[i] for part in block[:-1]),
+                *(part[i, : lengths[i]] for part in block[:-1]),
             )
             self.elapsed[i] = int(counts[kernels.ELAPSED])
             for rng, state, used in zip(rngs, before, counts, strict=False):
@@ -187,6 +198,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Remembers how the running episode came about, so that it can be replayed: its random origin and its actions.
 
     Most environments cannot be copied, but nearly all are a function of their generator and the actions since reset.
+    Observations are copied: an environment may write each into the same array, and SAME_STEP resets before it is read.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -203,7 +215,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             bits = self.env.unwrapped.np_random.bit_generator
             if isinstance(bits, np.random.PCG64):
                 self.origin = {"generator": dict(bits.state)}
-        return self.env.reset(seed=seed, options=options)
+        observation, info = self.env.reset(seed=seed, options=options)
+        return deepcopy(observation), info
 
     def step(self, action: Any) -> Any:
         """Note the action and take it."""
@@ -211,7 +224,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             self.actions.append(action)
         else:
             self.origin = None
-        return self.env.step(action)
+        observation, *rest = self.env.step(action)
+        return deepcopy(observation), *rest
 
     def replay(self, origin: dict[str, Any], actions: Iterable[Any]) -> Any:
         """Come back to where an episode stood; returns its last observation."""
@@ -267,7 +281,9 @@ class GymnasiumRollout:
             if not self.dead[i]:
                 self.actions[i] = self.policy(observation, self.policy_rngs[i])
         before = self.observations
-        arrived, rewards, terminated, truncated, info = self.vector.step(np.asarray(self.actions))
+        arrived, rewards, terminated, truncated, info = self.vector.step(
+            np.asarray(self.actions, self.vector.single_action_space.dtype)  # as the snapshot will hold them
+        )
         self.observations = self._split(arrived)
         was_dead, ended = self.dead, terminated | truncated
         final = info.get("final_obs") if self.same_step else None
@@ -292,21 +308,24 @@ class GymnasiumRollout:
                     ),
                 )
 
-    def collect(self, n_steps: int) -> tuple[Block, list[dict[str, Any]]]:
-        """The next n_steps transitions of each environment, and a snapshot from which the next block follows.
+    def collect(self, lengths: int | Sequence[int]) -> tuple[Block, list[dict[str, Any]]]:
+        """The next transitions of each environment, and a snapshot from which the next block follows.
 
+        `lengths`: how many, of all or of each; the block is as long as the longest, and shorter rows end in zeros.
         Where a reset takes a step of its own (NEXT_STEP), environments come along at different paces; those ahead are
         kept for the next block.
         """
         n, d = len(self.numbers), self.encode.size
+        lengths = _each(lengths, n)
+        n_steps = max(lengths)
         space = self.vector.single_action_space
         block = Block(
-            np.empty((n, n_steps, d), self.task.dtype),
-            np.empty((n, n_steps, *(space.shape or ())), space.dtype),
-            np.empty((n, n_steps)),
-            np.empty((n, n_steps, d), self.task.dtype),
-            np.empty((n, n_steps), np.bool_),
-            np.empty((n, n_steps), np.bool_),
+            np.zeros((n, n_steps, d), self.task.dtype),
+            np.zeros((n, n_steps, *(space.shape or ())), space.dtype),
+            np.zeros((n, n_steps)),
+            np.zeros((n, n_steps, d), self.task.dtype),
+            np.zeros((n, n_steps), np.bool_),
+            np.zeros((n, n_steps), np.bool_),
             self.restarted,
         )
         self.restarted = np.zeros(n, np.bool_)
@@ -318,16 +337,16 @@ class GymnasiumRollout:
             filled[i] += 1
 
         for i in range(n):
-            while self.ahead[i] and filled[i] < n_steps:
+            while self.ahead[i] and filled[i] < lengths[i]:
                 transition, self.marks[i] = self.ahead[i].popleft()
                 write(i, transition)
-        while min(filled) < n_steps:
+        while any(have < wanted for have, wanted in zip(filled, lengths, strict=True)):
             for i, transition in self._step():
-                if filled[i] == n_steps:
+                if filled[i] == lengths[i]:
                     self.ahead[i].append((transition, self._mark(i)))
                     continue
                 write(i, transition)
-                if filled[i] == n_steps:
+                if filled[i] == lengths[i]:
                     self.marks[i] = self._mark(i)
         return block, self.snapshot()
 
@@ -363,6 +382,7 @@ class GymnasiumRollout:
         Where the replay does not arrive at the same observation, the environment is not a function of its generator
         and actions; it starts a new episode, and the next block says so.
         """
+        self.vector.reset()  # a reset that it owes would swallow a step
         for i, snapshot in enumerate(snapshots):
             recorder: Recorder = self.vector.envs[i]
             self.policy_rngs[i] = generator_from(snapshot["policy"])
@@ -373,8 +393,8 @@ class GymnasiumRollout:
                 observation = recorder.replay(snapshot["origin"], snapshot["actions"])
                 exact = np.array_equal(self.encode(observation), snapshot["observation"], equal_nan=True)
             if not exact:
-                drawn = snapshot["policy"]["state"]["state"] % 2**32  # differs from one restart to the next
-                observation, _ = recorder.reset(seed=seed_for(self.task.seed, "restart", self.numbers[i], drawn))
+                place = zlib.crc32(repr((snapshot["policy"], snapshot["observation"])).encode())
+                observation, _ = recorder.reset(seed=seed_for(self.task.seed, "restart", self.numbers[i], place))
                 self.restarted[i] = True
             elif snapshot["ended"]:
                 observation, _ = recorder.reset()

@@ -18,9 +18,9 @@ import numpy as np
 
 from agents import evaluation
 from agents.policies import make_policy, resolve
-from agents.rollout import Block, Task, make_environment, make_rollout
+from agents.rollout import AUTORESET, Block, Task, make_environment, make_rollout
 from agents.spaces import encoder
-from valueapprox import Network, Optimizer, ValueFunction, checkpoint
+from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
 from valueapprox.checks import one_of, positive
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
 from valueapprox.optimizers import OPTIMIZERS, Constant, CosineDecay, InverseTime, LinearDecay, Schedule
@@ -103,6 +103,7 @@ class Settings:
             positive(name, getattr(self, name))
         for name in ("log_every", "seed"):
             positive(name, getattr(self, name), at_least=0)
+        one_of("autoreset", self.autoreset, AUTORESET)
 
     def task(self) -> Task:
         """What workers follow."""
@@ -228,8 +229,7 @@ class Run:
     ) -> None:
         self.folder, self.notice, self.resumed = Path(folder), notice, resume
         if resume:
-            loaded = checkpoint.load(self.folder / CHECKPOINT_FILE)
-            self._restore(loaded, settings)
+            self._restore(settings)
         else:
             assert settings is not None, "a fresh run has settings"
             self.settings = settings
@@ -243,7 +243,7 @@ class Run:
             self.step = self.logged = self.saved = 0
             self.snapshots: list[Any] = [None] * self.settings.envs
             self.episodes = _Episodes(np.zeros((self.settings.envs, 2)), np.zeros(3))
-        self.value_error: float | None = None
+        self.value_error = None if self.known is None else evaluation.rmsve(self.value_function, self.known)
 
     def _try_environment(self) -> int:
         """Take one action here, so that what cannot work fails before any worker starts; returns the state's length."""
@@ -295,14 +295,27 @@ class Run:
         checkpoint.save(self.folder / CHECKPOINT_FILE, named, meta)
         self.saved = self.step
 
-    def _restore(self, loaded: checkpoint.Checkpoint, settings: Settings | None) -> None:
-        arrays, meta = loaded
-        path = self.folder / CHECKPOINT_FILE
+    @staticmethod
+    def stored_settings(folder: str | Path) -> Settings:
+        """What the run in a folder was started with, or CheckpointError."""
+        path = Path(folder) / CHECKPOINT_FILE
+        meta = checkpoint.load(path).meta
         try:
-            stored = Settings.from_dict(meta["settings"])
-            self.settings = stored if settings is None else settings
+            return Settings.from_dict(meta["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"{path} is no checkpoint of a prediction run ({error!r})") from None
+
+    def _restore(self, settings: Settings | None) -> None:
+        path = self.folder / CHECKPOINT_FILE
+        arrays, meta = checkpoint.load(path)
+        stored = self.stored_settings(self.folder)
+        self.settings = stored if settings is None else settings
+        try:
             value = {name.removeprefix("value/"): a for name, a in arrays.items() if name.startswith("value/")}
-            self.value_function = ValueFunction.from_state(value, meta["value_function"])
+            description = dict(meta["value_function"])
+            if self.settings.steps != stored.steps:  # schedules end where the run does
+                description["optimizer"] = self.settings.make_optimizer().as_dict()
+            self.value_function = ValueFunction.from_state(value, description)
             self.step, self.logged = int(meta["step"]), int(meta["logged"])
             self.saved = self.step
             self.snapshots = []
@@ -390,8 +403,9 @@ class Run:
         asked = 0
         for k, size in enumerate(sizes):
             while asked < min(k + 2, len(sizes)):
-                for worker in workers:
-                    worker.submit("collect", math.ceil(sizes[asked] / envs))
+                shares = np.array_split(_lengths(sizes[asked], envs), len(workers))
+                for worker, share in zip(workers, shares, strict=True):
+                    worker.submit("collect", [int(length) for length in share])
                 asked += 1
             results = [worker.result() for worker in workers]
             yield Block.join([block for block, _ in results]), [s for _, part in results for s in part], size
@@ -402,6 +416,8 @@ class Run:
         settings = json.dumps(asdict(self.settings), indent=2)
         checkpoint.write_whole(self.folder / SETTINGS_FILE, lambda file: file.write(settings.encode()))
         log = RunLog(self.folder, resume_step=self.logged if self.resumed else None)
+        for left in self.folder.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         if not self.resumed:
             log.text("settings", f"```json\n{settings}\n```")
             log.layout(
@@ -453,8 +469,8 @@ class Run:
 
     def _learn_block(self, block: Block, size: int) -> float:
         """Learn from each stream in turn, `size` transitions in all; returns the root mean square TD error."""
-        n, total = self.settings.envs, 0.0
-        for i in range(n):
+        lengths, total = _lengths(size, self.settings.envs), 0.0
+        for i in range(self.settings.envs):
             if block.restarted[i]:
                 self.value_function.cut_trace(i)
                 self.episodes.running[i] = 0.0
@@ -462,7 +478,7 @@ class Run:
                     f"environment {i} cannot be brought back to where it was; it went on with a new episode "
                     f"at step {self.step}"
                 )
-            length = size // n + (i < size % n)
+            length = lengths[i]
             s, _, r, s_next, terminated, truncated = (part[i][:length] for part in block[:-1])
             try:
                 deltas = self.value_function.learn_stream(s, r, s_next, terminated, truncated, stream=i)
@@ -471,6 +487,8 @@ class Run:
             total += float(deltas.astype(np.float64) @ deltas)
             self.episodes.add(i, r, terminated | truncated)
             self.step += length
+        if not np.isfinite(self.value_function.w).all():
+            raise DivergenceError(f"a weight is infinite or NaN at step {self.step}: learning has diverged")
         return math.sqrt(total / size)
 
     def _log(self, log: RunLog) -> None:
@@ -488,6 +506,11 @@ class Run:
         values["time/steps_per_second"] = steps / max(seconds, 1e-9)
         log.scalars(self.step, values)
         self.logged = self.step
+
+
+def _lengths(size: int, envs: int) -> list[int]:
+    """How many of a block's transitions come from each environment; the first ones give what is left over."""
+    return [size // envs + (i < size % envs) for i in range(envs)]
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -51,7 +51,10 @@ class Train:
 def main(options: Train) -> int:
     """Run and report; returns the exit code."""
     announce_compile()
-    run = resumed(options) if options.resume else Run(options.settings, new_folder(options), notice=say)
+    folder = options.resume or new_folder(options)
+    run = Run(options.settings, folder, resume=options.resume is not None, notice=say)
+    if run.step >= run.settings.steps:
+        console.print(f"{folder} has learned its {run.step:,} steps; --steps MORE lets it go on.")
     settings = run.settings
     if not options.quiet:
         console.print(
@@ -68,23 +71,6 @@ def main(options: Train) -> int:
         )
     summarise(run, report, options)
     return 130 if report.interrupted else 0
-
-
-def resumed(options: Train) -> Run:
-    """The run to continue, with whatever settings were given now."""
-    assert options.resume is not None
-    defaults = Settings()
-    changed = {
-        f.name: getattr(options.settings, f.name)
-        for f in dataclasses.fields(Settings)
-        if getattr(options.settings, f.name) != getattr(defaults, f.name)
-    }
-    run = Run(None, options.resume, resume=True, notice=say)
-    if changed:
-        run = Run(dataclasses.replace(run.settings, **changed), options.resume, resume=True, notice=say)
-    if run.step >= run.settings.steps:
-        console.print(f"{options.resume} has learned its {run.step:,} steps; --steps MORE lets it go on.")
-    return run
 
 
 def new_folder(options: Train) -> Path:
@@ -111,10 +97,11 @@ def summarise(run: Run, report: Report, options: Train) -> None:
     """How good the values are, where everything lies, and what to type next."""
     settings, folder = run.settings, report.folder
     summary: dict[str, object] = {"step": report.step, "seconds": report.seconds, "interrupted": report.interrupted}
-    console.print(
-        f"{'Interrupted after' if report.interrupted else 'Learned from'} {report.step:,} transitions in "
-        f"{report.seconds:.1f} s (first learning step after {report.first_step_after:.1f} s)."
-    )
+    if not math.isnan(report.first_step_after):
+        console.print(
+            f"{'Interrupted after' if report.interrupted else 'Learned from'} {report.step:,} transitions in "
+            f"{report.seconds:.1f} s (first learning step after {report.first_step_after:.1f} s)."
+        )
     if report.value_error is not None:
         summary["rmsve"] = report.value_error
         console.print(f"Exact error against the true values: RMSVE [bold]{report.value_error:.4g}[/]")
@@ -141,6 +128,14 @@ def summarise(run: Run, report: Report, options: Train) -> None:
         console.print(f"Evaluate again      python scripts/evaluate.py {folder} --episodes 1000")
 
 
+def parse() -> Train:
+    """The command line; on a resume, what it leaves out is what the run was started with."""
+    options = tyro.cli(Train, description=Train.__doc__)
+    if options.resume is None:
+        return options
+    return tyro.cli(Train, description=Train.__doc__, default=Train(settings=Run.stored_settings(options.resume)))
+
+
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(Train, description=Train.__doc__)))
+        sys.exit(main(parse()))

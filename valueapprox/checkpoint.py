@@ -1,19 +1,19 @@
 """Checkpoints: named arrays and a JSON description in one file, written whole or not at all, and without pickle.
 
-The file is NumPy's npz: a zip whose members carry checksums. It is written beside its target, forced to disk and
-renamed over it, so a crash at any moment leaves the previous checkpoint as it was.
+The file is NumPy's npz, a zip of .npy members with checksums, and a JSON member that also lists their names. It is
+written beside its target, forced to disk and renamed over it, so a crash at any moment leaves the previous one as it was.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ __all__ = ["Checkpoint", "CheckpointError", "load", "save", "write_whole"]
 
 FORMAT = "valueapprox-checkpoint"
 VERSION = 1
-META = "meta.json"
+META = "meta.json"  # arrays lie beside it as NAME.npy
 
 
 class CheckpointError(Exception):
@@ -35,7 +35,7 @@ class Checkpoint(NamedTuple):
     meta: dict[str, Any]
 
 
-def write_whole(path: Path, write: Any) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call `write(file)` on a temporary file beside `path`, force it to disk, and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,13 +57,20 @@ def write_whole(path: Path, write: Any) -> None:
 
 def save(path: str | Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Write arrays and JSON-able `meta` to `path`, replacing what was there only once all is on disk."""
-    path = Path(path)
-    document = json.dumps({"format": FORMAT, "version": VERSION, **meta}, allow_nan=False)
+    header = {"format": FORMAT, "version": VERSION, "arrays": list(arrays)}
+    document = json.dumps({**header, "meta": dict(meta)}, allow_nan=False)
     for name, array in arrays.items():
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; only numbers are saved")
-    text = np.frombuffer(document.encode(), dtype=np.uint8)
-    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **{META: text}, **arrays))
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as members:
+            members.writestr(META, document)
+            for name, array in arrays.items():
+                with members.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
+
+    write_whole(Path(path), write)
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -76,27 +83,33 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            members = {name: file[name] for name in file.files}
-        meta = json.loads(members.pop(META).tobytes())
-    except FileNotFoundError:
+        with zipfile.ZipFile(path) as file:
+            # read() goes to a member's end, where its checksum is compared; only then is it looked at.
+            members = {name: file.read(name) for name in file.namelist()}
+        header = json.loads(members.pop(META))
+        arrays = {name.removesuffix(".npy"): _array(data) for name, data in members.items()}
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"there is no checkpoint at {path}") from None
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder, not a checkpoint file") from None
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of valueapprox ({error})") from None
-    if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
+    except PermissionError:
+        raise CheckpointError(f"{path} may not be read") from None
+    except Exception as error:  # noqa: BLE001  (what is damaged can make the readers raise anything)
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of valueapprox ({error!r})") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of valueapprox")
-    version = meta.pop("version", None)
-    if version != VERSION:
-        raise CheckpointError(f"{path} has format version {version}; this valueapprox reads version {VERSION}")
-    return Checkpoint(members, meta)
+    if header.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {header.get('version')}; this valueapprox reads version {VERSION}"
+        )
+    if header.get("arrays") != list(arrays) or not isinstance(header.get("meta"), dict):
+        raise CheckpointError(f"{path} is damaged: it does not hold the arrays that it lists")
+    return Checkpoint(arrays, header["meta"])
+
+
+def _array(data: bytes) -> np.ndarray:
+    file = io.BytesIO(data)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    if file.read(1):
+        raise ValueError("an array is followed by something else")
+    return array

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 MOST_NAMES = 25
 
-__all__ = ["as_floats", "one_of", "positive", "unit_interval"]
+__all__ = ["as_floats", "as_numbers", "one_of", "positive", "unit_interval"]
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
@@ -32,20 +32,35 @@ def _known(names: list[str], lead: str) -> str:
 
 def unit_interval(name: str, value: float) -> float:
     """`value`, if it lies in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value}; it lies in [0, 1]")
+    if not (_is_real(value) and 0.0 <= value <= 1.0):
+        raise ValueError(f"{name} is {value}; a number in [0, 1] is wanted")
     return float(value)
 
 
 def positive(name: str, value: int, at_least: int = 1) -> int:
     """`value`, if it is a whole number not below `at_least`."""
-    if isinstance(value, bool) or int(value) != value or value < at_least:
+    if not (_is_real(value) and value % 1 == 0 and value >= at_least):
         raise ValueError(f"{name} is {value}; a whole number of at least {at_least} is wanted")
     return int(value)
 
 
+def _is_real(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def as_numbers(name: str, value: ArrayLike) -> np.ndarray:
+    """`value` as an array of real numbers, whatever its shape."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} is a list whose rows differ in length; an array of numbers is wanted") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} holds {array.dtype}; real numbers are wanted")
+    return array
+
+
 def as_floats(name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> np.ndarray:
-    """`value` as a contiguous array of `dtype` and `shape`, where None stands for any length.
+    """`value` as an array that kernels take as it is, of `dtype` and `shape`, where None stands for any length.
 
     Raises
     ------
@@ -54,10 +69,9 @@ def as_floats(name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[in
     ValueError
         If it has another shape.
     """
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} holds {array.dtype}; real numbers are wanted")
+    array = as_numbers(name, value)
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
         wanted = "(" + ", ".join("n" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
         raise ValueError(f"{name} has shape {array.shape}; {wanted} is wanted")
-    return np.ascontiguousarray(array, dtype=dtype)
+    # Writeable too: a read-only array is another type to Numba, for which every kernel would be compiled anew.
+    return np.require(array, dtype, ["C", "A", "W"])

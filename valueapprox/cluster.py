@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import grpc
 import ray
 from ray.exceptions import RayActorError
 
@@ -45,6 +46,7 @@ def cluster(address: str | None = None, n_cpus: int = 2) -> Iterator[None]:
         If nothing answers at `address`.
     """
     if ray.is_initialized():
+        _must_have(n_cpus)
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -62,6 +64,7 @@ def cluster(address: str | None = None, n_cpus: int = 2) -> Iterator[None]:
             except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
                 raise ConnectionError(f"Ray does not answer at {address!r}: {_first_line(error)}") from None
     try:
+        _must_have(n_cpus)
         yield
     finally:
         ray.shutdown()
@@ -90,6 +93,20 @@ def _must_answer(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
     except (OSError, OverflowError) as error:
         raise ConnectionError(f"nothing answers at the Ray address {address!r} ({error})") from None
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=PATIENCE)
+        except grpc.FutureTimeoutError:
+            raise ConnectionError(f"something answers at the Ray address {address!r}, but it is not Ray") from None
+
+
+def _must_have(n_cpus: int) -> None:
+    """A worker for which there is no CPU would be waited for without end."""
+    there = int(ray.cluster_resources().get("CPU", 0))
+    if there < n_cpus:
+        raise ValueError(f"{n_cpus} workers are wanted, but Ray has {there} CPUs; start fewer workers")
 
 
 def _first_line(error: BaseException) -> str:
@@ -185,8 +202,12 @@ class RayWorker(Worker):
     def result(self) -> Any:
         """Wait for the oldest open call; if the process has died, replace it and call again."""
         while True:
+            reference, method, arguments = self._open[0]
+            if reference is None:
+                reference = self._actor.call.remote(method, *arguments)
+                self._open[0] = (reference, method, arguments)
             try:
-                result, self._snapshot = ray.get(self._open[0][0])
+                result, self._snapshot = ray.get(reference)
             except RayActorError as error:
                 self._replace(error)
                 continue
@@ -203,10 +224,8 @@ class RayWorker(Worker):
         with contextlib.suppress(Exception):
             ray.kill(self._actor)
         self._start()
-        calls = [(method, arguments) for _, method, arguments in self._open]
-        self._open.clear()
-        for method, arguments in calls:
-            self.submit(method, *arguments)
+        # To be made one by one: a later call that kills the process must not take the results of earlier ones along.
+        self._open = deque((None, method, arguments) for _, method, arguments in self._open)
 
     def pid(self) -> int:
         """Process id of the actor."""

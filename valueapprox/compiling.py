@@ -22,7 +22,8 @@ __all__ = ["cache_folder", "cache_is_warm", "kernel"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Full fastmath compiles `x != x` and isfinite away, and with them every check for divergence.
+# Full fastmath compiles `x != x` away, and with it every check for NaN. Even so, isfinite must be spelled
+# `abs(x) < inf` in a kernel: Numba's tests x - x, which reassociation turns into 0.
 FASTMATH = {"contract", "reassoc", "arcp", "nsz"}
 KEPT_DIGESTS = 6
 
@@ -44,10 +45,14 @@ def _candidates() -> list[Path]:
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
         return [Path(chosen) / "valueapprox"]
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache"
+    folders = []
+    with contextlib.suppress(RuntimeError):  # no home
+        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache") / "valueapprox")
     # A cache holds machine code: in a folder that others can write to, it must belong to this user alone.
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    return [Path(home) / "valueapprox", Path(tempfile.gettempdir()) / f"valueapprox-{user}"]
+    with contextlib.suppress(OSError):  # no temporary folder either
+        folders.append(Path(tempfile.gettempdir()) / f"valueapprox-{user}")
+    return folders
 
 
 def _is_ours(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from valueapprox import activations
 from valueapprox.backprop import EPSILON, HAT, PSI, ROWS, X, gradient_kernel, output_kernel
-from valueapprox.checks import as_floats, one_of, positive
+from valueapprox.checks import as_floats, as_numbers, one_of, positive
 from valueapprox.initialisers import INITIALISERS
 
 __all__ = ["Network"]
@@ -61,7 +60,7 @@ class Network:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        sizes = (self.sizes,) if isinstance(self.sizes, int) else tuple(self.sizes)
+        sizes = tuple(self.sizes) if isinstance(self.sizes, Sequence | np.ndarray) else (self.sizes,)
         if len(sizes) < 2:
             raise ValueError(f"sizes is {self.sizes}; at least the numbers of inputs and of outputs are wanted")
         object.__setattr__(self, "sizes", tuple(positive("a layer's size", n) for n in sizes))
@@ -170,7 +169,8 @@ class Network:
         Both agree to rounding.
         """
         w = self._weights(w)
-        if np.ndim(s) != 2:
+        s = as_numbers("s", s)
+        if s.ndim != 2:
             yhat = np.empty(self.n_outputs, dtype=self.dtype)
             output_kernel(w, self.spec, self.scratch(), self._state(s), yhat)
             return yhat
@@ -186,7 +186,7 @@ class Network:
         raise AssertionError("a network has layers")
 
     def _gradients(self, w: ArrayLike, s: ArrayLike, output: int) -> tuple[np.ndarray, np.ndarray]:
-        if not 0 <= output < self.n_outputs:
+        if output not in range(self.n_outputs):
             raise ValueError(f"output is {output}; the network has outputs 0 to {self.n_outputs - 1}")
         gradient = np.empty(self.n_parameters, dtype=self.dtype)
         input_gradient = np.empty(self.n_inputs, dtype=self.dtype)
@@ -238,9 +238,3 @@ class Network:
         return (
             f"{sizes} ({', '.join([*options, f'{self.output} output'])}, {self.n_parameters} parameters, {self.dtype})"
         )
-
-    def check_finite(self, w: np.ndarray) -> None:
-        """Raise FloatingPointError if a weight is NaN or infinite."""
-        if not math.isfinite(float(np.sum(w, dtype=np.float64))) and not np.isfinite(w).all():
-            bad = int(np.flatnonzero(~np.isfinite(w))[0])
-            raise FloatingPointError(f"weight {bad} of {w.size} is {w[bad]}")

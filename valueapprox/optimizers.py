@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from valueapprox.backprop import BIAS, LAYERS, ONE, SIZES, ZERO, D, X, layer_size
+from valueapprox.checks import positive
 from valueapprox.compiling import kernel
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ class Schedule:
     code = CONSTANT_CODE
 
     def __post_init__(self) -> None:
-        if not self.steps >= 1:
-            raise ValueError(f"steps is {self.steps}; a schedule needs at least 1")
+        object.__setattr__(self, "steps", positive("steps", self.steps))
         if not (math.isfinite(self.final) and self.final >= 0):
             raise ValueError(f"final is {self.final}; it is a factor on the step size, finite and not negative")
+        object.__setattr__(self, "final", float(self.final))
 
     def factor(self, t: int) -> float:
         """The factor after t updates."""
@@ -93,6 +94,20 @@ class CosineDecay(Schedule):
 StepSize = float | Sequence[float] | Mapping[str, float]
 
 
+def _step_sizes(alpha: StepSize) -> StepSize:
+    """Plain numbers, so that they compare and can be written as JSON."""
+    given: Any = alpha.values() if isinstance(alpha, Mapping) else alpha if np.ndim(alpha) else (alpha,)
+    try:
+        values = [float(a) for a in given]
+    except (TypeError, ValueError):
+        raise ValueError(f"alpha is {alpha!r}; a step size is a number, or one for each layer") from None
+    if not all(math.isfinite(a) and a >= 0 for a in values):
+        raise ValueError(f"alpha is {alpha}; a step size is finite and not negative")
+    if isinstance(alpha, Mapping):
+        return dict(zip(alpha, values, strict=True))
+    return values if np.ndim(alpha) else values[0]
+
+
 class OptimizerState(NamedTuple):
     """What an optimizer learns: running moments (m, P) in the weights' dtype, and the number of updates so far."""
 
@@ -125,18 +140,19 @@ class Optimizer:
     n_moments = 0
 
     def __post_init__(self) -> None:
-        steps = self.alpha.values() if isinstance(self.alpha, Mapping) else np.atleast_1d(np.asarray(self.alpha, float))
-        for alpha in steps:
-            if not (math.isfinite(alpha) and alpha >= 0):
-                raise ValueError(f"alpha is {self.alpha}; a step size is finite and not negative")
+        object.__setattr__(self, "alpha", _step_sizes(self.alpha))
         for name in ("clip_norm", "clip_layer_norm"):
             bound = getattr(self, name)
-            if bound is not None and not bound > 0:
-                raise ValueError(f"{name} is {bound}; a norm to clip to is positive, or None for no clipping")
+            if bound is not None:
+                if not bound > 0:
+                    raise ValueError(f"{name} is {bound}; a norm to clip to is positive, or None for no clipping")
+                object.__setattr__(self, name, float(bound))
         for name in ("beta", "beta1", "beta2"):
-            beta = getattr(self, name, 0.0)
-            if not 0 <= beta < 1:
-                raise ValueError(f"{name} is {beta}; a decay rate lies in [0, 1)")
+            if hasattr(self, name):
+                beta = getattr(self, name)
+                if not 0 <= beta < 1:
+                    raise ValueError(f"{name} is {beta}; a decay rate lies in [0, 1)")
+                object.__setattr__(self, name, float(beta))
         if not getattr(self, "epsilon", 1.0) > 0:
             raise ValueError(f"epsilon is {getattr(self, 'epsilon', None)}; it keeps a division finite and is positive")
 
@@ -176,9 +192,9 @@ class Optimizer:
     def step(self, net: Network, w: np.ndarray, u: np.ndarray, state: OptimizerState) -> None:
         """Move w (P,) along u (P,), in place, and renew the state: u = delta z for TD, u = -grad L for a loss."""
         for name, array in (("w", w), ("u", u)):
-            if array.dtype != net.dtype or array.shape != (net.n_parameters,) or not array.flags.c_contiguous:
+            if array.dtype != net.dtype or array.shape != (net.n_parameters,) or not array.flags.carray:
                 raise ValueError(
-                    f"{name} is {array.dtype} of shape {array.shape}; contiguous {net.dtype} of shape "
+                    f"{name} is {array.dtype} of shape {array.shape}; contiguous, writeable {net.dtype} of shape "
                     f"({net.n_parameters},) is wanted"
                 )
         ascend(w, u, w.dtype.type(1), net.spec, state.moments, state.n_updates, self.hyper(net.layer_names))
@@ -186,9 +202,6 @@ class Optimizer:
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-able values; `from_dict` is the inverse."""
         settings = asdict(self)
-        alpha = settings["alpha"]
-        if not isinstance(alpha, Mapping):
-            settings["alpha"] = np.asarray(alpha, dtype=float).tolist()
         settings["schedule"] = {"name": type(self.schedule).__name__, **settings["schedule"]}
         return {"name": type(self).__name__, **settings}
 

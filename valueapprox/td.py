@@ -44,23 +44,29 @@ N_TRANSITIONS, SUM_DELTA, SUM_DELTA_SQUARED, N_SAMPLED = range(4)  # entries of 
 
 
 @kernel(inline=True)
+def finite(value):
+    """Neither NaN nor infinite. (Numba's isfinite tests value - value, which reassociation turns into 0.)"""
+    return abs(value) < np.inf
+
+
+@kernel(inline=True)
 def load(scratch, s):
     """Put the state s (d,) at the network's inputs; False if an entry is NaN or infinite."""
-    finite = True
+    fine = True
     for i in range(s.size):
         scratch[X, i] = s[i]
-        finite &= math.isfinite(s[i])
-    return finite
+        fine &= finite(s[i])
+    return fine
 
 
 @kernel(inline=True)
 def load_row(scratch, states, t):
     """`load` of states[t]: a row taken as an array would cost a reference count on every step."""
-    finite = True
+    fine = True
     for i in range(states.shape[1]):
         scratch[X, i] = states[t, i]
-        finite &= math.isfinite(states[t, i])
-    return finite
+        fine &= finite(states[t, i])
+    return fine
 
 
 @kernel
@@ -118,7 +124,7 @@ def td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, gamma, 
     """
     dtype = w.dtype.type
     delta = dtype(r) + dtype(gamma) * v_next - v
-    if math.isfinite(delta):
+    if finite(delta):
         sampled = every > 0 and count[TRANSITIONS] % every == 0
         update(w, z, moments, count, scratch, before, spec, hyper, stats, dtype(gamma * lam), delta, sampled)
         if ended:
@@ -159,7 +165,7 @@ def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, gamma, eve
         for i in range(d):
             scratch[X, i] = memory[row, i]
         error = g - forward(w, spec, scratch)
-        if not math.isfinite(error):
+        if not finite(error):
             return False
         sampled = every > 0 and count[UPDATES] % every == 0
         update(w, z, moments, count, scratch, before, spec, hyper, stats, zero, error, sampled)
@@ -180,18 +186,18 @@ def learn(
     """Learn from one transition whose state is in scratch[X] and whose v(s') is known; returns (delta, status)."""
     v = forward(w, spec, scratch)
     ended = terminated or truncated
-    if not (loaded and math.isfinite(r)):
+    if not (loaded and finite(r)):
         return w.dtype.type(np.nan), BAD_INPUT
     if method == TD_LAMBDA:
         delta = td_lambda(
             w, z, moments, count, scratch, before, spec, hyper, stats, gamma, lam, every, r, v_next, v, ended
         )
-        fine = math.isfinite(delta)
+        fine = finite(delta)
     else:
         if method == MONTE_CARLO and span[1] == memory.shape[0]:
             return w.dtype.type(np.nan), MEMORY_FULL
         delta = w.dtype.type(r) + w.dtype.type(gamma) * v_next - v
-        fine = math.isfinite(delta) and n_step(
+        fine = finite(delta) and n_step(
             w, z, moments, count, scratch, before, spec, hyper, stats, gamma, every, r, v_next, memory, span,
             n if method == N_STEP else 0, ended,
         )  # fmt: skip

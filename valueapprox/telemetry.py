@@ -6,7 +6,9 @@ appears twice: the JSON Lines are cut back to the checkpoint, and the event file
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,11 +43,12 @@ class RunLog:
     def __init__(self, folder: str | Path, resume_step: int | None = None) -> None:
         self.folder = Path(folder)
         self._path = self.folder / METRICS_FILE
-        if resume_step is None:
-            old = [self._path, *self.folder.glob("events.out.tfevents.*")]
-            if any(path.exists() for path in old):
-                raise FileExistsError(f"{folder} holds the log of another run; choose a new folder, or resume that run")
-        else:
+        events = sorted(self.folder.glob("events.out.tfevents.*"))
+        if resume_step is None and (events or self._path.exists()):
+            raise FileExistsError(f"{folder} holds the log of another run; choose a new folder, or resume that run")
+        self._lock = _lock(self.folder)
+        if resume_step is not None:
+            _wait_for_next_second(events)
             kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= resume_step]
             write_whole(self._path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
         self._events = EventFileWriter(str(self.folder), max_queue_size=1000, flush_secs=10)
@@ -93,12 +96,33 @@ class RunLog:
         """Write what is pending and close the files."""
         self._events.close()
         self._metrics.close()
+        os.close(self._lock)
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _lock(folder: Path) -> int:
+    """Hold the folder until the descriptor is closed, or its process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise FileExistsError(
+            f"another process is writing the log in {folder}; end it, or choose a new folder"
+        ) from None
+    return descriptor
+
+
+def _wait_for_next_second(events: list[Path]) -> None:
+    """TensorBoard reads event files in the order of their names, which hold the second when each was begun."""
+    begun = [int(path.name.split(".")[3]) for path in events if path.name.split(".")[3].isdigit()]
+    while begun and int(time.time()) == max(begun):
+        time.sleep(0.05)
 
 
 def _lines(path: Path) -> list[str]:

@@ -16,6 +16,7 @@ from valueapprox.optimizers import SGD, Optimizer, OptimizerState
 
 __all__ = ["DivergenceError", "ValueFunction"]
 
+FLOAT64 = np.dtype(np.float64)
 FIRST_MEMORY = 256  # states that Monte Carlo has room for at first; doubled whenever an episode is longer
 
 
@@ -104,7 +105,7 @@ class ValueFunction:
         self._span = np.zeros((streams, 2), np.int64)
         self._hyper = self.optimizer.hyper(net.layer_names)
         self._scratch, self._before = net.scratch(), np.zeros_like(self.w)
-        self._shape, self._dtype = (net.n_inputs,), self.w.dtype
+        self._shape, self._dtype, self._numbers = (net.n_inputs,), self.w.dtype, range(streams)
         self._bind()
 
     def _bind(self) -> None:
@@ -155,7 +156,7 @@ class ValueFunction:
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def _state_array(self, name: str, s: ArrayLike) -> np.ndarray:
-        if type(s) is np.ndarray and s.dtype == self._dtype and s.shape == self._shape and s.flags.c_contiguous:
+        if type(s) is np.ndarray and s.dtype == self._dtype and s.shape == self._shape and s.flags.carray:
             return s
         return as_floats(name, s, self._dtype, self._shape)
 
@@ -192,17 +193,17 @@ class ValueFunction:
         """
         s = self._state_array("s", s)
         s_next = self._state_array("s_next", s_next)
-        if not 0 <= stream < self.streams:
+        if stream not in self._numbers:
             raise ValueError(f"stream is {stream}; there are streams 0 to {self.streams - 1}")
+        if type(r) is not float:
+            r = as_floats("r", r, FLOAT64, ()).item()
+        if type(terminated) is not bool:
+            terminated = _flags("terminated", terminated, ()).item()
+        if type(truncated) is not bool:
+            truncated = _flags("truncated", truncated, ()).item()
         while True:
             delta, status = td.learn_transition(
-                *self._arguments[stream],
-                self.sample_every,
-                s,
-                float(r),
-                s_next,
-                bool(terminated),
-                bool(truncated),
+                *self._arguments[stream], self.sample_every, s, r, s_next, terminated, truncated
             )
             if status == td.LEARNED:
                 return float(delta)
@@ -224,10 +225,10 @@ class ValueFunction:
         """
         s = as_floats("s", s, self._dtype, (None, self.net.n_inputs))
         s_next = as_floats("s_next", s_next, self._dtype, s.shape)
-        rewards = as_floats("r", r, np.dtype(np.float64), (len(s),))
-        ended = _flags("terminated", terminated, len(s))
-        cut = np.zeros(len(s), np.bool_) if truncated is None else _flags("truncated", truncated, len(s))
-        if not 0 <= stream < self.streams:
+        rewards = as_floats("r", r, FLOAT64, (len(s),))
+        ended = _flags("terminated", terminated, (len(s),))
+        cut = np.zeros(len(s), np.bool_) if truncated is None else _flags("truncated", truncated, (len(s),))
+        if stream not in self._numbers:
             raise ValueError(f"stream is {stream}; there are streams 0 to {self.streams - 1}")
         deltas = np.empty(len(s), self._dtype)
         t = 0
@@ -256,7 +257,6 @@ class ValueFunction:
                     entry = "" if name == "r" else f"[{int(np.argmax(wrong))}]"
                     found = np.atleast_1d(value)[np.argmax(wrong)]
                     raise ValueError(f"{name}{entry} is {found} at transition {number}; finite numbers are wanted")
-        self.net.check_finite(self.w)
         raise DivergenceError(
             f"the TD error is infinite or NaN at transition {number} (largest weight {np.abs(self.w).max():.3g}, "
             f"reward {r}): learning has diverged; a smaller step size or clip_norm helps"
@@ -311,7 +311,7 @@ class ValueFunction:
             "method": self.method,
             "n": self.n,
             "streams": self.streams,
-            "sample_every": self.sample_every,
+            "sample_every": int(self.sample_every),
         }
         return arrays, settings
 
@@ -324,12 +324,19 @@ class ValueFunction:
         optimizer = Optimizer.from_dict(settings.pop("optimizer"))
         self = cls(net, optimizer, **settings, scheme="zeros")
         self.sample_every = sample_every
-        self._memory = [np.array(arrays[f"memory_{i}"], dtype=self._dtype) for i in range(self.streams)]
+        for i, memory in enumerate(self._memory):
+            places = len(arrays[f"memory_{i}"])
+            if self.method == "monte-carlo" and places > len(memory):  # it had grown for a long episode
+                self._memory[i] = np.zeros((places, memory.shape[1]), memory.dtype)
         own, _ = self.state_dict()
         for name, array in own.items():
-            if arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
-                raise checkpoint.CheckpointError(f"{name} has shape {arrays[name].shape}; {array.shape} is wanted")
-            array[...] = arrays[name]
+            stored = arrays[name]
+            if stored.shape != array.shape or stored.dtype != array.dtype:
+                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; {array.dtype} {array.shape} is wanted")
+            array[...] = stored
+        for (start, waiting), memory in zip(self._span, self._memory, strict=True):
+            if not (0 <= start < len(memory) and 0 <= waiting <= len(memory)):
+                raise ValueError(f"span ({start}, {waiting}) lies outside of a memory of {len(memory)}")
         self._bind()
         return self
 
@@ -356,10 +363,9 @@ class ValueFunction:
             raise checkpoint.CheckpointError(f"{path} holds no value function ({error!r})") from None
 
 
-def _flags(name: str, value: ArrayLike, length: int) -> np.ndarray:
-    array = np.ascontiguousarray(value)
-    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
-        raise TypeError(f"{name} holds {array.dtype}; booleans are wanted")
-    if array.shape != (length,):
-        raise ValueError(f"{name} has shape {array.shape}; ({length},) is wanted")
+def _flags(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    array = as_floats(name, value, FLOAT64, shape)
+    wrong = (array != 0) & (array != 1)
+    if wrong.any():
+        raise ValueError(f"{name} holds {array[wrong][0]:g}; booleans are wanted")
     return array.astype(np.bool_)
