@@ -32,7 +32,7 @@ OUTPUT = {**HIDDEN, "softmax": SOFTMAX}
 LEAK = 0.01  # slope of leaky ReLU for psi < 0
 
 
-@kernel
+@kernel(inline=True)
 def activate(code, psi, x, start, stop):
     """x_j = f(psi_j) for the units start <= j < stop.
 
@@ -46,16 +46,26 @@ def activate(code, psi, x, start, stop):
     tanh        tanh(psi)
     softplus    log(1 + exp(psi)), written so that exp cannot overflow
     softmax     exp(psi_j - max psi) / sum_k exp(psi_k - max psi)
+
+    The two that are cheaper than a call are inline; the others are called.
     """
     zero = psi.dtype.type(0)
-    one = psi.dtype.type(1)
     if code == RELU:
         for j in range(start, stop):
             x[j] = max(psi[j], zero)
     elif code == LINEAR:
         for j in range(start, stop):
             x[j] = psi[j]
-    elif code == LEAKY_RELU:
+    else:
+        activate_other(code, psi, x, start, stop)
+
+
+@kernel
+def activate_other(code, psi, x, start, stop):
+    """`activate` for all that is not relu or linear."""
+    zero = psi.dtype.type(0)
+    one = psi.dtype.type(1)
+    if code == LEAKY_RELU:
         leak = psi.dtype.type(LEAK)
         for j in range(start, stop):
             x[j] = psi[j] if psi[j] > zero else leak * psi[j]
@@ -85,7 +95,7 @@ def activate(code, psi, x, start, stop):
             x[j] /= total
 
 
-@kernel
+@kernel(inline=True)
 def times_derivative(code, psi, x, d, start, stop):
     """d_j <- d_j f'(psi_j) for the units start <= j < stop; x = f(psi) saves recomputing exponentials.
 
@@ -93,13 +103,19 @@ def times_derivative(code, psi, x, d, start, stop):
     d <- J^T d with J_jk = x_j (1[j = k] - x_k).
     """
     zero = psi.dtype.type(0)
-    one = psi.dtype.type(1)
     if code == RELU:
         for j in range(start, stop):
             d[j] = d[j] if psi[j] > zero else zero
-    elif code == LINEAR:
-        pass
-    elif code == LEAKY_RELU:
+    elif code != LINEAR:
+        times_derivative_other(code, psi, x, d, start, stop)
+
+
+@kernel
+def times_derivative_other(code, psi, x, d, start, stop):
+    """`times_derivative` for all that is not relu or linear."""
+    zero = psi.dtype.type(0)
+    one = psi.dtype.type(1)
+    if code == LEAKY_RELU:
         leak = psi.dtype.type(LEAK)
         for j in range(start, stop):
             d[j] = d[j] if psi[j] > zero else leak * d[j]

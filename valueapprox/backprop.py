@@ -1,8 +1,9 @@
 """The forward and backward pass of one example, as kernels on flat arrays.
 
-A network is described to a kernel by `spec` (int64): the number of layers L, three options, and the L + 1 layer sizes.
+A network is described to a kernel by `spec` (int64): the number of layers L, the options, the L + 1 layer sizes, and
+where in a row of scratch each of these layers starts.
 Its weights are one vector `w` in which layer after layer lies as W, row by row, then b; so b is one more row of W whose
-input is always 1 (note 003: a_0 = 1). What a pass computes lies in `scratch` (5, N), N the number of units of all
+input is always 1 (note 003: a_0 = 1). What a pass computes lies in `scratch` (5, N), with room for the units of all
 layers, inputs included: rows X (outputs of units), PSI (pre-activations), HAT (PSI after LayerNorm), D (derivatives)
 and INV (1 / sigma of LayerNorm, at index l for layer l).
 
@@ -24,6 +25,13 @@ EPSILON = 1e-5  # inside LayerNorm's root, as everywhere in the field
 
 ZERO: np.uint64 = np.uint64(0)
 ONE: np.uint64 = np.uint64(1)
+FOUR: np.uint64 = np.uint64(4)
+
+
+@kernel(inline=True)
+def first_unit(spec, layer):
+    """Where in a row of scratch the units of a layer start, 0 the inputs: at a cache line, so that loads split none."""
+    return np.uint64(spec[SIZES + spec[LAYERS] + 1 + layer])
 
 
 @kernel(inline=True)
@@ -49,16 +57,22 @@ def affine(w, o, bias, x, a, n, psi, b, m):
     for j in range(m):
         psi[b + j] = w[row + j] if bias else w.dtype.type(0)
     row, k = o, ZERO
-    while k + ONE < n:  # two rows at once: psi is loaded and stored half as often
-        x_0, x_1, next_row = x[a + k], x[a + k + ONE], row + m
+    while k + FOUR <= n:  # four rows at once: psi is loaded and stored a quarter as often
+        c = a + k
+        x_0, x_1, x_2, x_3 = x[c], x[c + ONE], x[c + ONE + ONE], x[c + FOUR - ONE]
+        row_1 = row + m
+        row_2 = row_1 + m
+        row_3 = row_2 + m
         for j in range(m):
-            psi[b + j] += x_0 * w[row + j] + x_1 * w[next_row + j]
-        row = next_row + m
-        k += ONE + ONE
-    if k < n:
+            psi[b + j] += x_0 * w[row + j] + x_1 * w[row_1 + j] + x_2 * w[row_2 + j] + x_3 * w[row_3 + j]
+        row = row_3 + m
+        k += FOUR
+    while k < n:
         x_0 = x[a + k]
         for j in range(m):
             psi[b + j] += x_0 * w[row + j]
+        row += m
+        k += ONE
 
 
 @kernel(inline=True)
@@ -117,17 +131,17 @@ def normalise_backward(hat, inv, layer, d, b, m):
 
 @kernel(inline=True)
 def forward(w, spec, scratch):
-    """Run the network on the input in scratch[X, :d]; returns the first output.
+    """Run the network on the input at the start of scratch[X]; returns the first output.
 
-    Fills x, psi and, with LayerNorm, hat and 1 / sigma of every layer; the outputs are the last entries of scratch[X].
+    Fills x, psi and, with LayerNorm, hat and 1 / sigma of every layer.
     """
     x, psi, hat, inv = scratch[X], scratch[PSI], scratch[HAT], scratch[INV]
     n_layers, bias = spec[LAYERS], spec[BIAS]
-    o, a = ZERO, ZERO  # start of the layer's weights in w; of its inputs in x
+    o, a = ZERO, first_unit(spec, 0)  # start of the layer's weights in w; of its inputs in x
     b = a
     for layer in range(n_layers):
         n, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
-        b = a + n
+        b = first_unit(spec, layer + 1)
         affine(w, o, bias, x, a, n, psi, b, m)
         if layer == n_layers - 1:
             activate(spec[OUTPUT_CODE], psi, x, b, b + m)
@@ -152,30 +166,30 @@ def backward(w, spec, scratch, to_input):
     x, psi, hat, d, inv = scratch[X], scratch[PSI], scratch[HAT], scratch[D], scratch[INV]
     n_layers = spec[LAYERS]
     m = np.uint64(spec[SIZES + n_layers])
-    b = np.uint64(scratch.shape[1]) - m
+    b = first_unit(spec, n_layers)
     o = np.uint64(w.size)
     times_derivative(spec[OUTPUT_CODE], psi, x, d, b, b + m)
     for layer in range(n_layers - 1, -1, -1):
         n, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
-        a = b - n
+        a = first_unit(spec, layer)
         o -= layer_size(spec, layer)
         if layer > 0:
             affine_transpose(w, o, d, a, n, b, m)
             if spec[LAYER_NORM]:
-                times_derivative(spec[HIDDEN_CODE], hat, x, d, a, b)
+                times_derivative(spec[HIDDEN_CODE], hat, x, d, a, a + n)
                 normalise_backward(hat, inv, layer - 1, d, a, n)
             else:
-                times_derivative(spec[HIDDEN_CODE], psi, x, d, a, b)
+                times_derivative(spec[HIDDEN_CODE], psi, x, d, a, a + n)
         elif to_input:
             affine_transpose(w, o, d, a, n, b, m)
         b = a
 
 
 @kernel(inline=True)
-def seed_output(scratch, n_outputs, output):
+def seed_output(scratch, spec, output):
     """Put the unit vector of `output` at the output units of scratch[D]: what `backward` turns into its gradient."""
-    first = scratch.shape[1] - n_outputs
-    for k in range(n_outputs):
+    first = spec[SIZES + spec[LAYERS] + 1 + spec[LAYERS]]
+    for k in range(spec[SIZES + spec[LAYERS]]):
         scratch[D, first + k] = scratch.dtype.type(1) if k == output else scratch.dtype.type(0)
 
 
@@ -187,10 +201,10 @@ def accumulate(z, spec, scratch, decay):
     gradients. The gradient itself is never stored.
     """
     x, d = scratch[X], scratch[D]
-    o, a = ZERO, ZERO
+    o, a = ZERO, first_unit(spec, 0)
     for layer in range(spec[LAYERS]):
         n, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
-        b = a + n
+        b = first_unit(spec, layer + 1)
         if m == ONE:
             d_b = d[b]
             for i in range(n):
@@ -223,7 +237,7 @@ def output_kernel(w, spec, scratch, s, yhat):
     for i in range(s.size):
         scratch[X, i] = s[i]
     forward(w, spec, scratch)
-    first = scratch.shape[1] - yhat.size
+    first = spec[SIZES + spec[LAYERS] + 1 + spec[LAYERS]]
     for k in range(yhat.size):
         yhat[k] = scratch[X, first + k]
 
@@ -234,7 +248,7 @@ def gradient_kernel(w, spec, scratch, s, output, gradient, input_gradient):
     for i in range(s.size):
         scratch[X, i] = s[i]
     forward(w, spec, scratch)
-    seed_output(scratch, spec[SIZES + spec[LAYERS]], output)
+    seed_output(scratch, spec, output)
     backward(w, spec, scratch, True)
     store_gradient(gradient, spec, scratch)
     for i in range(s.size):

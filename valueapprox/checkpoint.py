@@ -1,7 +1,7 @@
 """Checkpoints: named arrays and a JSON description in one file, written whole or not at all, and without pickle.
 
 The file is NumPy's npz, a zip of .npy members with checksums, and a JSON member that also lists their names. It is
-written beside its target, forced to disk and renamed over it, so a crash at any moment leaves the previous one as it was.
+written beside its target, forced to disk and renamed over it: a crash at any moment leaves the previous one as it was.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from valueapprox import activations
 from valueapprox.backprop import EPSILON, HAT, PSI, ROWS, X, gradient_kernel, output_kernel
-from valueapprox.checks import as_floats, as_numbers, one_of, positive
+from valueapprox.checks import CACHE_LINE, aligned_zeros, as_floats, as_numbers, one_of, positive
 from valueapprox.initialisers import INITIALISERS
 
 __all__ = ["Network"]
@@ -103,14 +103,22 @@ class Network:
         return self.bounds[-1]
 
     @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where in a row of scratch the units of each layer start, inputs first, and where the row ends."""
+        rooms = [-(-size // CACHE_LINE) * CACHE_LINE for size in self.sizes]
+        return (0, *np.cumsum(rooms).tolist())
+
+    @cached_property
     def spec(self) -> np.ndarray:
         """The network as kernels read it; see `valueapprox.backprop`."""
         codes = (activations.HIDDEN[self.hidden], activations.OUTPUT[self.output])
-        return np.array([self.n_layers, self.bias, self.layer_norm, *codes, *self.sizes], dtype=np.int64)
+        return np.array(
+            [self.n_layers, self.bias, self.layer_norm, *codes, *self.sizes, *self.starts[:-1]], dtype=np.int64
+        )
 
     def scratch(self) -> np.ndarray:
         """A buffer for one forward and backward pass."""
-        return np.zeros((ROWS, sum(self.sizes)), dtype=self.dtype)
+        return aligned_zeros((ROWS, self.starts[-1]), np.dtype(self.dtype))
 
     def unpack(self, w: np.ndarray) -> list[Layer]:
         """The layers (W (n, m), b (m,)) as views of w (P,); b is None without biases. W[i, j] leads from i to j."""
@@ -211,8 +219,7 @@ class Network:
         state = self._state(s)
         output_kernel(self._weights(w), self.spec, scratch, state, np.empty(self.n_outputs, dtype=self.dtype))
         values = {"s": state.copy()}
-        start = self.n_inputs
-        for l, size in enumerate(self.sizes[1:]):
+        for l, (start, size) in enumerate(zip(self.starts[1:], self.sizes[1:], strict=False)):
             part = slice(start, start + size)
             number = "" if self.n_layers == 2 else str(l + 1)
             if l == self.n_layers - 1:
@@ -223,7 +230,6 @@ class Network:
                 if self.layer_norm:
                     values[f"psi_hat{number}"] = scratch[HAT, part].copy()
                 values[f"x{number}"] = scratch[X, part].copy()
-            start += size
         return values
 
     # --- files --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from valueapprox.backprop import BIAS, LAYERS, ONE, SIZES, ZERO, D, X, layer_size
+from valueapprox.backprop import BIAS, LAYERS, ONE, SIZES, ZERO, D, X, first_unit, layer_size
 from valueapprox.checks import positive
 from valueapprox.compiling import kernel
 
@@ -352,10 +352,10 @@ def accumulate_and_ascend(w, z, scale, spec, scratch, decay, count, hyper):
     x, d = scratch[X], scratch[D]
     factor = schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
     count[0] += 1
-    o, a = ZERO, ZERO
+    o, a = ZERO, first_unit(spec, 0)
     for layer in range(spec[LAYERS]):
         n, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
-        b = a + n
+        b = first_unit(spec, layer + 1)
         step = w.dtype.type(hyper[ALPHA + layer] * factor) * scale
         if m == ONE:
             d_b = d[b]

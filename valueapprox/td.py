@@ -26,6 +26,7 @@ from valueapprox.backprop import (
     X,
     accumulate,
     backward,
+    first_unit,
     forward,
     layer_size,
     seed_output,
@@ -77,14 +78,15 @@ def sample_norms(w, z, before, spec, scratch, stats):
     ||z||, after the newest gradient was added; and ||dw|| / ||w||, w after the update.
     """
     stats[TOTALS, N_SAMPLED] += 1.0
-    a = stop = ZERO
+    stop = ZERO
     for layer in range(spec[LAYERS]):
         n, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
         inputs = float(spec[BIAS])
+        a, b = first_unit(spec, layer), first_unit(spec, layer + 1)
         for i in range(a, a + n):
             inputs += np.float64(scratch[X, i]) ** 2
         derivatives = 0.0
-        for j in range(a + n, a + n + m):
+        for j in range(b, b + m):
             derivatives += np.float64(scratch[D, j]) ** 2
         stats[GRADIENT, layer] += math.sqrt(inputs * derivatives)
         start = stop
@@ -96,13 +98,12 @@ def sample_norms(w, z, before, spec, scratch, stats):
         length = norm(w, start, stop)
         if length > 0.0:
             stats[UPDATE, layer] += math.sqrt(change) / length
-        a += n
 
 
 @kernel(inline=True)
 def update(w, z, moments, count, scratch, before, spec, hyper, stats, decay, delta, sampled):
     """One update, after `forward` of the state it is for: z <- decay z + grad v(s);  w <- w + step(delta z)."""
-    seed_output(scratch, 1, 0)
+    seed_output(scratch, spec, 0)
     backward(w, spec, scratch, False)
     if sampled:
         for p in range(w.size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox import checkpoint, td
-from valueapprox.checks import as_floats, one_of, positive, unit_interval
+from valueapprox.checks import CACHE_LINE, aligned_zeros, as_floats, one_of, positive, unit_interval
 from valueapprox.network import Network
 from valueapprox.optimizers import SGD, Optimizer, OptimizerState
 
 __all__ = ["DivergenceError", "ValueFunction"]
 
+LEARNED = td.LEARNED
 FLOAT64 = np.dtype(np.float64)
 FIRST_MEMORY = 256  # states that Monte Carlo has room for at first; doubled whenever an episode is longer
 
@@ -95,8 +97,11 @@ class ValueFunction:
         #: Every how many updates the per-layer norms are sampled for the log; 0 never.
         self.sample_every = 0
 
-        self._w = net.init(seed, scheme)
-        self._traces = np.zeros((streams, self.w.size), self.w.dtype)
+        first = net.init(seed, scheme)
+        self._w = aligned_zeros(first.shape, first.dtype)
+        self._w[:] = first
+        room = -(-first.size // CACHE_LINE) * CACHE_LINE
+        self._traces = aligned_zeros((streams, room), first.dtype)[:, : first.size]
         self._count = np.zeros(2, np.int64)
         self.state = OptimizerState(self.optimizer.init(self.w).moments, self._count[: td.TRANSITIONS])
         self._stats = np.zeros((4, max(4, net.n_layers)))
@@ -104,7 +109,7 @@ class ValueFunction:
         self._memory = [np.zeros((places, net.n_inputs + 1), self.w.dtype) for _ in range(streams)]
         self._span = np.zeros((streams, 2), np.int64)
         self._hyper = self.optimizer.hyper(net.layer_names)
-        self._scratch, self._before = net.scratch(), np.zeros_like(self.w)
+        self._scratch, self._before = net.scratch(), aligned_zeros(first.shape, first.dtype)
         self._shape, self._dtype, self._numbers = (net.n_inputs,), self.w.dtype, range(streams)
         self._bind()
 
@@ -119,6 +124,7 @@ class ValueFunction:
             )
             for i in range(self.streams)
         ]
+        self._learn_one = [partial(td.learn_transition, *arguments) for arguments in self._arguments]
 
     @property
     def w(self) -> np.ndarray:
@@ -155,11 +161,6 @@ class ValueFunction:
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def _state_array(self, name: str, s: ArrayLike) -> np.ndarray:
-        if type(s) is np.ndarray and s.dtype == self._dtype and s.shape == self._shape and s.flags.carray:
-            return s
-        return as_floats(name, s, self._dtype, self._shape)
-
     def learn(
         self,
         s: ArrayLike,
@@ -191,8 +192,17 @@ class ValueFunction:
         DivergenceError
             If the TD error is NaN or infinite.
         """
-        s = self._state_array("s", s)
-        s_next = self._state_array("s_next", s_next)
+        # Written out, since the checks of an array that fits must not cost more than learning from it.
+        shape, dtype = self._shape, self._dtype
+        if type(s) is not np.ndarray or s.dtype is not dtype or s.shape != shape or not s.flags.carray:
+            s = as_floats("s", s, dtype, shape)
+        if (
+            type(s_next) is not np.ndarray
+            or s_next.dtype is not dtype
+            or s_next.shape != shape
+            or not s_next.flags.carray
+        ):
+            s_next = as_floats("s_next", s_next, dtype, shape)
         if stream not in self._numbers:
             raise ValueError(f"stream is {stream}; there are streams 0 to {self.streams - 1}")
         if type(r) is not float:
@@ -202,11 +212,9 @@ class ValueFunction:
         if type(truncated) is not bool:
             truncated = _flags("truncated", truncated, ()).item()
         while True:
-            delta, status = td.learn_transition(
-                *self._arguments[stream], self.sample_every, s, r, s_next, terminated, truncated
-            )
-            if status == td.LEARNED:
-                return float(delta)
+            delta, status = self._learn_one[stream](self.sample_every, s, r, s_next, terminated, truncated)
+            if status == LEARNED:
+                return delta
             self._mend(status, stream, s, r, s_next)
 
     def learn_stream(
@@ -364,6 +372,8 @@ class ValueFunction:
 
 
 def _flags(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    if type(value) is np.ndarray and value.dtype == np.bool_ and value.shape == shape and value.flags.carray:
+        return value
     array = as_floats(name, value, FLOAT64, shape)
     wrong = (array != 0) & (array != 1)
     if wrong.any():
