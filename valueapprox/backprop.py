@@ -43,7 +43,7 @@ def layer_size(spec, layer):
 
 @kernel(inline=True)
 def affine(w, o, bias, x, a, n, psi, b, m):
-    """Psi = x W + b for the layer whose W starts at w[o]: n inputs at x[a], m outputs at psi[b].
+    """psi = x W + b for the layer whose W starts at w[o]: n inputs at x[a], m outputs at psi[b].
 
     Row by row of W, so that memory is read in order; a single output is a dot product instead.
     """
@@ -115,7 +115,7 @@ def normalise(psi, hat, inv, layer, b, m):
 
 @kernel
 def normalise_backward(hat, inv, layer, d, b, m):
-    """D <- (d - mean(d) - hat mean(d hat)) / sigma: from derivatives at hat to derivatives at psi."""
+    """d <- (d - mean(d) - hat mean(d hat)) / sigma: from derivatives at hat to derivatives at psi."""
     size = hat.dtype.type(m)
     mean = hat.dtype.type(0)
     mean_hat = hat.dtype.type(0)

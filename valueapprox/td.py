@@ -7,6 +7,7 @@ z (P,)              the trace; n-step and Monte Carlo put the gradient here
 memory (c, d + 1)   n-step and Monte Carlo: the states that await their return, and in the last column their rewards
 span (2,)           where the oldest of them lies in memory, and how many they are
 count (2,)          updates made; transitions seen
+hyper (9 + L + 5,)  the optimizer's hyper-parameters, and behind them the method's settings
 before (P,)         scratch
 stats (4, m)        sums since the last log, rows TOTALS, GRADIENT, TRACE and UPDATE below
 """
@@ -32,16 +33,33 @@ from valueapprox.backprop import (
     seed_output,
 )
 from valueapprox.compiling import kernel
-from valueapprox.optimizers import accumulate_and_ascend, ascend, is_plain_sgd, norm
+from valueapprox.optimizers import ALPHA, accumulate_and_ascend, ascend, is_plain_sgd, norm
 
 TD_LAMBDA, N_STEP, MONTE_CARLO = range(3)
 METHODS = {"td": TD_LAMBDA, "n-step": N_STEP, "monte-carlo": MONTE_CARLO}
+
+# Behind the optimizer's hyper-parameters lie those of the method: method, gamma, lambda, n, sample_every.
+METHOD, GAMMA, LAMBDA, N, SAMPLE_EVERY = range(5)
+N_SETTINGS = 5
 
 LEARNED, BAD_INPUT, DIVERGED, MEMORY_FULL = range(4)  # status of a kernel
 
 UPDATES, TRANSITIONS = range(2)  # entries of count
 TOTALS, GRADIENT, TRACE, UPDATE = range(4)  # rows of stats
 N_TRANSITIONS, SUM_DELTA, SUM_DELTA_SQUARED, N_SAMPLED = range(4)  # entries of stats[TOTALS]
+
+
+@kernel(inline=True)
+def setting(spec, hyper, entry):
+    """One of the method's settings."""
+    return hyper[ALPHA + spec[LAYERS] + entry]
+
+
+@kernel(inline=True)
+def is_sampled(number, spec, hyper):
+    """Whether the norms of this update are measured."""
+    every = int(setting(spec, hyper, SAMPLE_EVERY))
+    return every > 0 and number % every == 0
 
 
 @kernel(inline=True)
@@ -118,15 +136,16 @@ def update(w, z, moments, count, scratch, before, spec, hyper, stats, decay, del
 
 
 @kernel(inline=True)
-def td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, gamma, lam, every, r, v_next, v, ended):
-    """Delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s);  w <- w + step(delta z).
+def td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next, v, ended):
+    """delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s);  w <- w + step(delta z).
 
     The trace is cut after the update when the episode ended. `forward` of s ran last. Sutton & Barto 2018, sec. 12.2.
     """
     dtype = w.dtype.type
+    gamma, lam = setting(spec, hyper, GAMMA), setting(spec, hyper, LAMBDA)
     delta = dtype(r) + dtype(gamma) * v_next - v
     if finite(delta):
-        sampled = every > 0 and count[TRANSITIONS] % every == 0
+        sampled = is_sampled(count[TRANSITIONS], spec, hyper)
         update(w, z, moments, count, scratch, before, spec, hyper, stats, dtype(gamma * lam), delta, sampled)
         if ended:
             for p in range(z.size):
@@ -135,15 +154,16 @@ def td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, gamma, 
 
 
 @kernel
-def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, gamma, every, r, v_next, memory, span, n, ended):
-    """W <- w + step((G - v(S_t)) grad v(S_t)), G = r_{t+1} + ... + gamma^{n-1} r_{t+n} + gamma^n v(S_{t+n}).
+def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next, memory, span, ended):
+    """w <- w + step((G - v(S_t)) grad v(S_t)), G = r_{t+1} + ... + gamma^{n-1} r_{t+n} + gamma^n v(S_{t+n}).
 
     The newest state is in scratch[X]; it joins the memory, and the one that is n steps old is updated. When the episode
     ended, all that wait are updated, oldest first, with the return up to the end and v_next (0 if terminal) from
-    there on. n = 0: every state waits for the end, which is gradient Monte Carlo. Sutton & Barto 2018, sec. 9.3, 7.1.
+    there on. For Monte Carlo n is 0: every state waits for the end. Sutton & Barto 2018, sec. 9.3, 7.1.
     """
     dtype = w.dtype.type
-    zero = dtype(0)
+    zero, gamma = dtype(0), dtype(setting(spec, hyper, GAMMA))
+    n = int(setting(spec, hyper, N)) if setting(spec, hyper, METHOD) == N_STEP else 0
     size, d = memory.shape[0], memory.shape[1] - 1
     newest = (span[0] + span[1]) % size
     for i in range(d):
@@ -156,7 +176,7 @@ def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, gamma, eve
     g = v_next
     for k in range(span[1] - 1, -1, -1):
         row = (span[0] + k) % size
-        g = memory[row, d] + dtype(gamma) * g
+        g = memory[row, d] + gamma * g
         if ended:
             memory[row, d] = g
     while span[1] > 0:
@@ -168,7 +188,7 @@ def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, gamma, eve
         error = g - forward(w, spec, scratch)
         if not finite(error):
             return False
-        sampled = every > 0 and count[UPDATES] % every == 0
+        sampled = is_sampled(count[UPDATES], spec, hyper)
         update(w, z, moments, count, scratch, before, spec, hyper, stats, zero, error, sampled)
         span[0] = (row + 1) % size
         span[1] -= 1
@@ -182,26 +202,24 @@ def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, gamma, eve
 @kernel(inline=True)
 def learn(
     w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
-    method, gamma, lam, n, every, loaded, r, v_next, terminated, truncated,
+    loaded, r, v_next, terminated, truncated,
 ):  # fmt: skip
     """Learn from one transition whose state is in scratch[X] and whose v(s') is known; returns (delta, status)."""
     v = forward(w, spec, scratch)
     ended = terminated or truncated
     if not (loaded and finite(r)):
         return w.dtype.type(np.nan), BAD_INPUT
+    method = setting(spec, hyper, METHOD)
     if method == TD_LAMBDA:
-        delta = td_lambda(
-            w, z, moments, count, scratch, before, spec, hyper, stats, gamma, lam, every, r, v_next, v, ended
-        )
+        delta = td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next, v, ended)
         fine = finite(delta)
     else:
         if method == MONTE_CARLO and span[1] == memory.shape[0]:
             return w.dtype.type(np.nan), MEMORY_FULL
-        delta = w.dtype.type(r) + w.dtype.type(gamma) * v_next - v
+        delta = w.dtype.type(r) + w.dtype.type(setting(spec, hyper, GAMMA)) * v_next - v
         fine = finite(delta) and n_step(
-            w, z, moments, count, scratch, before, spec, hyper, stats, gamma, every, r, v_next, memory, span,
-            n if method == N_STEP else 0, ended,
-        )  # fmt: skip
+            w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next, memory, span, ended
+        )
     if not fine:
         return delta, DIVERGED
     count[TRANSITIONS] += 1
@@ -214,7 +232,7 @@ def learn(
 @kernel
 def learn_transition(
     w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
-    method, gamma, lam, n, every, s, r, s_next, terminated, truncated,
+    s, r, s_next, terminated, truncated,
 ):  # fmt: skip
     """Learn from one transition, s and s_next (d,); returns (delta, status). v(s') is 0 where s' is terminal."""
     loaded = load(scratch, s_next)
@@ -224,14 +242,14 @@ def learn_transition(
     loaded &= load(scratch, s)
     return learn(
         w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
-        method, gamma, lam, n, every, loaded, r, v_next, terminated, truncated,
+        loaded, r, v_next, terminated, truncated,
     )  # fmt: skip
 
 
 @kernel
 def learn_transitions(
     w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
-    method, gamma, lam, n, every, first, s, r, s_next, terminated, truncated, deltas,
+    first, s, r, s_next, terminated, truncated, deltas,
 ):  # fmt: skip
     """Learn from the transitions t >= first, s and s_next (T, d), one after the other, into deltas (T,).
 
@@ -245,7 +263,7 @@ def learn_transitions(
         loaded &= load_row(scratch, s, t)
         delta, status = learn(
             w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
-            method, gamma, lam, n, every, loaded, r[t], v_next, terminated[t], truncated[t],
+            loaded, r[t], v_next, terminated[t], truncated[t],
         )  # fmt: skip
         if status != LEARNED:
             return t, status

@@ -57,7 +57,7 @@ def relu_derivative(psi: np.ndarray) -> np.ndarray:
 
 
 def forward(s: np.ndarray, A: np.ndarray, B: np.ndarray, f_A: Function = relu, f_B: Function = linear) -> Pass:
-    """Psi = s A;  x = f_A(psi);  theta = x B;  yhat = f_B(theta)."""
+    """psi = s A;  x = f_A(psi);  theta = x B;  yhat = f_B(theta)."""
     psi = s @ A
     x = f_A(psi)
     theta = x @ B

@@ -94,9 +94,6 @@ class ValueFunction:
         self.streams = positive("streams", streams)
         if method != "td" and lam != 0.0:
             raise ValueError(f"lam is {lam}; {method} has no trace, so lam must be 0")
-        #: Every how many updates the per-layer norms are sampled for the log; 0 never.
-        self.sample_every = 0
-
         first = net.init(seed, scheme)
         self._w = aligned_zeros(first.shape, first.dtype)
         self._w[:] = first
@@ -108,23 +105,31 @@ class ValueFunction:
         places = {"td": 1, "n-step": self.n, "monte-carlo": FIRST_MEMORY}[method]
         self._memory = [np.zeros((places, net.n_inputs + 1), self.w.dtype) for _ in range(streams)]
         self._span = np.zeros((streams, 2), np.int64)
-        self._hyper = self.optimizer.hyper(net.layer_names)
+        settings = np.array([td.METHODS[method], self.gamma, self.lam, self.n, 0], dtype=np.float64)
+        self._hyper = np.concatenate([self.optimizer.hyper(net.layer_names), settings])
         self._scratch, self._before = net.scratch(), aligned_zeros(first.shape, first.dtype)
         self._shape, self._dtype, self._numbers = (net.n_inputs,), self.w.dtype, range(streams)
         self._bind()
 
     def _bind(self) -> None:
         # What a kernel needs for each stream, put together once: a call per transition must not do it again.
-        net, code = self.net, td.METHODS[self.method]
         self._arguments = [
             (
                 *(self.w, self.traces[i], self.state.moments, self._count, self._scratch, self._before),
-                *(net.spec, self._hyper, self._stats, self._memory[i], self._span[i]),
-                *(code, self.gamma, self.lam, self.n),
+                *(self.net.spec, self._hyper, self._stats, self._memory[i], self._span[i]),
             )
             for i in range(self.streams)
         ]
         self._learn_one = [partial(td.learn_transition, *arguments) for arguments in self._arguments]
+
+    @property
+    def sample_every(self) -> int:
+        """Every how many updates the per-layer norms are measured for `diagnostics`; 0, as at first, is never."""
+        return int(self._hyper[td.SAMPLE_EVERY - td.N_SETTINGS])
+
+    @sample_every.setter
+    def sample_every(self, updates: int) -> None:
+        self._hyper[td.SAMPLE_EVERY - td.N_SETTINGS] = positive("sample_every", updates, at_least=0)
 
     @property
     def w(self) -> np.ndarray:
@@ -212,7 +217,7 @@ class ValueFunction:
         if type(truncated) is not bool:
             truncated = _flags("truncated", truncated, ()).item()
         while True:
-            delta, status = self._learn_one[stream](self.sample_every, s, r, s_next, terminated, truncated)
+            delta, status = self._learn_one[stream](s, r, s_next, terminated, truncated)
             if status == LEARNED:
                 return delta
             self._mend(status, stream, s, r, s_next)
@@ -241,9 +246,7 @@ class ValueFunction:
         deltas = np.empty(len(s), self._dtype)
         t = 0
         while t < len(s):
-            t, status = td.learn_transitions(
-                *self._arguments[stream], self.sample_every, t, s, rewards, s_next, ended, cut, deltas
-            )
+            t, status = td.learn_transitions(*self._arguments[stream], t, s, rewards, s_next, ended, cut, deltas)
             if status != td.LEARNED:
                 self._mend(status, stream, s[t], rewards[t], s_next[t])
         return deltas
@@ -319,7 +322,7 @@ class ValueFunction:
             "method": self.method,
             "n": self.n,
             "streams": self.streams,
-            "sample_every": int(self.sample_every),
+            "sample_every": self.sample_every,
         }
         return arrays, settings
 
