@@ -197,22 +197,29 @@ class RayWorker(Worker):
 
     def submit(self, method: str, *arguments: Any) -> None:
         """Send the call; the actor works on it while we do something else."""
-        self._open.append((self._actor.call.remote(method, *arguments), method, arguments))
+        self._open.append((None, method, arguments))
+        if all(reference is not None for reference, _, _ in list(self._open)[:-1]):
+            self._send(len(self._open) - 1)
+
+    def _send(self, place: int) -> None:
+        _, method, arguments = self._open[place]
+        self._open[place] = (self._actor.call.remote(method, *arguments), method, arguments)
 
     def result(self) -> Any:
         """Wait for the oldest open call; if the process has died, replace it and call again."""
         while True:
-            reference, method, arguments = self._open[0]
-            if reference is None:
-                reference = self._actor.call.remote(method, *arguments)
-                self._open[0] = (reference, method, arguments)
+            if self._open[0][0] is None:
+                self._send(0)
             try:
-                result, self._snapshot = ray.get(reference)
+                result, self._snapshot = ray.get(self._open[0][0])
             except RayActorError as error:
                 self._replace(error)
                 continue
             self._open.popleft()
             self._deaths = 0
+            for place, (reference, _, _) in enumerate(list(self._open)):
+                if reference is None:
+                    self._send(place)
             return result, self._snapshot
 
     def _replace(self, error: RayActorError) -> None:
@@ -224,7 +231,8 @@ class RayWorker(Worker):
         with contextlib.suppress(Exception):
             ray.kill(self._actor)
         self._start()
-        # To be made one by one: a later call that kills the process must not take the results of earlier ones along.
+        # The first alone, the others once it has succeeded: a call that kills the process must not take the results of
+        # earlier ones along.
         self._open = deque((None, method, arguments) for _, method, arguments in self._open)
 
     def pid(self) -> int:
