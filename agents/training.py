@@ -32,7 +32,7 @@ __all__ = ["CHECKPOINT_FILE", "Report", "Run", "Settings", "Status"]
 CHECKPOINT_FILE = "checkpoint.npz"
 SETTINGS_FILE = "settings.json"
 SAMPLE_EVERY = 64  # updates between two whose norms are measured: costs about 1 %
-LOG_POINTS = 100  # of a run, by default
+LOG_POINTS = 50  # of a run, by default
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Settings:
     flatten: bool = False
     """Flatten observations that are neither Box nor Discrete into one vector."""
     log_every: int = 0
-    """Steps between two points of the log; 0 for a hundred points a run."""
+    """Steps between two points of the log; 0 for fifty points a run."""
     seed: int = 0
     """Of everything random in the run."""
 
@@ -240,7 +240,7 @@ class Run:
         self.known = evaluation.truth(self.task, self.settings.gamma)
         if not resume:
             self.value_function = self.settings.make_value_function(n_inputs)
-            self.step = self.logged = self.saved = 0
+            self.step = self.logged = 0
             self.snapshots: list[Any] = [None] * self.settings.envs
             self.episodes = _Episodes(np.zeros((self.settings.envs, 2)), np.zeros(3))
         self.value_error = None if self.known is None else evaluation.rmsve(self.value_function, self.known)
@@ -293,7 +293,6 @@ class Run:
             "streams": streams,
         }
         checkpoint.save(self.folder / CHECKPOINT_FILE, named, meta)
-        self.saved = self.step
 
     @staticmethod
     def stored_settings(folder: str | Path) -> Settings:
@@ -317,7 +316,6 @@ class Run:
                 description["optimizer"] = self.settings.make_optimizer().as_dict()
             self.value_function = ValueFunction.from_state(value, description)
             self.step, self.logged = int(meta["step"]), int(meta["logged"])
-            self.saved = self.step
             self.snapshots = []
             for i, plain in enumerate(meta["streams"]):
                 prefix = f"stream_{i}/"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
 from tensorboard.plugins.text.summary_v2 import text_pb
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from valueapprox.checkpoint import write_whole
@@ -27,6 +28,7 @@ from valueapprox.checkpoint import write_whole
 __all__ = ["METRICS_FILE", "RunLog", "read_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
+FLUSH_SECONDS = 2.0  # how late TensorBoard may see a number
 
 
 class RunLog:
@@ -48,26 +50,32 @@ class RunLog:
             raise FileExistsError(f"{folder} holds the log of another run; choose a new folder, or resume that run")
         self._lock = _lock(self.folder)
         if resume_step is not None:
-            _wait_for_next_second(events)
             kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= resume_step]
             write_whole(self._path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
-        self._events = EventFileWriter(str(self.folder), max_queue_size=1000, flush_secs=10)
+        # Written here and not by a thread of its own, for which learning would wait.
+        self._file = (self.folder / _event_file_name(events)).open("xb")
+        self._events = RecordWriter(self._file)
+        self._add(0, file_version="brain.Event:2")
         if resume_step is not None:
             # TensorBoard drops the events of older files from this step on.
-            self._events.add_event(
-                Event(wall_time=time.time(), step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
-            )
+            self._add(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._metrics = self._path.open("a", buffering=1, encoding="utf-8")
+        self.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers by tag at a step, as one event and one line."""
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._add(step, Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]))
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def _add(self, step: int, summary: Summary | None = None, **content: Any) -> None:
+        event = Event(wall_time=time.time(), step=step, summary=summary, **content)
+        self._events.write(event.SerializeToString())
 
     def text(self, tag: str, markdown: str, step: int = 0) -> None:
         """Show a text in TensorBoard's text tab."""
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=text_pb(tag, markdown)))
+        self._add(step, text_pb(tag, markdown))
 
     def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
         """Lay out TensorBoard's custom scalars tab: category -> chart -> regular expressions for its tags."""
@@ -85,12 +93,13 @@ class RunLog:
         )
         tensor = make_tensor_proto(layout.SerializeToString())
         value = Summary.Value(tag=CONFIG_SUMMARY_TAG, tensor=tensor, metadata=create_summary_metadata())
-        self._events.add_event(Event(wall_time=time.time(), step=0, summary=Summary(value=[value])))
+        self._add(0, Summary(value=[value]))
 
     def flush(self) -> None:
         """Have everything on disk: before a checkpoint that claims to come after it."""
         self._events.flush()
         self._metrics.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Write what is pending and close the files."""
@@ -118,11 +127,14 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _wait_for_next_second(events: list[Path]) -> None:
-    """TensorBoard reads event files in the order of their names, which hold the second when each was begun."""
-    begun = [int(path.name.split(".")[3]) for path in events if path.name.split(".")[3].isdigit()]
-    while begun and int(time.time()) == max(begun):
-        time.sleep(0.05)
+def _event_file_name(others: list[Path]) -> str:
+    """A name behind those of older files: TensorBoard reads a folder's files in the order of their names.
+
+    A name holds the second in which its file was begun; a file begun in the same second gets the next one.
+    """
+    begun = [int(path.name.split(".")[3]) for path in others if path.name.split(".")[3].isdigit()]
+    second = max(int(time.time()), max(begun, default=0) + 1)
+    return f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.0"
 
 
 def _lines(path: Path) -> list[str]:
