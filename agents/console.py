@@ -54,7 +54,7 @@ def _plain(text: str) -> str:
 def announce_compile() -> None:
     """Say that the first run compiles, so that nobody thinks it hangs."""
     if not cache_is_warm():
-        console.print("Compiling the kernels, once: this takes about half a minute; later runs start at once.")
+        console.print("Compiling the kernels, once: this takes ten to thirty seconds.")
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def training_bar(quiet: bool) -> Iterator[Callable[[Status], None]]:
     if quiet:
         yield lambda status: None
         return
-    with Progress(
+    progress = Progress(
         TextColumn("[bold]learning"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
@@ -71,10 +71,12 @@ def training_bar(quiet: bool) -> Iterator[Callable[[Status], None]]:
         TextColumn("{task.fields[error]}"),
         TimeRemainingColumn(),
         console=console,
-    ) as progress:
+    )
+    try:
         task = progress.add_task("", total=None, rate="", error="")
 
         def show(status: Status) -> None:
+            progress.start()  # not before: an error on the way to the first block leaves no empty bar
             value = "" if status.value_error is None else f"  RMSVE {status.value_error:.3g}"
             progress.update(
                 task,
@@ -85,6 +87,8 @@ def training_bar(quiet: bool) -> Iterator[Callable[[Status], None]]:
             )
 
         yield show
+    finally:
+        progress.stop()
 
 
 @contextmanager

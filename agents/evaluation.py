@@ -23,6 +23,7 @@ TAIL = 0.001  # a return may miss what is discounted by less than this
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 BRANCHES = 8  # continuations from one state
+BRANCH_STEPS = 400_000  # no further states are branched from after about so many steps: they take the time
 
 
 @dataclass(frozen=True)
@@ -132,19 +133,21 @@ def monte_carlo(
         policy = make_policy(task.policy, task.noise, task.env, env.action_space)
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         branches: list[tuple[float, float]] | None = []
-        skipped = 0
+        skipped = steps = 0
         for episode in range(n_episodes):
             rng = np.random.default_rng(sequence(seed, "evaluation policy", episode))
             observation, _ = env.reset(seed=seed_for(seed, "evaluation environment", episode))
             observations, rewards, terminated = follow(env, observation, policy, rng, 2 * reach)
             known = n_known(rewards, terminated, gamma)
-            skipped += len(rewards) - known
+            if not terminated and len(rewards) < 2 * reach:  # the environment cut it
+                skipped += len(rewards) - known
             if known > 0:
                 states = np.stack([encode(o) for o in observations[:known]])
                 values = np.asarray(value_function.predict(states), dtype=np.float64)
                 parts.append((values, discounted(rewards, gamma)[:known]))
-                if branches is not None:
+                if branches is not None and steps < BRANCH_STEPS:
                     t = int(rng.integers(known))
+                    steps += BRANCHES * (t + int(min(reach, len(rewards) - t)))
                     returns = _branch(env, policy, gamma, t, states[t], encode, seed, episode)
                     if returns is None:
                         branches = None

@@ -96,7 +96,11 @@ def _helpful(env_id: str) -> Iterator[None]:
     except gym.error.DeprecatedEnv as error:
         raise ValueError(f"{env_id}: {error}") from None
     except (gym.error.UnregisteredEnv, gym.error.NameNotFound, gym.error.NamespaceNotFound) as error:
-        one_of("env", env_id, sorted(gym.registry))
+        try:
+            one_of("env", env_id, sorted(gym.registry))
+        except ValueError as unknown:
+            hint = "" if ":" in env_id else " (one that a module of yours registers is module:Id)"
+            raise ValueError(f"{unknown}{hint}") from None
         raise ValueError(str(error)) from None
     except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
         raise ValueError(f"{env_id} cannot be built: {error}") from None

@@ -40,7 +40,7 @@ class Settings:
     """Everything that decides what a run learns. Two runs with equal settings end with equal weights, bit for bit."""
 
     env: str = "CartPole-v1"
-    """Id of a Gymnasium environment with Box or Discrete observations."""
+    """Id of a Gymnasium environment with Box or Discrete observations; module:Id for one that a module registers."""
     env_args: dict[str, str] = field(default_factory=dict)
     """Arguments of the environment, e.g. --env-args n_states 1000 jump 100 features aggregation."""
     agent: Literal["td", "n-step", "monte-carlo"] = "td"

@@ -294,7 +294,7 @@ def main(options: Benchmark) -> int:
     console.print("; ".join(f"{name} {value}" for name, value in about.items()), soft_wrap=True)
     console.print(f"{pin_to_one_core()}; {options.rounds} rounds; many runs are {options.runs}")
     if not cache_is_warm():
-        console.print("Compiling the kernels, once: this takes about half a minute.")
+        console.print("Compiling the kernels, once: this takes ten to thirty seconds.")
     results: list[Timings] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
