@@ -120,6 +120,17 @@ def _compiled(task: Task) -> tuple[envs.World, int] | None:
         return envs.compiled_world(task.env, **task.env_args)
 
 
+def _smallest(low: int, high: int) -> np.dtype[Any]:
+    """The smallest integers that hold all from low to high: in a cheap world, most of the time goes into sending."""
+    return np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high))
+
+
+def _action_dtype(space: gym.Space[Any]) -> Any:
+    if isinstance(space, gym.spaces.Discrete):
+        return _smallest(int(space.start), int(space.start + space.n - 1))
+    return space.dtype
+
+
 def _each(lengths: int | Sequence[int], n: int) -> Sequence[int]:
     return [lengths] * n if isinstance(lengths, int) else lengths
 
@@ -148,7 +159,7 @@ class CompiledRollout:
         n_steps = max(lengths)
         block = Block(
             np.zeros((n, n_steps, d), np.float32),
-            np.zeros((n, n_steps), np.int64),
+            np.zeros((n, n_steps), _smallest(0, world.n_actions - 1)),
             np.zeros((n, n_steps)),
             np.zeros((n, n_steps, d), np.float32),
             np.zeros((n, n_steps), np.bool_),
@@ -325,7 +336,7 @@ class GymnasiumRollout:
         space = self.vector.single_action_space
         block = Block(
             np.zeros((n, n_steps, d), self.task.dtype),
-            np.zeros((n, n_steps, *(space.shape or ())), space.dtype),
+            np.zeros((n, n_steps, *(space.shape or ())), _action_dtype(space)),
             np.zeros((n, n_steps)),
             np.zeros((n, n_steps, d), self.task.dtype),
             np.zeros((n, n_steps), np.bool_),

@@ -27,7 +27,7 @@ class Benchmark:
 
     envs: tuple[str, ...] = ("valueapprox/CartPole-v1", "CartPole-v1", "LunarLander-v3")
     """Environments to collect in."""
-    blocks: tuple[int, ...] = (65536, 1024, 512)
+    blocks: tuple[int, ...] = (262144, 1024, 512)
     """Transitions of each stream in a block: one number for each environment."""
     streams: int = 4
     """Environments of each worker."""
