@@ -51,7 +51,7 @@ N_TRANSITIONS, SUM_DELTA, SUM_DELTA_SQUARED, N_SAMPLED = range(4)  # entries of 
 
 @kernel(inline=True)
 def setting(spec, hyper, entry):
-    """One of the method's settings."""
+    """One of the method's settings: METHOD, GAMMA, LAMBDA, N or SAMPLE_EVERY."""
     return hyper[ALPHA + spec[LAYERS] + entry]
 
 

@@ -96,7 +96,7 @@ class RunLog:
         self._add(0, Summary(value=[value]))
 
     def flush(self) -> None:
-        """Have everything on disk: before a checkpoint that claims to come after it."""
+        """Hand everything to the system: before a checkpoint that claims to come after it."""
         self._events.flush()
         self._metrics.flush()
         self._flushed = time.monotonic()
