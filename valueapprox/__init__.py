@@ -3,18 +3,23 @@
 Importing this loads NumPy and the kernels' compiler, and neither Ray, TensorBoard nor Gymnasium.
 """
 
+from valueapprox import losses, regularizers
 from valueapprox.checkpoint import CheckpointError
+from valueapprox.descent import risk, risk_gradient
+from valueapprox.fitting import FitError, History, ReduceOnPlateau, fit
 from valueapprox.network import Network
 from valueapprox.optimizers import (
     SGD,
     Adam,
     Constant,
     CosineDecay,
+    ExponentialDecay,
     InverseTime,
     LinearDecay,
     Momentum,
     Optimizer,
     RMSProp,
+    StepDecay,
 )
 from valueapprox.value_function import DivergenceError, ValueFunction
 
@@ -25,13 +30,23 @@ __all__ = [
     "Constant",
     "CosineDecay",
     "DivergenceError",
+    "ExponentialDecay",
+    "FitError",
+    "History",
     "InverseTime",
     "LinearDecay",
     "Momentum",
     "Network",
     "Optimizer",
     "RMSProp",
+    "ReduceOnPlateau",
+    "StepDecay",
     "ValueFunction",
+    "fit",
+    "losses",
+    "regularizers",
+    "risk",
+    "risk_gradient",
 ]
 
 __version__ = "0.1.0"

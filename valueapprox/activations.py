@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from valueapprox.compiling import kernel
 
 __all__ = ["HIDDEN", "OUTPUT", "activate", "times_derivative"]
@@ -138,24 +136,3 @@ def times_derivative_other(code, psi, x, d, start, stop):
             dot += d[j] * x[j]
         for j in range(start, stop):
             d[j] = x[j] * (d[j] - dot)
-
-
-def activate_batch(name: str, psi: np.ndarray) -> np.ndarray:
-    """The same functions in NumPy, over the last axis of a batch: psi (n, m) -> x (n, m)."""
-    if name == "linear":
-        return psi
-    if name == "relu":
-        return np.maximum(psi, 0)
-    if name == "leaky_relu":
-        return np.where(psi > 0, psi, psi * psi.dtype.type(LEAK))
-    if name == "elu":
-        return np.where(psi > 0, psi, np.expm1(np.minimum(psi, 0)))
-    if name == "sigmoid":
-        e = np.exp(-np.abs(psi))
-        return np.where(psi >= 0, 1 / (1 + e), e / (1 + e))
-    if name == "tanh":
-        return np.tanh(psi)
-    if name == "softplus":
-        return np.maximum(psi, 0) + np.log1p(np.exp(-np.abs(psi)))
-    e = np.exp(psi - psi.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)

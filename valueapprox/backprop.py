@@ -2,6 +2,7 @@
 
 A network is described to a kernel by `spec` (int64): the number of layers L, the options, the L + 1 layer sizes, and
 where in a row of scratch each of these layers starts.
+Batch normalisation has no place here, where a batch is one example: see `valueapprox.batch`.
 Its weights are one vector `w` in which layer after layer lies as W, row by row, then b; so b is one more row of W whose
 input is always 1 (note 003: a_0 = 1). What a pass computes lies in `scratch` (5, N), with room for the units of all
 layers, inputs included: rows X (outputs of units), PSI (pre-activations), HAT (PSI after LayerNorm), D (derivatives)
@@ -18,7 +19,8 @@ import numpy as np
 from valueapprox.activations import activate, times_derivative
 from valueapprox.compiling import kernel
 
-LAYERS, BIAS, LAYER_NORM, HIDDEN_CODE, OUTPUT_CODE, SIZES = range(6)  # positions in spec
+LAYERS, BIAS, NORM, HIDDEN_CODE, OUTPUT_CODE, SIZES = range(6)  # positions in spec
+NO_NORM, LAYER_NORM, BATCH_NORM = range(3)  # what NORM says
 X, PSI, HAT, D, INV = range(5)  # rows of scratch
 ROWS = 5
 EPSILON = 1e-5  # inside LayerNorm's root, as everywhere in the field
@@ -36,9 +38,10 @@ def first_unit(spec, layer):
 
 @kernel(inline=True)
 def layer_size(spec, layer):
-    """Number of weights and biases of a layer: W is (n, m), b (m,)."""
+    """Number of parameters of a layer: W is (n, m), b (m,), and with batch normalisation the scale (m,)."""
     n, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
-    return n * m + m if spec[BIAS] else n * m
+    size = n * m + m if spec[BIAS] else n * m
+    return size + m if spec[NORM] == BATCH_NORM and layer < spec[LAYERS] - 1 else size
 
 
 @kernel(inline=True)
@@ -145,7 +148,7 @@ def forward(w, spec, scratch):
         affine(w, o, bias, x, a, n, psi, b, m)
         if layer == n_layers - 1:
             activate(spec[OUTPUT_CODE], psi, x, b, b + m)
-        elif spec[LAYER_NORM]:
+        elif spec[NORM] == LAYER_NORM:
             normalise(psi, hat, inv, layer, b, m)
             activate(spec[HIDDEN_CODE], hat, x, b, b + m)
         else:
@@ -175,7 +178,7 @@ def backward(w, spec, scratch, to_input):
         o -= layer_size(spec, layer)
         if layer > 0:
             affine_transpose(w, o, d, a, n, b, m)
-            if spec[LAYER_NORM]:
+            if spec[NORM] == LAYER_NORM:
                 times_derivative(spec[HIDDEN_CODE], hat, x, d, a, a + n)
                 normalise_backward(hat, inv, layer - 1, d, a, n)
             else:

@@ -102,8 +102,10 @@ def cache_is_warm() -> bool:
 @overload
 def kernel(function: Function) -> Function: ...
 @overload
-def kernel(*, inline: bool = False, exact: bool = False) -> Callable[[Function], Function]: ...
-def kernel(function: Callable[..., Any] | None = None, *, inline: bool = False, exact: bool = False) -> Any:
+def kernel(*, inline: bool = False, exact: bool = False, blas: bool = False) -> Callable[[Function], Function]: ...
+def kernel(
+    function: Callable[..., Any] | None = None, *, inline: bool = False, exact: bool = False, blas: bool = False
+) -> Any:
     """Compile a function with Numba, without Python objects or allocation, and cache the result on disk.
 
     Kernels trust their caller: no bounds are checked, division by zero gives inf. `NUMBA_DISABLE_JIT=1` runs them as
@@ -120,10 +122,13 @@ def kernel(function: Callable[..., Any] | None = None, *, inline: bool = False, 
         IEEE arithmetic as written: no fused, reordered or reciprocal operations. Elsewhere they change a last bit and
         no more; in the dynamics of a world that bit would depend on the loop into which the compiler inlines it, and
         one seed would give two experiences.
+    blas
+        It calls `np.dot`, or a kernel that does. Numba's matrix products need its runtime, which counts references to
+        arrays: nothing beside a product, too much in the loop over transitions.
     """
     if function is None:
-        return lambda f: _compile(f, inline, exact)
-    return _compile(function, inline, exact)
+        return lambda f: _compile(f, inline, exact, blas)
+    return _compile(function, inline, exact, blas)
 
 
 class _Unaliased(Compiler):
@@ -138,7 +143,7 @@ class _Unaliased(Compiler):
             self.state.flags.noalias = True
 
 
-def _compile(function: Callable[..., Any], inline: bool, exact: bool) -> Any:
+def _compile(function: Callable[..., Any], inline: bool, exact: bool, blas: bool) -> Any:
     # Without Numba's runtime (_nrt) no array can be made in a kernel, and none is counted: taking a view inside a
     # loop is then free, where an atomic count would cost more than the row's arithmetic.
     compiled = numba.njit(
@@ -146,7 +151,7 @@ def _compile(function: Callable[..., Any], inline: bool, exact: bool) -> Any:
         error_model="numpy",
         fastmath=False if exact else FASTMATH,
         forceinline=inline,
-        _nrt=False,
+        _nrt=blas,
         pipeline_class=_Unaliased,
     )(function)
     if _folder is not None and not numba.config.DISABLE_JIT:

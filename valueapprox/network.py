@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from valueapprox import activations
-from valueapprox.backprop import EPSILON, HAT, PSI, ROWS, X, gradient_kernel, output_kernel
+from valueapprox import activations, batch
+from valueapprox.backprop import (
+    BATCH_NORM,
+    EPSILON,
+    HAT,
+    LAYER_NORM,
+    NO_NORM,
+    PSI,
+    ROWS,
+    D,
+    X,
+    gradient_kernel,
+    output_kernel,
+)
 from valueapprox.checks import CACHE_LINE, aligned_zeros, as_floats, as_numbers, one_of, positive
 from valueapprox.initialisers import INITIALISERS
 
-__all__ = ["Network"]
+__all__ = ["BatchNorm", "LayerPass", "Network"]
 
 Layer = tuple[np.ndarray, np.ndarray | None]
+ENTRY = re.compile(r"\s*([A-Za-z_]+\d*)\s*\[\s*(\d+)\s*(?:,\s*(\d+)\s*)?\]\s*")
+ROWS_AT_ONCE = 1024  # how many examples a forward pass of a batch holds in memory
+
+
+class BatchNorm(NamedTuple):
+    """What batch normalisation keeps for a hidden layer of m units, each (m,): psi = scale (s W - mean) / sd + shift.
+
+    Scale and shift are learned by gradient; mean and variance are running averages that predictions use.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+class LayerPass(NamedTuple):
+    """One layer in a forward and backward pass for an output H, in the letters of note 001."""
+
+    z: np.ndarray  # (m,) pre-activations
+    a: np.ndarray  # (m,) outputs of the units
+    dH_da: np.ndarray  # (m,)
+    dH_dz: np.ndarray  # (m,)
+    dH_dW: np.ndarray  # (n, m)
+    dH_db: np.ndarray  # (m,)
 
 
 @dataclass(frozen=True)
@@ -39,6 +77,10 @@ class Network:
         Whether every layer has biases.
     layer_norm
         Whether psi of hidden layers is brought to mean 0 and variance 1 before the activation (no affine parameters).
+    batch_norm
+        Whether each hidden unit is brought to mean 0 and variance 1 over the examples of a minibatch, then scaled and
+        shifted by learned parameters; the shift is the layer's bias. Its running statistics lie at the end of w.
+        For `fit` only: one example has no variance.
     dtype
         "float32" or "float64", of weights and of everything computed with them.
 
@@ -58,6 +100,7 @@ class Network:
     bias: bool = True
     layer_norm: bool = False
     dtype: str = "float32"
+    batch_norm: bool = False
 
     def __post_init__(self) -> None:
         sizes = tuple(self.sizes) if isinstance(self.sizes, Sequence | np.ndarray) else (self.sizes,)
@@ -68,6 +111,10 @@ class Network:
         one_of("output", self.output, activations.OUTPUT)
         name = self.dtype if isinstance(self.dtype, str) else np.dtype(self.dtype).name
         object.__setattr__(self, "dtype", one_of("dtype", name, ("float32", "float64")))
+        if self.batch_norm and self.layer_norm:
+            raise ValueError("layer_norm and batch_norm are both set; a layer has one normalisation")
+        if self.batch_norm and not self.bias:
+            raise ValueError("batch_norm is set without bias; the layer's bias is its shift, so bias must be True")
 
     # --- layout -----------------------------------------------------------------------------------------------------
 
@@ -95,12 +142,78 @@ class Network:
     def bounds(self) -> tuple[int, ...]:
         """Where each layer starts in w, and at last the number of parameters P."""
         counts = [n * m + (m if self.bias else 0) for n, m in zip(self.sizes, self.sizes[1:], strict=False)]
+        if self.batch_norm:
+            counts = [count + m for count, m in zip(counts[:-1], self.sizes[1:-1], strict=True)] + counts[-1:]
         return (0, *np.cumsum(counts).tolist())
 
     @property
     def n_parameters(self) -> int:
-        """Length P of w: the sum over layers of n m weights and m biases."""
+        """The number P of parameters: over the layers, n m weights, m biases, and m scales with batch normalisation."""
         return self.bounds[-1]
+
+    @property
+    def size(self) -> int:
+        """Length of w: P, and with batch normalisation the running mean and variance of every hidden unit behind."""
+        return self.n_parameters + (2 * sum(self.sizes[1:-1]) if self.batch_norm else 0)
+
+    @cached_property
+    def blocks(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Where each named block starts in w, and its shape, in the order of w.
+
+        A, b_A, B, b_B for two layers, W1, b1, ..., WL, bL for any other number; with batch normalisation also scale1,
+        ..., and mean1, variance1, ....
+        """
+        blocks: dict[str, tuple[int, tuple[int, ...]]] = {}
+        place = 0
+
+        def add(name: str, *shape: int) -> None:
+            nonlocal place
+            blocks[name] = (place, shape)
+            place += int(np.prod(shape))
+
+        for l, (name, n, m) in enumerate(zip(self.layer_names, self.sizes, self.sizes[1:], strict=False), start=1):
+            add(name, n, m)
+            if self.bias:
+                add(f"b_{name}" if self.n_layers == 2 else f"b{l}", m)
+            if self.batch_norm and l < self.n_layers:
+                add(f"scale{l}", m)
+        for l, m in enumerate(self.sizes[1:-1] if self.batch_norm else (), start=1):
+            add(f"mean{l}", m)
+            add(f"variance{l}", m)
+        return blocks
+
+    def block(self, w: np.ndarray, name: str) -> np.ndarray:
+        """The block of w, or of anything shaped like it, that has this name, as a view; W1, b1, ... always work too."""
+        if self.n_layers == 2:
+            name = {"W1": "A", "b1": "b_A", "W2": "B", "b2": "b_B"}.get(name, name)
+        start, shape = self.blocks[one_of("block", name, self.blocks)]
+        if w.shape != (self.size,):
+            raise ValueError(f"w has shape {w.shape}; ({self.size},) is wanted")
+        return w[start : start + int(np.prod(shape))].reshape(shape)
+
+    def index(self, entry: str) -> int:
+        """Where in w an entry lies that is given by name: ``A[0, 2]``, ``W2[1, 0]``, ``b1[3]``, counted from 0.
+
+        >>> net = Network((2, 3, 1))
+        >>> net.index("A[1, 0]"), net.index("W1[1, 0]"), net.index("b_B[0]")
+        (3, 3, 12)
+        """
+        match = ENTRY.fullmatch(entry)
+        if match is None:
+            raise ValueError(f"entry is {entry!r}; a name and its indices are wanted, like A[0, 2] or b1[3]")
+        block = self.block(np.arange(self.size), match[1])
+        place = tuple(int(i) for i in match.groups()[1:] if i is not None)
+        if len(place) != block.ndim or any(i >= n for i, n in zip(place, block.shape, strict=True)):
+            raise ValueError(f"entry is {entry!r}; {match[1]} has shape {block.shape}, and indices count from 0")
+        return int(block[place])
+
+    def name(self, index: int) -> str:
+        """The name of entry w[index]; `index` is the inverse."""
+        if index not in range(self.size):
+            raise ValueError(f"index is {index}; w has entries 0 to {self.size - 1}")
+        block = max((b for b in self.blocks if self.blocks[b][0] <= index), key=lambda b: self.blocks[b][0])
+        start, shape = self.blocks[block]
+        return f"{block}[{', '.join(str(int(i)) for i in np.unravel_index(index - start, shape))}]"
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -112,9 +225,8 @@ class Network:
     def spec(self) -> np.ndarray:
         """The network as kernels read it; see `valueapprox.backprop`."""
         codes = (activations.HIDDEN[self.hidden], activations.OUTPUT[self.output])
-        return np.array(
-            [self.n_layers, self.bias, self.layer_norm, *codes, *self.sizes, *self.starts[:-1]], dtype=np.int64
-        )
+        norm = BATCH_NORM if self.batch_norm else LAYER_NORM if self.layer_norm else NO_NORM
+        return np.array([self.n_layers, self.bias, norm, *codes, *self.sizes, *self.starts[:-1]], dtype=np.int64)
 
     def scratch(self) -> np.ndarray:
         """A buffer for one forward and backward pass."""
@@ -122,19 +234,50 @@ class Network:
 
     def unpack(self, w: np.ndarray) -> list[Layer]:
         """The layers (W (n, m), b (m,)) as views of w (P,); b is None without biases. W[i, j] leads from i to j."""
-        if w.shape != (self.n_parameters,):
-            raise ValueError(f"w has shape {w.shape}; ({self.n_parameters},) is wanted")
+        if w.shape != (self.size,):
+            raise ValueError(f"w has shape {w.shape}; ({self.size},) is wanted")
         layers: list[Layer] = []
-        for n, m, start, stop in zip(self.sizes, self.sizes[1:], self.bounds, self.bounds[1:], strict=False):
-            weights = w[start : start + n * m].reshape(n, m)
-            layers.append((weights, w[start + n * m : stop] if self.bias else None))
+        for n, m, start in zip(self.sizes, self.sizes[1:], self.bounds, strict=False):
+            stop = start + n * m
+            layers.append((w[start:stop].reshape(n, m), w[stop : stop + m] if self.bias else None))
         return layers
 
+    def batch_norms(self, w: np.ndarray) -> list[BatchNorm]:
+        """What batch normalisation keeps for each hidden layer, as views of w; none without batch normalisation."""
+        return [
+            BatchNorm(*(self.block(w, f"{name}{l}") for name in ("scale", "b", "mean", "variance")))
+            for l in range(1, self.n_layers if self.batch_norm else 1)
+        ]
+
+    def fold(self, w: ArrayLike) -> tuple[Network, np.ndarray]:
+        """An ordinary network, and weights, that predict the same without batch normalisation.
+
+        With its running statistics, scale (s W - mean) / sd + shift is affine in s: W' = W scale / sd and
+        b' = shift - mean scale / sd, sd = sqrt(variance + 1e-5). So `ValueFunction` can go on from what `fit` began.
+        """
+        own = self._weights(w)
+        plain = replace(self, batch_norm=False)
+        layers: list[Layer] = [(W.copy(), None if b is None else b.copy()) for W, b in self.unpack(own)]
+        for l, norm in enumerate(self.batch_norms(own)):
+            ratio = norm.scale / np.sqrt(norm.variance + norm.variance.dtype.type(EPSILON))
+            layers[l] = (layers[l][0] * ratio, norm.shift - norm.mean * ratio)
+        return plain, plain.pack(layers)
+
+    def _fresh(self) -> np.ndarray:
+        """All zero, but for scales and running variances, which are 1."""
+        w = np.zeros(self.size, dtype=self.dtype)
+        for norm in self.batch_norms(w):
+            norm.scale[...] = norm.variance[...] = 1.0
+        return w
+
     def pack(self, layers: Sequence[tuple[ArrayLike, ArrayLike | None]]) -> np.ndarray:
-        """One vector w (P,) from the layers' (W, b), or (W, None) without biases."""
+        """One vector w (P,) from the layers' (W, b), or (W, None) without biases.
+
+        Scales and running statistics of batch normalisation start as in `init`; set them through `batch_norms`.
+        """
         if len(layers) != self.n_layers:
             raise ValueError(f"{len(layers)} layers were given; the network has {self.n_layers}: {self.layer_names}")
-        w = np.empty(self.n_parameters, dtype=self.dtype)
+        w = self._fresh()
         for name, (to_weights, to_biases), (weights, biases) in zip(
             self.layer_names, self.unpack(w), layers, strict=True
         ):
@@ -150,14 +293,14 @@ class Network:
         """Fresh weights w (P,) by one of `valueapprox.initialisers.INITIALISERS`; biases are zero."""
         draw = INITIALISERS[one_of("scheme", scheme, INITIALISERS)]
         rng = np.random.default_rng(seed)
-        w = np.zeros(self.n_parameters, dtype=self.dtype)
+        w = self._fresh()
         for weights, _ in self.unpack(w):
             weights[...] = draw(rng, *weights.shape)
         return w
 
     def layer_norms(self, vector: ArrayLike) -> dict[str, float]:
         """Euclidean norm of each layer's part of anything shaped like w: weights, a gradient, a trace, an update."""
-        parts = as_floats("vector", vector, np.dtype(np.float64), (self.n_parameters,))
+        parts = as_floats("vector", vector, np.dtype(np.float64), (self.size,))
         return {
             name: float(np.linalg.norm(parts[start:stop]))
             for name, start, stop in zip(self.layer_names, self.bounds, self.bounds[1:], strict=False)
@@ -166,7 +309,7 @@ class Network:
     # --- values and gradients -----------------------------------------------------------------------------------------
 
     def _weights(self, w: ArrayLike) -> np.ndarray:
-        return as_floats("w", w, np.dtype(self.dtype), (self.n_parameters,))
+        return as_floats("w", w, np.dtype(self.dtype), (self.size,))
 
     def _state(self, s: ArrayLike) -> np.ndarray:
         return as_floats("s", s, np.dtype(self.dtype), (self.n_inputs,))
@@ -174,32 +317,33 @@ class Network:
     def forward(self, w: ArrayLike, s: ArrayLike) -> np.ndarray:
         """The outputs yhat: s (d,) gives (k,) by the online kernel, s (n, d) gives (n, k) by matrix products.
 
-        Both agree to rounding.
+        Both agree to rounding. Batch normalisation uses its running statistics.
         """
         w = self._weights(w)
         s = as_numbers("s", s)
-        if s.ndim != 2:
-            yhat = np.empty(self.n_outputs, dtype=self.dtype)
-            output_kernel(w, self.spec, self.scratch(), self._state(s), yhat)
-            return yhat
-        x = as_floats("s", s, np.dtype(self.dtype), (None, self.n_inputs))
-        for l, (weights, biases) in enumerate(self.unpack(w)):
-            psi = x @ weights if biases is None else x @ weights + biases
-            if l == self.n_layers - 1:
-                return activations.activate_batch(self.output, psi)
-            if self.layer_norm:
-                centred = psi - psi.mean(axis=1, keepdims=True)
-                psi = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + psi.dtype.type(EPSILON))
-            x = activations.activate_batch(self.hidden, psi)
-        raise AssertionError("a network has layers")
+        if s.ndim == 2:
+            states = as_floats("s", s, np.dtype(self.dtype), (None, self.n_inputs))
+            return batch.predict(w, self.spec, states, self.n_outputs, self.starts[-1], ROWS_AT_ONCE)
+        if self.batch_norm:
+            return batch.predict(w, self.spec, self._state(s)[None], self.n_outputs, self.starts[-1], 1)[0]
+        yhat = np.empty(self.n_outputs, dtype=self.dtype)
+        output_kernel(w, self.spec, self.scratch(), self._state(s), yhat)
+        return yhat
 
-    def _gradients(self, w: ArrayLike, s: ArrayLike, output: int) -> tuple[np.ndarray, np.ndarray]:
+    def _gradients(self, w: ArrayLike, s: ArrayLike, output: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """D yhat_output / dw, d yhat_output / ds, and the scratch with everything in between."""
         if output not in range(self.n_outputs):
             raise ValueError(f"output is {output}; the network has outputs 0 to {self.n_outputs - 1}")
-        gradient = np.empty(self.n_parameters, dtype=self.dtype)
+        gradient = np.zeros(self.size, dtype=self.dtype)
         input_gradient = np.empty(self.n_inputs, dtype=self.dtype)
-        gradient_kernel(self._weights(w), self.spec, self.scratch(), self._state(s), output, gradient, input_gradient)
-        return gradient, input_gradient
+        w, state = self._weights(w), self._state(s)
+        if self.batch_norm:
+            scratch = batch.scratch(self.starts[-1], 1, self.dtype)
+            batch.one_gradient(w, self.spec, scratch, state, output, gradient, input_gradient)
+        else:
+            scratch = self.scratch()
+            gradient_kernel(w, self.spec, scratch, state, output, gradient, input_gradient)
+        return gradient, input_gradient, scratch
 
     def gradient(self, w: ArrayLike, s: ArrayLike, output: int = 0) -> np.ndarray:
         """D yhat_output / d w (P,) at the state s (d,), by backpropagation; no loss is involved."""
@@ -209,15 +353,33 @@ class Network:
         """D yhat_output / d s (d,): which inputs the output hangs on."""
         return self._gradients(w, s, output)[1]
 
+    def backpropagate(self, w: ArrayLike, s: ArrayLike, output: int = 0) -> list[LayerPass]:
+        """All of a forward and backward pass for H = yhat_output at s (d,), layer by layer, inputs' side first.
+
+        dH/da_j = sum_k dH/dz_k W_jk over the next layer;  dH/dz_j = dH/da_j g'(z_j);  dH/dW_ij = dH/dz_j a_i;
+        dH/db_j = dH/dz_j. (Note 001, general formulas; a layer's z is psi, or theta at the output, and its a is x.)
+        """
+        gradient, _, scratch = self._gradients(w, s, output)
+        passes: list[LayerPass] = []
+        dH_da = np.zeros(self.n_outputs, dtype=self.dtype)
+        dH_da[output] = 1
+        w = self._weights(w)
+        for l in reversed(range(self.n_layers)):
+            part = slice(self.starts[l + 1], self.starts[l + 1] + self.sizes[l + 1])
+            z, a, dH_dz = (scratch[row, part].copy() for row in (PSI, X, D))
+            dH_dW, dH_db = self.unpack(gradient)[l]
+            passes.append(LayerPass(z, a, dH_da, dH_dz, dH_dW, dH_dz if dH_db is None else dH_db))
+            dH_da = self.unpack(w)[l][0] @ dH_dz
+        return passes[::-1]
+
     def trace(self, w: ArrayLike, s: ArrayLike) -> dict[str, np.ndarray]:
         """Everything that the forward pass of s (d,) computes, by the notes' names, in order.
 
-        s, psi, x, theta, yhat for two layers; psi1, x1, psi2, x2, ... for more; with LayerNorm also psi_hat, what the
-        activation sees.
+        s, psi, x, theta, yhat for two layers; psi1, x1, psi2, x2, ... for more. With LayerNorm also psi_hat, what the
+        activation sees; with batch normalisation psi_hat is s W normalised, and psi = scale psi_hat + shift.
         """
-        scratch = self.scratch()
         state = self._state(s)
-        output_kernel(self._weights(w), self.spec, scratch, state, np.empty(self.n_outputs, dtype=self.dtype))
+        scratch = self._gradients(w, state, 0)[2]
         values = {"s": state.copy()}
         for l, (start, size) in enumerate(zip(self.starts[1:], self.sizes[1:], strict=False)):
             part = slice(start, start + size)
@@ -227,7 +389,7 @@ class Network:
                 values["yhat"] = scratch[X, part].copy()
             else:
                 values[f"psi{number}"] = scratch[PSI, part].copy()
-                if self.layer_norm:
+                if self.layer_norm or self.batch_norm:
                     values[f"psi_hat{number}"] = scratch[HAT, part].copy()
                 values[f"x{number}"] = scratch[X, part].copy()
         return values
@@ -240,7 +402,8 @@ class Network:
 
     def __str__(self) -> str:
         sizes = "-".join(map(str, self.sizes))
-        options = [self.hidden] * (self.n_layers > 1) + ["LayerNorm"] * self.layer_norm + ["no bias"] * (not self.bias)
+        options = [self.hidden] * (self.n_layers > 1) + ["LayerNorm"] * self.layer_norm
+        options += ["batch norm"] * self.batch_norm + ["no bias"] * (not self.bias)
         return (
             f"{sizes} ({', '.join([*options, f'{self.output} output'])}, {self.n_parameters} parameters, {self.dtype})"
         )

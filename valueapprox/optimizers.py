@@ -25,6 +25,7 @@ __all__ = [
     "Adam",
     "Constant",
     "CosineDecay",
+    "ExponentialDecay",
     "InverseTime",
     "LinearDecay",
     "Momentum",
@@ -32,10 +33,11 @@ __all__ = [
     "OptimizerState",
     "RMSProp",
     "Schedule",
+    "StepDecay",
 ]
 
 SGD_CODE, MOMENTUM_CODE, RMSPROP_CODE, ADAM_CODE = range(4)
-CONSTANT_CODE, LINEAR_CODE, INVERSE_TIME_CODE, COSINE_CODE = range(4)
+CONSTANT_CODE, LINEAR_CODE, INVERSE_TIME_CODE, COSINE_CODE, STEP_CODE, EXPONENTIAL_CODE = range(6)
 
 # Positions in the kernel's vector of hyper-parameters.
 CODE, SCHEDULE, SCHEDULE_FINAL, SCHEDULE_STEPS, BETA1, BETA2, EPSILON, CLIP_NORM, CLIP_LAYER_NORM, ALPHA = range(10)
@@ -46,21 +48,29 @@ CODE, SCHEDULE, SCHEDULE_FINAL, SCHEDULE_STEPS, BETA1, BETA2, EPSILON, CLIP_NORM
 
 @dataclass(frozen=True)
 class Schedule:
-    """A factor on the step size after t updates, t = 0 at the first. This base class is the constant factor 1."""
+    """A factor on the step size after t updates, t = 0 at the first."""
 
-    steps: int = 1
-    final: float = 1.0
     code = CONSTANT_CODE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", positive("steps", self.steps))
-        if not (math.isfinite(self.final) and self.final >= 0):
-            raise ValueError(f"final is {self.final}; it is a factor on the step size, finite and not negative")
-        object.__setattr__(self, "final", float(self.final))
+        if hasattr(self, "steps"):
+            object.__setattr__(self, "steps", positive("steps", self.steps))
+        for name in ("final", "decay"):
+            number = getattr(self, name, 1.0)
+            if not (math.isfinite(number) and number >= 0):
+                raise ValueError(f"{name} is {number}; it is a factor on the step size, finite and not negative")
+            if hasattr(self, name):
+                object.__setattr__(self, name, float(number))
+
+    def settings(self) -> list[float]:
+        """What the kernel reads: a code, a factor and a number of updates."""
+        number = getattr(self, "final", getattr(self, "decay", 1.0))
+        return [float(self.code), float(number), float(getattr(self, "steps", 1))]
 
     def factor(self, t: int) -> float:
         """The factor after t updates."""
-        return float(schedule_factor(self.code, float(self.final), float(self.steps), t))
+        code, number, steps = self.settings()
+        return float(schedule_factor(code, number, steps, t))
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class Constant(Schedule):
 class LinearDecay(Schedule):
     """From 1 in a straight line to `final` at `steps` updates, then `final`."""
 
+    steps: int
     final: float = 0.0
     code = LINEAR_CODE
 
@@ -80,6 +91,7 @@ class LinearDecay(Schedule):
 class InverseTime(Schedule):
     """1 / (1 + t / steps): halved after `steps` updates. Meets Robbins and Monro's conditions."""
 
+    steps: int
     code = INVERSE_TIME_CODE
 
 
@@ -87,8 +99,27 @@ class InverseTime(Schedule):
 class CosineDecay(Schedule):
     """From 1 along half a cosine to `final` at `steps` updates, then `final` (Loshchilov & Hutter 2017)."""
 
+    steps: int
     final: float = 0.0
     code = COSINE_CODE
+
+
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """decay^floor(t / steps): multiplied by `decay` every `steps` updates."""
+
+    steps: int
+    decay: float = 0.5
+    code = STEP_CODE
+
+
+@dataclass(frozen=True)
+class ExponentialDecay(Schedule):
+    """decay^(t / steps): as `StepDecay`, but a little at every update."""
+
+    steps: int
+    decay: float = 0.5
+    code = EXPONENTIAL_CODE
 
 
 StepSize = float | Sequence[float] | Mapping[str, float]
@@ -173,9 +204,7 @@ class Optimizer:
         return np.array(
             [
                 self.code,
-                self.schedule.code,
-                self.schedule.final,
-                self.schedule.steps,
+                *self.schedule.settings(),
                 first,
                 getattr(self, "beta2", 0.0),
                 getattr(self, "epsilon", 0.0),
@@ -192,10 +221,10 @@ class Optimizer:
     def step(self, net: Network, w: np.ndarray, u: np.ndarray, state: OptimizerState) -> None:
         """Move w (P,) along u (P,), in place, and renew the state: u = delta z for TD, u = -grad L for a loss."""
         for name, array in (("w", w), ("u", u)):
-            if array.dtype != net.dtype or array.shape != (net.n_parameters,) or not array.flags.carray:
+            if array.dtype != net.dtype or array.shape != (net.size,) or not array.flags.carray:
                 raise ValueError(
                     f"{name} is {array.dtype} of shape {array.shape}; contiguous, writeable {net.dtype} of shape "
-                    f"({net.n_parameters},) is wanted"
+                    f"({net.size},) is wanted"
                 )
         ascend(w, u, w.dtype.type(1), net.spec, state.moments, state.n_updates, self.hyper(net.layer_names))
 
@@ -256,7 +285,9 @@ class Adam(Optimizer):
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {c.__name__: c for c in (SGD, Momentum, RMSProp, Adam)}
-SCHEDULES: dict[str, type[Schedule]] = {c.__name__: c for c in (Constant, LinearDecay, InverseTime, CosineDecay)}
+SCHEDULES: dict[str, type[Schedule]] = {
+    c.__name__: c for c in (Constant, LinearDecay, InverseTime, CosineDecay, StepDecay, ExponentialDecay)
+}
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
@@ -264,13 +295,17 @@ SCHEDULES: dict[str, type[Schedule]] = {c.__name__: c for c in (Constant, Linear
 
 @kernel(inline=True)
 def schedule_factor(code, final, steps, t):
-    """Factor on the step size after t updates: see the schedules."""
+    """Factor on the step size after t updates: see the schedules. `final` is their `final` or `decay`."""
     if code == LINEAR_CODE:
         return 1.0 + (final - 1.0) * min(t / steps, 1.0)
     if code == INVERSE_TIME_CODE:
         return 1.0 / (1.0 + t / steps)
     if code == COSINE_CODE:
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(t / steps, 1.0)))
+    if code == STEP_CODE:
+        return final ** math.floor(t / steps)
+    if code == EXPONENTIAL_CODE:
+        return final ** (t / steps)
     return 1.0
 
 

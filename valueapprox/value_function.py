@@ -85,6 +85,11 @@ class ValueFunction:
             raise ValueError(f"net has {net.n_outputs} outputs; a state value is one")
         if net.output == "softmax":
             raise ValueError("net has a softmax output, which is 1 for a single unit; a state value wants linear")
+        if net.batch_norm:
+            raise ValueError(
+                "net has batch normalisation, which needs many examples at a time; net.fold(w) makes it an ordinary "
+                "network with the same predictions"
+            )
         self.net = net
         self.optimizer = SGD() if optimizer is None else optimizer
         self.gamma = unit_interval("gamma", gamma)

@@ -11,12 +11,14 @@ from valueapprox import (
     Adam,
     Constant,
     CosineDecay,
+    ExponentialDecay,
     InverseTime,
     LinearDecay,
     Momentum,
     Network,
     Optimizer,
     RMSProp,
+    StepDecay,
     ValueFunction,
 )
 from valueapprox.optimizers import OPTIMIZERS, SCHEDULES
@@ -124,6 +126,12 @@ FACTORS = [
     (CosineDecay(12, final=0.5), 6, 0.75),
     (CosineDecay(12, final=0.5), 12, 0.5),
     (CosineDecay(12, final=0.5), 99, 0.5),
+    (StepDecay(10, decay=0.1), 9, 1),
+    (StepDecay(10, decay=0.1), 10, 0.1),
+    (StepDecay(10, decay=0.1), 29, 0.01),
+    (ExponentialDecay(10, decay=0.25), 0, 1),
+    (ExponentialDecay(10, decay=0.25), 5, 0.5),
+    (ExponentialDecay(10, decay=0.25), 20, 0.0625),
 ]
 
 

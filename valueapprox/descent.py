@@ -1,0 +1,449 @@
+"""The empirical risk R(w) = 1/n sum_i l(yhat(s_i; w), y_i) + Omega(w), its gradient, and the descent along minibatches.
+
+Note 001: collect pairs, pick the form of the prediction, pick a loss, minimise. A mean becomes a sum where the loss
+says so. `valueapprox.fit` is what a person calls to minimise it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from valueapprox import batch, losses
+from valueapprox.backprop import LAYERS, PSI, SIZES, ZERO, D, X, first_unit, layer_size
+from valueapprox.batch import backward_batch, forward_batch, load_batch, mixed
+from valueapprox.checks import as_floats
+from valueapprox.compiling import kernel
+from valueapprox.losses import Loss, loss_kernel
+from valueapprox.network import Network
+from valueapprox.optimizers import (
+    ALPHA,
+    SCHEDULE,
+    SCHEDULE_FINAL,
+    SCHEDULE_STEPS,
+    Optimizer,
+    OptimizerState,
+    ascend,
+    norm,
+    schedule_factor,
+)
+from valueapprox.regularizers import Regularizer, SupportsPenalty, add_penalty_gradient, shrink_to_zero
+from valueapprox.seeding import sequence
+
+__all__ = ["Data", "Descent", "as_data", "dropout_rates", "risk", "risk_gradient"]
+
+ROOMS = 1024  # examples that are in memory at once, unless batch normalisation needs more
+NORMS_EVERY = 8  # minibatches of an epoch between two whose gradient norms are measured
+N_EXAMPLES, LOSS_SUM, N_NORMED, NORMS = range(4)  # positions in the sums over an epoch
+
+
+class Data:
+    """Pairs (S, Y) as kernels want them: states (N, d) and targets (N, k) in the network's dtype."""
+
+    def __init__(self, states: np.ndarray, targets: np.ndarray) -> None:
+        self.states, self.targets = states, targets
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def checksums(self) -> list[int]:
+        """Of states and targets: whether data are those of before."""
+        return [zlib.crc32(array.data) for array in (self.states, self.targets)]
+
+
+def as_data(net: Network, S: ArrayLike, Y: ArrayLike, loss: Loss, name: str = "") -> Data:
+    """Check the pairs. `name` goes before S and Y in errors.
+
+    Raises
+    ------
+    ValueError
+        If there are none, if shapes do not fit, if a number is NaN or infinite, or a target senseless for the loss.
+    """
+    states = as_floats(f"{name}S", S, np.dtype(net.dtype), (None, net.n_inputs))
+    if len(states) == 0:
+        raise ValueError(f"{name}S has no rows; at least one example is wanted")
+    finite = np.isfinite(states)
+    if not finite.all():
+        row, column = (int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(f"{name}S[{row}, {column}] is {states[row, column]}; finite numbers are wanted")
+    try:
+        targets = loss.targets(Y, len(states), net.n_outputs, states.dtype)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name}{'Y' if str(error).startswith('y') else ''}{str(error).removeprefix('y')}") from None
+    return Data(states, targets)
+
+
+def dropout_rates(net: Network, dropout: float | Sequence[float]) -> np.ndarray:
+    """The rates (L,) of the inputs and of each hidden layer.
+
+    One number is the rate of every hidden layer; L - 1 numbers are theirs; L numbers begin with that of the inputs.
+    """
+    given = np.atleast_1d(np.asarray(dropout, dtype=np.float64))
+    if given.ndim != 1 or not ((given >= 0) & (given < 1)).all():
+        raise ValueError(f"dropout is {dropout}; rates in [0, 1) are wanted")
+    hidden = net.n_layers - 1
+    if np.ndim(dropout) == 0:
+        if hidden == 0 and given[0] > 0:
+            raise ValueError(f"dropout is {dropout}, but there is no hidden layer; (rate,) drops inputs")
+        return np.array([0.0] + [given[0]] * hidden)
+    if given.size == hidden:
+        return np.concatenate([[0.0], given])
+    if given.size == hidden + 1:
+        return given
+    raise ValueError(
+        f"dropout has {given.size} rates; one is wanted, or {hidden} for the hidden layers, or {hidden + 1} with "
+        "that of the inputs in front"
+    )
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def scale_outputs(d, start, n, weight):
+    """Multiply the n derivatives at d[start] by the weight of an example in the risk."""
+    for k in range(start, start + n):
+        d[k] *= weight
+
+
+@kernel
+def add(total, part):
+    """total += part."""
+    for p in range(total.size):
+        total[p] += part[p]
+
+
+@kernel(inline=True)
+def load_targets(y, targets, order, first, n):
+    """Put the targets of examples order[first], ... behind each other."""
+    k = ZERO
+    for r in range(first, first + n):
+        t = order[r]
+        for j in range(targets.shape[1]):
+            y[k] = targets[t, j]
+            k += np.uint64(1)
+
+
+@kernel(blas=True)
+def forward_examples(w, spec, scratch, rooms, states, order, first, n, training, rates, key):
+    """`forward_batch` of the examples order[first], ..., order[first + n - 1]."""
+    load_batch(scratch, states, order, first, n)
+    forward_batch(w, spec, scratch, rooms, n, training, rates, key)
+
+
+@kernel(blas=True)
+def batch_gradient(
+    w,
+    spec,
+    scratch,
+    rooms,
+    states,
+    targets,
+    y,
+    values,
+    order,
+    first,
+    n,
+    training,
+    rates,
+    key,
+    loss,
+    weight,
+    gradient,
+    part,
+):
+    """The sum of n examples' losses; `weight` times its gradient into `gradient` (P,), unless that has length 0.
+
+    The examples are order[first], ...; at most `rooms` go through the network at a time, and each such part has masks
+    of its own. loss (3,): the loss's code and parameter, and whether its derivatives are those at theta.
+    y (rooms k), values (rooms,) and part (P,) are scratch.
+    """
+    n_layers = spec[LAYERS]
+    k = spec[SIZES + n_layers]
+    outputs = np.int64(first_unit(spec, n_layers)) * rooms
+    total = 0.0
+    done = 0
+    number = ZERO
+    while done < n:
+        m = min(rooms, n - done)
+        forward_examples(w, spec, scratch, rooms, states, order, first + done, m, training, rates, mixed(key, number))
+        load_targets(y, targets, order, first + done, m)
+        yhat = scratch[PSI] if loss[2] != 0.0 else scratch[X]
+        loss_kernel(int(loss[0]), loss[1], yhat, y, scratch[D], values, outputs, m, k)
+        for r in range(m):
+            total += np.float64(values[r])
+        if gradient.size > 0:
+            scale_outputs(scratch[D], np.uint64(outputs), np.uint64(m * k), w.dtype.type(weight))
+            target = gradient if done == 0 else part
+            backward_batch(w, spec, scratch, rooms, m, training, rates, target, loss[2] != 0.0, False)
+            if done > 0:
+                add(gradient, part)
+        done += m
+        number += np.uint64(1)
+    return total
+
+
+@kernel
+def take_step(w, spec, moments, count, hyper, gradient, penalty):
+    """One descent step: add the penalty's gradient, move by the optimizer, shrink what is proximal."""
+    factor = schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
+    ascend(w, gradient, w.dtype.type(-1), spec, moments, count, hyper)
+    shrink_to_zero(w, spec, penalty, hyper[ALPHA:], factor)
+
+
+@kernel
+def add_norms(gradient, spec, sums):
+    """Add each layer's gradient norm to the sums of the epoch."""
+    sums[N_NORMED] += 1.0
+    stop = ZERO
+    for layer in range(spec[LAYERS]):
+        start = stop
+        stop += layer_size(spec, layer)
+        sums[NORMS + layer] += norm(gradient, start, stop)
+
+
+@kernel(blas=True)
+def descend(
+    w,
+    spec,
+    moments,
+    count,
+    hyper,
+    penalty,
+    states,
+    targets,
+    order,
+    ends,
+    begin,
+    end,
+    scratch,
+    rooms,
+    y,
+    values,
+    rates,
+    key,
+    loss,
+    weights,
+    gradient,
+    part,
+    sums,
+):
+    """Learn from the minibatches begin, ..., end - 1; minibatch i is order[ends[i]], ..., order[ends[i + 1] - 1].
+
+    Returns the number of minibatches done, fewer if a loss is NaN or infinite; that one changed no weight.
+    """
+    for i in range(begin, end):
+        first, n = ends[i], ends[i + 1] - ends[i]
+        step_key = mixed(key, np.uint64(count[0]))
+        total = batch_gradient(
+            w,
+            spec,
+            scratch,
+            rooms,
+            states,
+            targets,
+            y,
+            values,
+            order,
+            first,
+            n,
+            True,
+            rates,
+            step_key,
+            loss,
+            weights[i],
+            gradient,
+            part,
+        )
+        if not abs(total) < np.inf:
+            return i - begin
+        add_penalty_gradient(w, gradient, spec, penalty)
+        sums[N_EXAMPLES] += n
+        sums[LOSS_SUM] += total
+        if i % NORMS_EVERY == 0:
+            add_norms(gradient, spec, sums)
+        take_step(w, spec, moments, count, hyper, gradient, penalty)
+    return end - begin
+
+
+# --- for a person ---------------------------------------------------------------------------------------------------
+
+
+class Descent:
+    """Everything that descending along minibatches needs, put together once: settings, checks, buffers."""
+
+    def __init__(
+        self,
+        net: Network,
+        loss: Loss,
+        optimizer: Optimizer,
+        regularizer: Regularizer | SupportsPenalty | None,
+        dropout: float | Sequence[float],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        loss.check(net)
+        self.net, self.loss, self.optimizer = net, loss, optimizer
+        self.regularizer = Regularizer() if regularizer is None else regularizer
+        own = isinstance(self.regularizer, Regularizer)
+        self.penalty = (self.regularizer if own else Regularizer()).settings(net)  # type: ignore[union-attr]
+        self.compiled = own and loss.functions is None
+        self.rates = dropout_rates(net, dropout)
+        self.hyper = optimizer.hyper(net.layer_names)
+        self.key = np.uint64(sequence(seed, "dropout").generate_state(1, np.uint64)[0])
+        code, at_theta = loss.stable()
+        self.loss_settings = np.array([code, loss.parameter, at_theta], dtype=np.float64)
+        self.rooms = batch_size if net.batch_norm else min(batch_size, ROOMS)
+        self.scratch = batch.scratch(net.starts[-1], self.rooms, net.dtype)
+        self.y = np.zeros(self.rooms * net.n_outputs, net.dtype)
+        self.values = np.zeros(self.rooms, net.dtype)
+        self.gradient, self.part = np.zeros(net.size, net.dtype), np.zeros(net.size, net.dtype)
+        self.nothing = np.zeros(0, net.dtype)
+
+    def total(
+        self,
+        w: np.ndarray,
+        data: Data,
+        order: np.ndarray,
+        first: int,
+        n: int,
+        training: bool,
+        key: np.uint64,
+        weight: float,
+        gradient: np.ndarray,
+    ) -> float:
+        """The sum of n losses, and `weight` times its gradient into `gradient` unless that has length 0."""
+        net = self.net
+        if self.loss.functions is None:
+            return float(
+                batch_gradient(
+                    *(w, net.spec, self.scratch, self.rooms, data.states, data.targets, self.y, self.values, order),
+                    *(first, n, training, self.rates, key, self.loss_settings, weight, gradient, self.part),
+                )
+            )
+        total, k = 0.0, net.n_outputs
+        for number, start in enumerate(range(first, first + n, self.rooms)):
+            m = min(self.rooms, first + n - start)
+            part_key = np.uint64(mixed(key, np.uint64(number)))
+            forward_examples(
+                w, net.spec, self.scratch, self.rooms, data.states, order, start, m, training, self.rates, part_key
+            )
+            place = slice(net.starts[-2] * self.rooms, net.starts[-2] * self.rooms + m * k)
+            yhat, y = self.scratch[X, place].reshape(m, k).copy(), data.targets[order[start : start + m]]
+            values, derivatives = losses.call(self.loss.functions, yhat, y)
+            total += float(values.sum(dtype=np.float64))
+            if gradient.size > 0:
+                self.scratch[D, place] = (weight * derivatives).ravel()
+                into = gradient if number == 0 else self.part
+                backward_batch(w, net.spec, self.scratch, self.rooms, m, training, self.rates, into, False, False)
+                if number > 0:
+                    gradient += self.part
+        return total
+
+    def descend(
+        self,
+        w: np.ndarray,
+        state: OptimizerState,
+        data: Data,
+        order: np.ndarray,
+        ends: np.ndarray,
+        weights: np.ndarray,
+        begin: int,
+        end: int,
+        factor: float,
+        sums: np.ndarray,
+    ) -> int:
+        """Learn from minibatches, whose losses have these weights, with every step size times `factor`: the kernel."""
+        net = self.net
+        hyper = self.hyper.copy()
+        hyper[ALPHA:] *= factor
+        if self.compiled:
+            return int(
+                descend(
+                    *(w, net.spec, state.moments, state.n_updates, hyper, self.penalty, data.states, data.targets),
+                    *(order, ends, begin, end, self.scratch, self.rooms, self.y, self.values, self.rates, self.key),
+                    *(self.loss_settings, weights, self.gradient, self.part, sums),
+                )
+            )
+        for i in range(begin, end):
+            key = np.uint64(mixed(self.key, np.uint64(state.n_updates[0])))
+            first, n = int(ends[i]), int(ends[i + 1] - ends[i])
+            total = self.total(w, data, order, first, n, True, key, float(weights[i]), self.gradient)
+            if not abs(total) < np.inf:
+                return i - begin
+            self.add_penalty(w, self.gradient)
+            sums[N_EXAMPLES] += n
+            sums[LOSS_SUM] += total
+            if i % NORMS_EVERY == 0:
+                add_norms(self.gradient, net.spec, sums)
+            take_step(w, net.spec, state.moments, state.n_updates, hyper, self.gradient, self.penalty)
+        return end - begin
+
+    def add_penalty(self, w: np.ndarray, gradient: np.ndarray) -> None:
+        """gradient += d Omega / dw."""
+        if isinstance(self.regularizer, Regularizer):
+            add_penalty_gradient(w, gradient, self.net.spec, self.penalty)
+        else:
+            gradient += as_floats(
+                "the regularizer's gradient", self.regularizer.gradient(self.net, w), w.dtype, w.shape
+            )
+
+    def risk(self, w: np.ndarray, data: Data) -> float:
+        """The risk without the penalty, as predictions have it: no dropout, running statistics."""
+        n = len(data)
+        total = self.total(w, data, np.arange(n), 0, n, False, np.uint64(0), 0.0, self.nothing)
+        return total * self.loss.weight(n, self.net.n_outputs)
+
+
+def risk(
+    net: Network,
+    w: ArrayLike,
+    S: ArrayLike,
+    Y: ArrayLike,
+    loss: str | Loss = "half_squared",
+    regularizer: Regularizer | SupportsPenalty | None = None,
+) -> float:
+    """R(w), as predictions have it: without dropout, and with the running statistics of batch normalisation."""
+    return risk_gradient(net, w, S, Y, loss, regularizer)[0]
+
+
+def risk_gradient(
+    net: Network,
+    w: ArrayLike,
+    S: ArrayLike,
+    Y: ArrayLike,
+    loss: str | Loss = "half_squared",
+    regularizer: Regularizer | SupportsPenalty | None = None,
+    *,
+    training: bool = False,
+    dropout: float | Sequence[float] = 0.0,
+    seed: int = 0,
+) -> tuple[float, np.ndarray]:
+    """R(w) and its gradient, shaped like w: 1/n sum_i dl/dyhat grad yhat + grad Omega. (Note 001: chain rule.)
+
+    `training` makes both what the first update of `fit` with this seed sees of this minibatch: batch normalisation
+    over the examples, and with `dropout` its masks.
+
+    Examples
+    --------
+    One example, by hand: yhat = 3, y = 1, half squared. R = 1/2 2^2 and dR/dw = 2 s.
+
+    >>> risk_gradient(Network((1, 1), bias=False, dtype="float64"), [1.5], [[2.0]], [1.0])
+    (2.0, array([4.]))
+    """
+    loss = losses.get(loss)
+    data = as_data(net, S, Y, loss)
+    n = len(data)
+    if training and net.batch_norm and n < 2:
+        raise ValueError("one example was given; batch normalisation in training needs at least 2")
+    own = as_floats("w", w, np.dtype(net.dtype), (net.size,)).copy()
+    descent = Descent(net, loss, Optimizer(), regularizer, dropout if training else 0.0, n, seed)
+    key = np.uint64(mixed(descent.key, ZERO))
+    weight = loss.weight(n, net.n_outputs)
+    gradient = np.zeros_like(own)
+    total = descent.total(own, data, np.arange(n), 0, n, training, key, weight, gradient)
+    gradient += as_floats("the gradient", descent.regularizer.gradient(net, own), own.dtype, own.shape)
+    return total * weight + float(descent.regularizer.value(net, own)), gradient
