@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check bench bench-extra tensorboard lock clean
+.PHONY: help setup train test check bench bench-fit bench-extra tensorboard lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 24
@@ -43,7 +43,10 @@ check: $(READY)  ## lint, formatting, types
 bench: $(READY)  ## speed beside NumPy and C, and PyTorch and JAX where installed, in one run
 	@$(BIN)/python scripts/benchmark.py $(ARGS)
 
-bench-extra: $(READY)  ## install PyTorch and JAX, for `make bench`
+bench-fit: $(READY)  ## speed of fitting beside PyTorch and scikit-learn, where installed
+	@$(BIN)/python scripts/benchmark_fit.py $(ARGS)
+
+bench-extra: $(READY)  ## install PyTorch, JAX and scikit-learn, for the two above
 	@if command -v uv >/dev/null 2>&1; then uv pip install --python $(BIN)/python -e '.[bench]'; \
 	else $(BIN)/python -m pip install -e '.[bench]'; fi
 
