@@ -56,10 +56,6 @@ def test_the_problem_has_the_order_that_fit_uses(script):
 
 
 def test_curves_that_differ_stop_the_benchmark(script, monkeypatch, capsys):
-    other = {
-        "torch": lambda problem, fused: lambda *how: [1.0, 1.0],
-        "sklearn": lambda problem: lambda *how: [1.0, 1.0],
-    }
     names = script["main"].__globals__
     monkeypatch.setitem(names, "find_spec", lambda package: True)
     monkeypatch.setitem(names, "pytorch", lambda problem, fused: lambda *how: [1.0, 1.0])
