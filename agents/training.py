@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
 
 from agents import evaluation
+from agents.interrupts import interruptible
 from agents.policies import make_policy, resolve
 from agents.rollout import AUTORESET, Block, Task, make_environment, make_rollout
 from agents.spaces import encoder
@@ -369,7 +368,7 @@ class Run:
             blocks = self._blocks(workers)
             first = next(blocks, None)
             log = stack.enter_context(self._open_log())
-            stop = stack.enter_context(_interruptible())
+            stop = stack.enter_context(interruptible())
             interrupted = self._learn(first, blocks, log, stop, started, checkpoint_every, progress)
             if not interrupted:
                 self._log(log)  # an interrupted run logs no point that an uninterrupted one would not have
@@ -509,22 +508,3 @@ class Run:
 def _lengths(size: int, envs: int) -> list[int]:
     """How many of a block's transitions come from each environment; the first ones give what is left over."""
     return [size // envs + (i < size % envs) for i in range(envs)]
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that a run ends between two blocks; the second one interrupts."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -73,15 +73,17 @@ def uniform(key, number):
 
 
 @kernel
-def drop(x, mask, dropped, rate, key, start, stop):
+def drop(x, mask, dropped, rate, key, unit, start, stop):
     """Inverted dropout: mask_j = 0 with probability `rate`, else 1 / (1 - rate);  dropped_j = x_j mask_j.
 
     The mean of dropped is x, so that predicting needs no factor (Srivastava et al. 2014, section 10). `rate` < 1.
+    `unit`, where a layer starts, gives each layer random numbers of its own, whatever the size of scratch.
     """
+    key = mixed(key, unit)
     kept = x.dtype.type(1.0 / (1.0 - rate))
     bound = np.float32(rate)
     for j in range(start, stop):
-        mask[j] = kept if uniform(key, j) >= bound else x.dtype.type(0)
+        mask[j] = kept if uniform(key, j - start) >= bound else x.dtype.type(0)
         dropped[j] = x[j] * mask[j]
 
 
@@ -221,7 +223,7 @@ def forward_batch(w, spec, scratch, rooms, n, training, rates, key):
         stop = b + n * m
         inputs = x
         if training and rates[layer] > 0.0:
-            drop(x, mask, dropped, rates[layer], key, a, a + n * n_in)
+            drop(x, mask, dropped, rates[layer], key, first_unit(spec, layer), a, a + n * n_in)
             inputs = dropped
         np.dot(matrix(inputs, a, n, n_in), matrix(w, o, n_in, m), matrix(psi, b, n, m))
         hidden = layer < n_layers - 1

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from valueapprox import batch, losses
 from valueapprox.backprop import LAYERS, PSI, SIZES, ZERO, D, X, first_unit, layer_size
 from valueapprox.batch import backward_batch, forward_batch, load_batch, mixed
-from valueapprox.checks import as_floats
+from valueapprox.checks import as_floats, as_numbers
 from valueapprox.compiling import kernel
 from valueapprox.losses import Loss, loss_kernel
 from valueapprox.network import Network
@@ -81,7 +81,7 @@ def dropout_rates(net: Network, dropout: float | Sequence[float]) -> np.ndarray:
 
     One number is the rate of every hidden layer; L - 1 numbers are theirs; L numbers begin with that of the inputs.
     """
-    given = np.atleast_1d(np.asarray(dropout, dtype=np.float64))
+    given = np.atleast_1d(as_numbers("dropout", dropout).astype(np.float64))
     if given.ndim != 1 or not ((given >= 0) & (given < 1)).all():
         raise ValueError(f"dropout is {dropout}; rates in [0, 1) are wanted")
     hidden = net.n_layers - 1
@@ -94,7 +94,7 @@ def dropout_rates(net: Network, dropout: float | Sequence[float]) -> np.ndarray:
     if given.size == hidden + 1:
         return given
     raise ValueError(
-        f"dropout has {given.size} rates; one is wanted, or {hidden} for the hidden layers, or {hidden + 1} with "
+        f"dropout has {given.size} rates; a number is wanted, {hidden} for the hidden layers, or {hidden + 1} with "
         "that of the inputs in front"
     )
 
@@ -235,9 +235,14 @@ def descend(
 
     Returns the number of minibatches done, fewer if a loss is NaN or infinite; that one changed no weight.
     """
+    n_parameters = 0
+    for layer in range(spec[LAYERS]):
+        n_parameters += int(layer_size(spec, layer))
     for i in range(begin, end):
         first, n = ends[i], ends[i + 1] - ends[i]
         step_key = mixed(key, np.uint64(count[0]))
+        for p in range(n_parameters, w.size):  # running statistics, which the forward pass renews
+            part[p] = w[p]
         total = batch_gradient(
             w,
             spec,
@@ -259,6 +264,8 @@ def descend(
             part,
         )
         if not abs(total) < np.inf:
+            for p in range(n_parameters, w.size):
+                w[p] = part[p]
             return i - begin
         add_penalty_gradient(w, gradient, spec, penalty)
         sums[N_EXAMPLES] += n
@@ -286,6 +293,13 @@ class Descent:
         seed: int,
     ) -> None:
         loss.check(net)
+        if regularizer is not None and (
+            isinstance(regularizer, type) or not isinstance(regularizer, Regularizer | SupportsPenalty)
+        ):
+            raise ValueError(
+                f"regularizer is {regularizer!r}; regularizers.L2(strength), L1, ElasticNet or an object with "
+                "value(net, w) and gradient(net, w) is wanted"
+            )
         self.net, self.loss, self.optimizer = net, loss, optimizer
         self.regularizer = Regularizer() if regularizer is None else regularizer
         own = isinstance(self.regularizer, Regularizer)
@@ -370,9 +384,11 @@ class Descent:
             )
         for i in range(begin, end):
             key = np.uint64(mixed(self.key, np.uint64(state.n_updates[0])))
+            statistics = w[net.n_parameters :].copy()
             first, n = int(ends[i]), int(ends[i + 1] - ends[i])
             total = self.total(w, data, order, first, n, True, key, float(weights[i]), self.gradient)
             if not abs(total) < np.inf:
+                w[net.n_parameters :] = statistics
                 return i - begin
             self.add_penalty(w, self.gradient)
             sums[N_EXAMPLES] += n
@@ -383,13 +399,16 @@ class Descent:
         return end - begin
 
     def add_penalty(self, w: np.ndarray, gradient: np.ndarray) -> None:
-        """gradient += d Omega / dw."""
+        """gradient += d Omega / dw, without the part of a proximal L1, and of parameters only."""
         if isinstance(self.regularizer, Regularizer):
             add_penalty_gradient(w, gradient, self.net.spec, self.penalty)
         else:
-            gradient += as_floats(
-                "the regularizer's gradient", self.regularizer.gradient(self.net, w), w.dtype, w.shape
-            )
+            self.add_whole_penalty(w, gradient)
+
+    def add_whole_penalty(self, w: np.ndarray, gradient: np.ndarray) -> None:
+        """gradient += d Omega / dw; running statistics are no parameters."""
+        own = as_floats("the regularizer's gradient", self.regularizer.gradient(self.net, w), w.dtype, w.shape)
+        gradient[: self.net.n_parameters] += own[: self.net.n_parameters]
 
     def risk(self, w: np.ndarray, data: Data) -> float:
         """The risk without the penalty, as predictions have it: no dropout, running statistics."""
@@ -435,15 +454,17 @@ def risk_gradient(
     (2.0, array([4.]))
     """
     loss = losses.get(loss)
+    loss.check(net)
     data = as_data(net, S, Y, loss)
     n = len(data)
     if training and net.batch_norm and n < 2:
         raise ValueError("one example was given; batch normalisation in training needs at least 2")
     own = as_floats("w", w, np.dtype(net.dtype), (net.size,)).copy()
-    descent = Descent(net, loss, Optimizer(), regularizer, dropout if training else 0.0, n, seed)
+    rooms = n if training else min(n, ROOMS)
+    descent = Descent(net, loss, Optimizer(), regularizer, dropout if training else 0.0, rooms, seed)
     key = np.uint64(mixed(descent.key, ZERO))
     weight = loss.weight(n, net.n_outputs)
     gradient = np.zeros_like(own)
     total = descent.total(own, data, np.arange(n), 0, n, training, key, weight, gradient)
-    gradient += as_floats("the gradient", descent.regularizer.gradient(net, own), own.dtype, own.shape)
+    descent.add_whole_penalty(own, gradient)
     return total * weight + float(descent.regularizer.value(net, own)), gradient

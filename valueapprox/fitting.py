@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FitError", "History", "ReduceOnPlateau", "fit"]
 
+STOPPED = "stopped on demand"
 SECONDS_PER_CALL = 0.2  # how long a compiled call lasts: as late a Ctrl-C is heard
 
 
 class FitError(FloatingPointError):
-    """The loss became NaN or infinite; the weights are those from before that minibatch."""
+    """The loss, or a weight, became NaN or infinite.
+
+    The weights are those from before that minibatch, or for a weight those of the last whole epoch.
+    """
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,7 @@ def fit(
     shuffle: bool = True,
     seed: int = 0,
     callback: Callable[[History], bool | None] | None = None,
+    stop: Callable[[], bool] | None = None,
     log: str | Path | RunLog | None = None,
     progress: bool | None = None,
     resume: History | str | Path | None = None,
@@ -239,6 +244,8 @@ def fit(
         Of the order, the held-out examples and the dropout masks.
     callback
         Called with the history after each epoch; if it returns True, fit ends. ``history.w`` are the current weights.
+    stop
+        Asked several times a second; if it returns True, fit ends after the running minibatches and can be resumed.
     log
         A folder for TensorBoard's event file and metrics.jsonl, or an open log. Tags are ``fit/...`` over updates.
     progress
@@ -289,7 +296,7 @@ def fit(
         show(history)
         while not (history.reason or _ended(history, epochs, max_iterations)):
             limit = math.inf if max_iterations is None else max_iterations
-            if not run.epoch(history, limit, show):
+            if not run.epoch(history, limit, show, stop):
                 break
             write(
                 {f"fit/{name}": value for name, value in history.rows[-1].items() if name not in ("epoch", "updates")}
@@ -298,7 +305,9 @@ def fit(
             history.reason = run.converged(history, tolerance, gradient_tolerance)
             if callback is not None and callback(history):
                 history.reason = history.reason or "the callback ended it"
-    history.reason = history.reason or _ended(history, epochs, max_iterations)
+            if not history.reason and stop is not None and stop():
+                history.reason = STOPPED
+    history.reason = history.reason or _ended(history, epochs, max_iterations) or STOPPED
     history.last_w[:] = w
     if early_stopping is not None and history.best_epoch is not None:
         w[:] = history.best_w
@@ -417,8 +426,10 @@ class _Run:
         self.w[:] = old.last_w
         return history
 
-    def epoch(self, history: History, limit: float, show: Callable[[History], None]) -> bool:
-        """Go on to the end of the epoch, or to `limit` updates; True if the epoch is complete."""
+    def epoch(
+        self, history: History, limit: float, show: Callable[[History], None], stop: Callable[[], bool] | None
+    ) -> bool:
+        """Go on to the end of the epoch, to `limit` updates or until `stop`; True if the epoch is complete."""
         n_batches = len(self.ends) - 1
         order = np.arange(len(self.data))
         if self.shuffle:
@@ -437,6 +448,14 @@ class _Run:
                     "size or clip_norm helps"
                 )
             show(history)
+            if history.batch < n_batches and stop is not None and stop():
+                return False
+        if not np.isfinite(self.w).all():
+            self.w[:] = history.last_w
+            raise FitError(
+                f"a weight is infinite or NaN in epoch {history.epoch + 1}; the weights are those of before it: a "
+                "smaller step size or clip_norm helps"
+            )
         if history.batch < n_batches:
             return False
         self._finish(history)
@@ -497,13 +516,17 @@ class _Run:
         return f"early stopping: no smaller validation loss since epoch {history.best_epoch}"
 
     def _gradient_norm(self, row: dict[str, float]) -> float:
-        if len(self.ends) == 2:  # one minibatch is all data: its norm was measured in the update
+        proximal = getattr(self.regularizer, "proximal", False)
+        if len(self.ends) == 2 and not proximal:  # one minibatch is all data: its norm was measured in the update
             return math.sqrt(sum(row[f"grad_norm/{name}"] ** 2 for name in self.net.layer_names))
         n = len(self.data)
         gradient = np.zeros_like(self.w)
         weight = self.loss.weight(n, self.net.n_outputs)
         self.judge.total(self.w, self.data, np.arange(n), 0, n, False, np.uint64(0), weight, gradient)
-        self.judge.add_penalty(self.w, gradient)
+        if isinstance(self.regularizer, Regularizer):
+            gradient = self.regularizer.least_gradient(self.net, self.w, gradient)
+        elif self.regularizer is not None:
+            self.judge.add_penalty(self.w, gradient)
         return float(np.linalg.norm(gradient))
 
 

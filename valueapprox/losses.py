@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,8 +108,9 @@ class Loss:
         classes = self.code in (NLL_CODE, NLL_LOGITS_CODE)
         if classes and array.shape in ((n,), (n, 1)) and k > 1:
             labels = array.reshape(n)
-            if not (np.isfinite(labels) & (labels % 1 == 0) & (labels >= 0) & (labels < k)).all():
-                raise ValueError(f"y holds {_offender(labels, k)}; for {self.name}, classes 0 to {k - 1} are wanted")
+            wrong = ~np.isin(labels, np.arange(k))
+            if wrong.any():
+                raise ValueError(f"y holds {labels[wrong][0]:g}; for {self.name}, classes 0 to {k - 1} are wanted")
             one_hot = np.zeros((n, k), dtype)
             one_hot[np.arange(n), labels.astype(np.int64)] = 1
             return one_hot
@@ -161,11 +163,6 @@ class Loss:
         return fused.get(self.code, self.code), self.code in fused
 
 
-def _offender(labels: np.ndarray, k: int) -> str:
-    fine = np.isfinite(labels) & (labels % 1 == 0) & (labels >= 0) & (labels < k)
-    return f"{labels[~fine][0]:g}"
-
-
 def call(functions: tuple[Function, Function], yhat: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The losses (n,) and derivatives (n, k) that a custom pair gives, checked."""
     value, derivative = functions
@@ -187,8 +184,8 @@ NLL_FROM_LOGITS = Loss("nll_from_logits", NLL_LOGITS_CODE)
 
 def huber(delta: float = 1.0) -> Loss:
     """1/2 e^2 for |e| <= delta, else delta (|e| - delta / 2), with e = yhat - y (Huber 1964)."""
-    if not (math.isfinite(delta) and delta > 0):
-        raise ValueError(f"delta is {delta}; where Huber's loss turns linear is a positive number")
+    if not (isinstance(delta, Real) and math.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta is {delta!r}; where Huber's loss turns linear is a positive number")
     return Loss("huber", HUBER_CODE, float(delta))
 
 
@@ -203,7 +200,7 @@ def get(loss: str | Loss | Sequence[Function]) -> Loss:
 
     squared               sum_k (yhat_k - y_k)^2                          derivative 2 (yhat - y)
     half_squared          sum_k 1/2 (yhat_k - y_k)^2                      yhat - y
-    mse                   squared, averaged over the outputs too
+    mse                   squared, whose risk is a mean over the outputs too
     huber                 see `huber`
     log_loss              sum_k -y log yhat - (1 - y) log(1 - yhat)       (yhat - y) / (yhat (1 - yhat))
                           yhat a probability, the output of a sigmoid
@@ -226,12 +223,13 @@ def get(loss: str | Loss | Sequence[Function]) -> Loss:
     raise ValueError(f"loss is {loss!r}; a name, a Loss, or a pair of functions (value, derivative) is wanted")
 
 
-@kernel
+@kernel(exact=True)
 def loss_kernel(code, parameter, yhat, y, d, losses, start, n, k):
     """The losses (n,) of n examples, and d_rj = dl/dyhat_rj, for the codes above.
 
     yhat and d at index start + r k + j, y at r k + j. In the log losses of probabilities yhat is kept from 0 and 1 by
-    the smallest number that changes 1, so that a loss is finite.
+    the smallest number that changes 1, so that a loss is finite. Arithmetic as written: regrouping the sums of the log
+    losses would cost small losses their digits.
     """
     dtype = yhat.dtype.type
     zero, half, one, two = dtype(0), dtype(0.5), dtype(1), dtype(2)
@@ -248,12 +246,12 @@ def loss_kernel(code, parameter, yhat, y, d, losses, start, n, k):
         elif code == HUBER_CODE:
             for j in range(k):
                 error = yhat[a + j] - y[r * k + j]
-                if abs(error) <= scale:
-                    loss += half * error * error
-                    d[a + j] = error
-                else:
+                if abs(error) > scale:
                     loss += scale * (abs(error) - half * scale)
                     d[a + j] = scale if error > zero else -scale
+                else:
+                    loss += half * error * error
+                    d[a + j] = error
         elif code == LOG_CODE:
             for j in range(k):
                 p = min(max(yhat[a + j], tiny), one - tiny)
@@ -276,13 +274,14 @@ def loss_kernel(code, parameter, yhat, y, d, losses, start, n, k):
             top = yhat[a]
             for j in range(k):
                 top = max(top, yhat[a + j])
-            total = zero
+            total = weight = zero
             for j in range(k):
                 d[a + j] = dtype(math.exp(yhat[a + j] - top))
                 total += d[a + j]
+                weight += y[r * k + j]  # 1, or nearly
             log_total = dtype(math.log(total))
             for j in range(k):
                 t = y[r * k + j]
                 loss += t * (log_total - (yhat[a + j] - top))
-                d[a + j] = d[a + j] / total - t
+                d[a + j] = weight * d[a + j] / total - t
         losses[r] = loss
