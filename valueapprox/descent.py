@@ -191,7 +191,7 @@ def take_step(w, spec, moments, count, hyper, gradient, penalty):
     """One descent step: add the penalty's gradient, move by the optimizer, shrink what is proximal."""
     factor = schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
     ascend(w, gradient, w.dtype.type(-1), spec, moments, count, hyper)
-    shrink_to_zero(w, spec, penalty, hyper[ALPHA:], factor)
+    shrink_to_zero(w, spec, penalty, moments, count, hyper, factor)
 
 
 @kernel

@@ -68,8 +68,8 @@ class History:
         The network and its weights: after `fit`, with early stopping, those of the best epoch.
     rows
         One dict for each epoch: epoch, updates, loss (the mean over the epoch, each minibatch before its update),
-        penalty, validation_loss, step_size (the factor that schedule and plateau make), grad_norm/<layer> (of the
-        objective, mean over minibatches).
+        penalty and validation_loss (at its end), step_size (the factor that schedule and plateau make),
+        grad_norm/<layer> (of the objective, mean over minibatches).
     epoch, n_updates
         Epochs completed, and updates made.
     best_epoch, best_loss

@@ -358,6 +358,9 @@ class Network:
 
         dH/da_j = sum_k dH/dz_k W_jk over the next layer;  dH/dz_j = dH/da_j g'(z_j);  dH/dW_ij = dH/dz_j a_i;
         dH/db_j = dH/dz_j. (Note 001, general formulas; a layer's z is psi, or theta at the output, and its a is x.)
+
+        Where a layer is normalised, that stands in between: with LayerNorm g' is taken at psi_hat, and dH/dz behind
+        it; with batch normalisation z is psi behind it, dH/dW and dH/da of the layer before are what they are.
         """
         gradient, _, scratch = self._gradients(w, s, output)
         passes: list[LayerPass] = []
@@ -366,10 +369,13 @@ class Network:
         w = self._weights(w)
         for l in reversed(range(self.n_layers)):
             part = slice(self.starts[l + 1], self.starts[l + 1] + self.sizes[l + 1])
-            z, a, dH_dz = (scratch[row, part].copy() for row in (PSI, X, D))
+            z, a, behind = (scratch[row, part].copy() for row in (PSI, X, D))  # behind: at s W + b, or s W
             dH_dW, dH_db = self.unpack(gradient)[l]
-            passes.append(LayerPass(z, a, dH_da, dH_dz, dH_dW, dH_dz if dH_db is None else dH_db))
-            dH_da = self.unpack(w)[l][0] @ dH_dz
+            if dH_db is None:
+                dH_db = behind
+            dH_dz = dH_db if self.batch_norm else behind  # batch normalisation's shift adds to psi
+            passes.append(LayerPass(z, a, dH_da, dH_dz, dH_dW, dH_db))
+            dH_da = self.unpack(w)[l][0] @ behind
         return passes[::-1]
 
     def trace(self, w: ArrayLike, s: ArrayLike) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from valueapprox.backprop import LAYERS, SIZES, ZERO, layer_size
 from valueapprox.compiling import kernel
+from valueapprox.optimizers import ADAM_CODE, ALPHA, BETA1, BETA2, CODE, EPSILON, MOMENTUM_CODE, RMSPROP_CODE
 
 if TYPE_CHECKING:
     from valueapprox.network import Network
@@ -106,8 +107,9 @@ class L1(Regularizer):
 
     proximal
         Instead of following the derivative, which steps over zero and back, shrink every weight towards zero after the
-        optimizer's step, w <- sign(w) max(|w| - alpha strength, 0): weights become exactly zero and stay. With SGD
-        this is the proximal gradient method (ISTA; Beck & Teboulle 2009); with others alpha is their step size too.
+        optimizer's step, w <- sign(w) max(|w| - a strength, 0): weights become exactly zero and stay. a is how far
+        the optimizer goes along a steady gradient of 1: alpha for SGD, which is then the proximal gradient method
+        (ISTA; Beck & Teboulle 2009), alpha / (1 - beta) for momentum, and for RMSProp and Adam each weight's own.
     """
 
     strength: Strength
@@ -199,13 +201,26 @@ def add_penalty_gradient(w, gradient, spec, settings):
 
 
 @kernel
-def shrink_to_zero(w, spec, settings, alphas, factor):
-    """w <- sign(w) max(|w| - alpha l1, 0), where L1 is proximal; alphas[layer] * factor is a layer's step size."""
-    zero = w.dtype.type(0)
+def shrink_to_zero(w, spec, settings, moments, count, hyper, factor):
+    """w <- sign(w) max(|w| - a l1, 0), where L1 is proximal, after a step of `ascend` whose schedule gave `factor`.
+
+    a, by which the minimum is that of risk + Omega for every optimizer, is alpha for SGD, alpha / (1 - beta) for
+    momentum, alpha / (sqrt(v) + epsilon) for RMSProp, and the same with v / (1 - beta2^t) for Adam.
+    """
+    dtype = w.dtype.type
+    zero, one = dtype(0), dtype(1)
+    code = int(hyper[CODE])
+    scaled = code in (RMSPROP_CODE, ADAM_CODE)
+    row = 1 if code == ADAM_CODE else 0
+    correction = dtype(1.0 / (1.0 - hyper[BETA2] ** count[0])) if code == ADAM_CODE else one
+    reach = 1.0 / (1.0 - hyper[BETA1]) if code == MOMENTUM_CODE else 1.0
     start = ZERO
     for layer in range(spec[LAYERS]):
-        threshold = w.dtype.type(alphas[layer] * factor * settings[STRENGTHS + layer])
+        threshold = dtype(hyper[ALPHA + layer] * factor * reach * settings[STRENGTHS + layer])
         if settings[PROXIMAL] != 0.0 and threshold > zero:
             for p in range(start, start + n_penalised(spec, settings, layer)):
-                w[p] = max(w[p] - threshold, zero) + min(w[p] + threshold, zero)
+                own = threshold
+                if scaled:
+                    own /= np.sqrt(moments[row, p] * correction) + dtype(hyper[EPSILON])
+                w[p] = max(w[p] - own, zero) + min(w[p] + own, zero)
         start += layer_size(spec, layer)

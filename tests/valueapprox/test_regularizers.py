@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
-from valueapprox import SGD, ExponentialDecay, Network, StepDecay, fit, regularizers, risk, risk_gradient
+from valueapprox import (
+    SGD,
+    Adam,
+    ExponentialDecay,
+    Momentum,
+    Network,
+    RMSProp,
+    StepDecay,
+    fit,
+    regularizers,
+    risk,
+    risk_gradient,
+)
 from valueapprox.losses import HALF_SQUARED
 from valueapprox.regularizers import L1, L2, ElasticNet, Regularizer, SupportsPenalty
 
@@ -283,3 +295,16 @@ def test_the_penalty_is_in_the_history():
     np.testing.assert_allclose(history["penalty"], 2 * [0.25 * 5.44], rtol=1e-14)
     np.testing.assert_allclose(history["loss"], 0.0, atol=1e-28)
     assert isinstance(regularizers.L2(0.25), Regularizer)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD(0.1), Momentum(0.01, 0.9), RMSProp(0.01), Adam(0.01)], ids=lambda o: type(o).__name__
+)
+def test_a_proximal_penalty_has_its_minimum_whatever_the_optimizer(optimizer):
+    # Orthogonal inputs with mean square 1, least squares (3, 0.1): the lasso takes 0.2 off each, which is (2.8, 0).
+    S, y = [[1, 1], [1, -1], [-1, 1], [-1, -1]], [3.1, 2.9, -2.9, -3.1]
+    net = Network((2, 1), bias=False, dtype="float64")
+    w = np.zeros(2)
+    fit(net, w, S, y, optimizer=optimizer, regularizer=L1(0.2, proximal=True), batch_size=None, epochs=4000)
+    assert w[0] == pytest.approx(2.8, abs=1e-6)
+    assert w[1] == 0.0
