@@ -6,6 +6,7 @@ says so. `valueapprox.fit` is what a person calls to minimise it.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -386,9 +387,13 @@ class Descent:
             key = np.uint64(mixed(self.key, np.uint64(state.n_updates[0])))
             statistics = w[net.n_parameters :].copy()
             first, n = int(ends[i]), int(ends[i + 1] - ends[i])
-            total = self.total(w, data, order, first, n, True, key, float(weights[i]), self.gradient)
+            total = math.nan
+            try:
+                total = self.total(w, data, order, first, n, True, key, float(weights[i]), self.gradient)
+            finally:
+                if not abs(total) < np.inf:
+                    w[net.n_parameters :] = statistics
             if not abs(total) < np.inf:
-                w[net.n_parameters :] = statistics
                 return i - begin
             self.add_penalty(w, self.gradient)
             sums[N_EXAMPLES] += n

@@ -36,7 +36,7 @@ SECONDS_PER_CALL = 0.2  # how long a compiled call lasts: as late a Ctrl-C is he
 class FitError(FloatingPointError):
     """The loss, or a weight, became NaN or infinite.
 
-    The weights are those from before that minibatch, or for a weight those of the last whole epoch.
+    The weights are those from before that minibatch, or where a weight overflowed, those of the last whole epoch.
     """
 
 
@@ -54,7 +54,7 @@ class ReduceOnPlateau:
     def __post_init__(self) -> None:
         if not 0 < self.decay < 1:
             raise ValueError(f"decay is {self.decay}; a factor between 0 and 1 is wanted")
-        positive("patience", self.patience)
+        object.__setattr__(self, "patience", positive("patience", self.patience))
         if not 0 <= self.least <= 1:
             raise ValueError(f"least is {self.least}; the smallest factor on the step size lies in [0, 1]")
 
@@ -68,8 +68,8 @@ class History:
         The network and its weights: after `fit`, with early stopping, those of the best epoch.
     rows
         One dict for each epoch: epoch, updates, loss (the mean over the epoch, each minibatch before its update),
-        penalty and validation_loss (at its end), step_size (the factor that schedule and plateau make),
-        grad_norm/<layer> (of the objective, mean over minibatches).
+        penalty and validation_loss (at its end), step_size (the factor of schedule and plateau in its last update),
+        grad_norm/<layer> (of the objective, mean over the first, ninth, ... minibatch).
     epoch, n_updates
         Epochs completed, and updates made.
     best_epoch, best_loss
@@ -84,7 +84,7 @@ class History:
         self.reason = ""
         self.epoch = self.batch = 0
         self.best_epoch: int | None = None
-        self.best_loss = self.plateau_loss = self.last_objective = math.inf
+        self.best_loss = self.plateau_loss = self.objective = self.change = math.inf
         self.plateau_epochs = 0
         self.factor = 1.0
         self.state = optimizer.init(w)
@@ -164,7 +164,7 @@ class History:
 
 
 NUMBERS = (
-    *("epoch", "batch", "best_epoch", "best_loss", "plateau_loss", "last_objective", "plateau_epochs", "factor"),
+    *("epoch", "batch", "best_epoch", "best_loss", "plateau_loss", "objective", "change", "plateau_epochs", "factor"),
 )
 
 
@@ -284,31 +284,37 @@ def fit(
     if epochs is None and max_iterations is None and tolerance is None and gradient_tolerance is None:
         if early_stopping is None:
             raise ValueError("epochs is None, and nothing else ends: max_iterations, tolerance or early_stopping does")
+    for name, value in (("callback", callback), ("stop", stop)):
+        if value is not None and not callable(value):
+            raise ValueError(f"{name} is {value!r}; a function is wanted")
+    positive("threads", threads)
     history = run.start(resume)
-    history.reason = run.stopped_early(history)
     import scipy.linalg.cython_blas  # noqa: F401  (Numba's products come from its BLAS: loaded before it is limited)
 
     with (
-        threadpool_limits(positive("threads", threads), "blas"),
+        threadpool_limits(int(threads), "blas"),
         _log(log, history, resume is not None) as write,
         _bar(progress, epochs, max_iterations, run) as show,
     ):
+        w[:] = history.last_w
+        history.reason = run.converged(history, tolerance, gradient_tolerance)
         show(history)
-        while not (history.reason or _ended(history, epochs, max_iterations)):
-            limit = math.inf if max_iterations is None else max_iterations
-            if not run.epoch(history, limit, show, stop):
-                break
-            write(
-                {f"fit/{name}": value for name, value in history.rows[-1].items() if name not in ("epoch", "updates")}
-            )
-            history.last_w[:] = w
-            history.reason = run.converged(history, tolerance, gradient_tolerance)
-            if callback is not None and callback(history):
-                history.reason = history.reason or "the callback ended it"
-            if not history.reason and stop is not None and stop():
-                history.reason = STOPPED
+        try:
+            while not (history.reason or _ended(history, epochs, max_iterations)):
+                limit = math.inf if max_iterations is None else max_iterations
+                if not run.epoch(history, limit, show, stop):
+                    break
+                row = history.rows[-1]
+                write({f"fit/{name}": value for name, value in row.items() if name not in ("epoch", "updates")})
+                history.last_w[:] = w
+                history.reason = run.converged(history, tolerance, gradient_tolerance)
+                if callback is not None and callback(history):
+                    history.reason = history.reason or "the callback ended it"
+                if not history.reason and stop is not None and stop():
+                    history.reason = STOPPED
+        finally:
+            history.last_w[:] = w  # after an interruption too, so that a history that the callback kept goes on
     history.reason = history.reason or _ended(history, epochs, max_iterations) or STOPPED
-    history.last_w[:] = w
     if early_stopping is not None and history.best_epoch is not None:
         w[:] = history.best_w
     return history
@@ -351,7 +357,11 @@ class _Run:
         if not np.isfinite(w).all():
             raise ValueError(f"w[{int(np.argmax(~np.isfinite(w)))}] is not finite")
         loss.check(net)
-        positive("seed", seed, at_least=0)
+        seed, shuffle = positive("seed", seed, at_least=0), bool(shuffle)
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"optimizer is {optimizer!r}; one like Adam(1e-3) is wanted")
+        if not isinstance(plateau, ReduceOnPlateau | None):
+            raise ValueError(f"reduce_on_plateau is {plateau!r}; ReduceOnPlateau() is wanted")
         data = as_data(net, S, Y, loss)
         held_out = None
         if isinstance(validation, tuple | list):
@@ -361,7 +371,7 @@ class _Run:
         elif validation is not None:
             data, held_out = _hold_out(data, validation, seed)
         if early_stopping is not None:
-            positive("early_stopping", early_stopping)
+            early_stopping = positive("early_stopping", early_stopping)
             if held_out is None:
                 raise ValueError("early_stopping needs validation data: validation=(S, Y), or a share like 0.2")
         n = len(data)
@@ -400,7 +410,9 @@ class _Run:
             self.settings["regularizer"] = type(regularizer).__name__
 
     def start(self, resume: History | str | Path | None) -> History:
-        """A fresh history, or the one to resume, with w where it stood."""
+        """A fresh history, or the one to resume, whose `last_w` is where w stood."""
+        if not isinstance(resume, History | str | Path | None):
+            raise ValueError(f"resume is {resume!r}; a History, or the file of one, is wanted")
         if resume is None:
             history = History(self.net, self.w, self.optimizer)
             history.settings = self.settings
@@ -423,7 +435,6 @@ class _Run:
         history.state = OptimizerState(old.state.moments.copy(), old.state.n_updates.copy())
         history.sums = old.sums.copy()
         history.best_w, history.last_w = old.best_w.copy(), old.last_w.copy()
-        self.w[:] = old.last_w
         return history
 
     def epoch(
@@ -436,12 +447,16 @@ class _Run:
             np.random.default_rng(sequence(self.seed, "order", history.epoch)).shuffle(order)
         while history.batch < n_batches and history.n_updates < limit:
             end = int(min(n_batches, history.batch + self.batches_per_call, history.batch + limit - history.n_updates))
-            done = self.descent.descend(
-                *(self.w, history.state, self.data, order, self.ends, self.weights, history.batch, end),
-                *(history.factor, history.sums),
-            )
-            history.batch += done
+            begun = history.n_updates - history.batch
+            try:
+                self.descent.descend(
+                    *(self.w, history.state, self.data, order, self.ends, self.weights, history.batch, end),
+                    *(history.factor, history.sums),
+                )
+            finally:
+                history.batch = history.n_updates - begun
             if history.batch < end:
+                self._keep_finite(history)
                 raise FitError(
                     f"the loss is infinite or NaN in epoch {history.epoch + 1}, minibatch {history.batch + 1} of "
                     f"{n_batches} (largest weight {np.abs(self.w).max():.3g}): learning has diverged; a smaller step "
@@ -450,17 +465,23 @@ class _Run:
             show(history)
             if history.batch < n_batches and stop is not None and stop():
                 return False
-        if not np.isfinite(self.w).all():
-            self.w[:] = history.last_w
+        if not self._keep_finite(history):
             raise FitError(
-                f"a weight is infinite or NaN in epoch {history.epoch + 1}; the weights are those of before it: a "
-                "smaller step size or clip_norm helps"
+                f"a weight is infinite or NaN in epoch {history.epoch + 1}: learning has diverged; a smaller step size "
+                "or clip_norm helps"
             )
         if history.batch < n_batches:
             return False
         self._finish(history)
         show(history)
         return True
+
+    def _keep_finite(self, history: History) -> bool:
+        """Go back to the weights of the last whole epoch if one is infinite or NaN; whether all were finite."""
+        if np.isfinite(self.w).all():
+            return True
+        self.w[:] = history.last_w
+        return False
 
     def _finish(self, history: History) -> None:
         """Close an epoch: its row, the best weights, the plateau."""
@@ -477,10 +498,12 @@ class _Run:
             if row["validation_loss"] < history.best_loss:
                 history.best_loss, history.best_epoch = row["validation_loss"], history.epoch
                 history.best_w[:] = self.w
-        row["step_size"] = history.factor * self.optimizer.schedule.factor(history.n_updates)
+        row["step_size"] = history.factor * self.optimizer.schedule.factor(history.n_updates - 1)
         for name, total in zip(self.net.layer_names, sums[NORMS:], strict=True):
             row[f"grad_norm/{name}"] = float(total / sums[N_NORMED])
         history.rows.append(row)
+        objective = row["loss"] + row.get("penalty", 0.0)
+        history.change, history.objective = abs(history.objective - objective), objective
         sums[:] = 0.0
         if self.plateau is not None:
             watched = row.get("validation_loss", row["loss"])
@@ -494,15 +517,14 @@ class _Run:
 
     def converged(self, history: History, tolerance: float | None, gradient_tolerance: float | None) -> str:
         """Why to end after this epoch, or an empty string."""
-        row = history.rows[-1]
-        objective = row["loss"] + row.get("penalty", 0.0)
-        change, history.last_objective = abs(history.last_objective - objective), objective
+        if not history.rows or history.batch > 0:
+            return ""
         if early := self.stopped_early(history):
             return early
-        if tolerance is not None and change <= tolerance:
-            return f"converged: the objective changed by {change:.3g}"
+        if tolerance is not None and history.change <= tolerance:
+            return f"converged: the objective changed by {history.change:.3g}"
         if gradient_tolerance is not None:
-            length = self._gradient_norm(row)
+            length = self._gradient_norm(history.rows[-1])
             if length <= gradient_tolerance:
                 return f"converged: the gradient's norm is {length:.3g}"
         return ""

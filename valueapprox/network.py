@@ -209,7 +209,8 @@ class Network:
 
     def name(self, index: int) -> str:
         """The name of entry w[index]; `index` is the inverse."""
-        if index not in range(self.size):
+        index = positive("index", index, at_least=0)
+        if index >= self.size:
             raise ValueError(f"index is {index}; w has entries 0 to {self.size - 1}")
         block = max((b for b in self.blocks if self.blocks[b][0] <= index), key=lambda b: self.blocks[b][0])
         start, shape = self.blocks[block]
@@ -374,7 +375,7 @@ class Network:
             if dH_db is None:
                 dH_db = behind
             dH_dz = dH_db if self.batch_norm else behind  # batch normalisation's shift adds to psi
-            passes.append(LayerPass(z, a, dH_da, dH_dz, dH_dW, dH_db))
+            passes.append(LayerPass(z, a, dH_da, dH_dz, dH_dW, dH_db.copy()))
             dH_da = self.unpack(w)[l][0] @ behind
         return passes[::-1]
 

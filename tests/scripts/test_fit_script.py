@@ -372,9 +372,10 @@ def test_a_schedule_ends_where_the_longer_run_does(start, tmp_path):
     result = start("--resume", "run", "--epochs", 12, "--quiet")
     assert result.returncode == 0, result.stderr
     assert "note: the schedule of the step size ends where the run now does" in result.stdout
-    # linear from 1 to 0.01: after 6 of 6 epochs 0.01; after 7 of 12 epochs 1 - 0.99 * 7 / 12
+    # Linear from 1 to 0.01 over 5 updates an epoch; a row has the factor of its last update: number 29 of 30, counted
+    # from 0, and then 34 and 59 of 60.
     steps = History.load("run/fit.npz")["step_size"]
-    np.testing.assert_allclose(steps[[5, 6, 11]], [0.01, 1 - 0.99 * 7 / 12, 0.01])
+    np.testing.assert_allclose(steps[[5, 6, 11]], [1 - 0.99 * 29 / 30, 1 - 0.99 * 34 / 60, 1 - 0.99 * 59 / 60])
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "inverse-time", "step", "exponential"])

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from valueapprox import Network
+from valueapprox import Network, ValueFunction
 from valueapprox.activations import HIDDEN, OUTPUT
 from valueapprox.initialisers import INITIALISERS
 
@@ -158,6 +158,216 @@ def test_layer_norm_by_hand():
     np.testing.assert_allclose(seen["yhat"], [0], atol=1e-14)
 
 
+def test_the_exercise_of_note_001_by_its_own_names():
+    # The numbers of above, as backpropagate gives them: every z, a, dH/da, dH/dz, dH/dW and dH/db.
+    net = Network((2, 2, 2, 1), hidden="relu", dtype="float64")
+    w = net.pack([([[2, -3], [2, 1]], [0, 0]), ([[2, 1], [0, 1]], [0, 0]), ([[3], [-2]], [0])])
+    first, second, last = ({k: v.tolist() for k, v in p._asdict().items()} for p in net.backpropagate(w, [2, 1]))
+    assert first == {
+        "z": [6, -5],
+        "a": [6, 0],
+        "dH_da": [4, -2],
+        "dH_dz": [4, 0],
+        "dH_dW": [[8, 0], [4, 0]],
+        "dH_db": [4, 0],
+    }
+    assert second == {
+        "z": [12, 6],
+        "a": [12, 6],
+        "dH_da": [3, -2],
+        "dH_dz": [3, -2],
+        "dH_dW": [[18, -12], [0, 0]],
+        "dH_db": [3, -2],
+    }
+    assert last == {"z": [24], "a": [24], "dH_da": [1], "dH_dz": [1], "dH_dW": [[12], [6]], "dH_db": [1]}
+
+
+NUMPY = {
+    "linear": lambda z: z,
+    "tanh": np.tanh,
+    "softplus": lambda z: np.logaddexp(0.0, z),
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "softmax": lambda z: np.exp(z) / np.exp(z).sum(),
+}
+
+
+def onward(net, w, l, z):
+    """What follows from the pre-activations z of layer l (0 is the first): (a of that layer, outputs), in NumPy."""
+    layers, first = net.unpack(w), None
+    for last in range(l, net.n_layers):
+        hidden = last < net.n_layers - 1
+        seen = (z - z.mean()) / np.sqrt(z.var() + 1e-5) if hidden and net.layer_norm else z
+        a = NUMPY[net.hidden if hidden else net.output](seen)
+        first = a if first is None else first
+        if hidden:
+            W, b = layers[last + 1]
+            z = a @ W if b is None else a @ W + b
+    return first, a
+
+
+@pytest.mark.parametrize(("bias", "layer_norm"), OPTIONS)
+@pytest.mark.parametrize(("hidden", "output"), [("tanh", "linear"), ("softplus", "sigmoid"), ("tanh", "softmax")])
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 4, 2), (2, 4, 3, 5, 3)])
+def test_backpropagate_equals_central_differences_at_every_node(sizes, hidden, output, bias, layer_norm):
+    net = Network(sizes, hidden, output, bias, layer_norm, "float64")
+    rng = np.random.default_rng(len(sizes))
+    w, s = rng.normal(size=net.size), rng.normal(size=net.n_inputs)
+    for k in range(net.n_outputs):
+        passes = net.backpropagate(w, s, k)
+        np.testing.assert_array_equal(
+            np.concatenate([part.ravel() for p in passes for part in ((p.dH_dW, p.dH_db) if bias else (p.dH_dW,))]),
+            net.gradient(w, s, k),
+        )
+        before = s
+        for l, p in enumerate(passes):
+            W, b = net.unpack(w)[l]
+            np.testing.assert_allclose(p.z, before @ W + (0 if b is None else b), rtol=1e-12, atol=1e-14)
+            a, yhat = onward(net, w, l, p.z)
+            np.testing.assert_allclose(p.a, a, rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(net.forward(w, s), yhat, rtol=1e-12, atol=1e-14)
+            by_z = central_differences(lambda z: onward(net, w, l, z)[1], p.z)[k]  # noqa: B023
+            np.testing.assert_allclose(p.dH_dz, by_z, rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(p.dH_dW, np.outer(before, by_z), rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(p.dH_db, by_z, rtol=1e-7, atol=1e-10)
+            if l < net.n_layers - 1:
+                W, b = net.unpack(w)[l + 1]
+                by_a = central_differences(lambda a: onward(net, w, l + 1, a @ W + (0 if b is None else b))[1], p.a)[k]  # noqa: B023
+                np.testing.assert_allclose(p.dH_da, by_a, rtol=1e-7, atol=1e-10)
+            else:
+                assert p.dH_da.tolist() == np.eye(net.n_outputs)[k].tolist()
+            before = p.a
+
+
+def test_what_backpropagate_gives_is_its_own():
+    # Writing into it changes neither w nor what the next call gives.
+    net = Network((2, 3, 1), dtype="float64")
+    w = net.init(0)
+    before = w.copy()
+    expected = [[part.tolist() for part in p] for p in net.backpropagate(w, [1, 2])]
+    for p in net.backpropagate(w, [1, 2]):
+        for part in p:
+            part[...] = 99.0
+    np.testing.assert_array_equal(w, before)
+    assert [[part.tolist() for part in p] for p in net.backpropagate(w, [1, 2])] == expected
+
+
+# --- batch normalisation --------------------------------------------------------------------------------------------
+
+
+def with_statistics(sizes, hidden="tanh", output="linear", dtype="float64", seed=0):
+    """A network with batch normalisation, and weights, scales, shifts and statistics that are none of them 0 or 1."""
+    net = Network(sizes, hidden, output, dtype=dtype, batch_norm=True)
+    rng = np.random.default_rng(seed)
+    w = rng.normal(size=net.size).astype(dtype)
+    for norm in net.batch_norms(w):
+        norm.variance[:] = rng.uniform(0.5, 3.0, norm.variance.size)
+    return net, w
+
+
+def test_batch_normalisation_by_hand():
+    # s A = (3, -2): psi_hat = (3 - 1) / sqrt(4 + 1e-5), (-2 - 0) / sqrt(1 + 1e-5), or (1, -2) but for 1e-5;
+    # psi = (10 psi_hat_1 + 1, -psi_hat_2 - 5) = (11, -3); relu; yhat = 2 * 11.
+    net = Network((1, 2, 1), batch_norm=True, dtype="float64")
+    w = net.pack([([[3, -2]], [1, -5]), ([[2], [7]], [0])])
+    (norm,) = net.batch_norms(w)
+    norm.scale[:], norm.mean[:], norm.variance[:] = [10, -1], [1, 0], [4, 1]
+    psi_hat = np.array([2, -2]) / np.sqrt(np.array([4, 1]) + 1e-5)
+    seen = net.trace(w, [1.0])
+    assert list(seen) == ["s", "psi", "psi_hat", "x", "theta", "yhat"]
+    np.testing.assert_allclose(seen["psi_hat"], psi_hat, rtol=1e-14)
+    np.testing.assert_allclose(seen["psi"], [10 * psi_hat[0] + 1, -psi_hat[1] - 5], rtol=1e-14)
+    np.testing.assert_allclose(seen["x"], [seen["psi"][0], 0])
+    np.testing.assert_allclose(seen["yhat"], [22], rtol=1e-5)
+    np.testing.assert_array_equal(net.forward(w, [1.0]), seen["yhat"])
+
+
+@pytest.mark.parametrize("output", ["linear", "sigmoid", "softmax"])
+@pytest.mark.parametrize("sizes", [(3, 2), (3, 4, 2), (2, 5, 3, 4, 2)])
+def test_gradients_with_running_statistics_equal_central_differences(sizes, output):
+    net, w = with_statistics(sizes, output=output)
+    s = np.random.default_rng(1).normal(size=net.n_inputs)
+    before = w.copy()
+    by_w = central_differences(lambda u: net.forward(u, s), w)
+    by_s = central_differences(lambda t: net.forward(w, t), s)
+    for k in range(net.n_outputs):
+        gradient = net.gradient(w, s, k)
+        np.testing.assert_allclose(gradient[: net.n_parameters], by_w[k, : net.n_parameters], rtol=1e-7, atol=1e-9)
+        assert not gradient[net.n_parameters :].any()  # statistics are not learned by gradient
+        np.testing.assert_allclose(net.input_gradient(w, s, k), by_s[k], rtol=1e-7, atol=1e-9)
+    np.testing.assert_array_equal(w, before)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("sizes", [(3, 2), (3, 4, 2), (2, 5, 3, 4, 2)])
+def test_folding_keeps_predictions(sizes, dtype):
+    net, w = with_statistics(sizes, dtype=dtype)
+    before = w.copy()
+    plain, v = net.fold(w)
+    assert not plain.batch_norm
+    assert (plain.sizes, plain.hidden, plain.output, plain.dtype) == (net.sizes, "tanh", "linear", dtype)
+    assert v.dtype == dtype
+    assert v.shape == (plain.n_parameters,)
+    S = np.random.default_rng(2).normal(size=(20, net.n_inputs)).astype(dtype)
+    tolerance = {"float64": 1e-12, "float32": 3e-5}[dtype]
+    np.testing.assert_allclose(plain.forward(v, S), net.forward(w, S), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(plain.forward(v, S[0]), net.forward(w, S[0]), rtol=tolerance, atol=tolerance)
+    np.testing.assert_array_equal(w, before)
+    v[:] = 0  # no view of w
+    np.testing.assert_array_equal(w, before)
+
+
+def test_folding_by_hand_and_what_has_nothing_to_fold():
+    # sd = sqrt(variance + 1e-5) = 2: W' = W 6 / 2, b' = 1 - 0.5 * 6 / 2.
+    net = Network((2, 1, 1), batch_norm=True, dtype="float64")
+    w = net.pack([([[1], [2]], [1]), ([[5]], [7])])
+    (norm,) = net.batch_norms(w)
+    norm.scale[:], norm.mean[:], norm.variance[:] = 6, 0.5, 4 - 1e-5
+    np.testing.assert_allclose(net.fold(w)[1], [3, 6, -0.5, 5, 7], rtol=1e-14)
+    plain = Network((2, 3, 1), bias=False, layer_norm=True)
+    same, v = plain.fold(plain.init(0))
+    assert same == plain
+    np.testing.assert_array_equal(v, plain.init(0))
+    assert not np.shares_memory(plain.fold(v)[1], v)
+
+
+def test_a_value_function_goes_on_from_what_is_folded_and_from_nothing_else():
+    net, w = with_statistics((2, 3, 1))
+    plain, v = net.fold(w)
+    values = ValueFunction(plain, seed=0)
+    values.w[:] = v
+    assert values.predict([0.5, -1.0]) == pytest.approx(net.forward(w, [0.5, -1.0])[0], rel=1e-12)
+    with pytest.raises(ValueError, match=r"net has batch normalisation, .* net.fold\(w\)"):
+        ValueFunction(net)
+
+
+def test_backpropagate_with_batch_normalisation_equals_central_differences():
+    # z is psi, behind scale and shift, so that dH/dz = dH/da g'(z) = dH/db as without; W and what comes before it are
+    # on the other side: psi_j = r_j (x W)_j + ..., with r = scale / sd, and dH/dW_ij = dH/dz_j r_j x_i.
+    net, w = with_statistics((2, 3, 4, 2))
+    s = np.array([0.3, -0.6])
+    norms = net.batch_norms(w)
+    ratios = [norm.scale / np.sqrt(norm.variance + 1e-5) for norm in norms] + [np.ones(2)]
+    shifts = [norm.shift - ratio * norm.mean for norm, ratio in zip(norms, ratios, strict=False)]
+    shifts.append(net.block(w, "b3"))
+
+    def following(l, z):
+        """The outputs that follow from the pre-activations z of layer l."""
+        for last in range(l + 1, 3):
+            z = ratios[last] * (np.tanh(z) @ net.unpack(w)[last][0]) + shifts[last]
+        return z
+
+    for k in range(2):
+        x = s
+        for l, p in enumerate(net.backpropagate(w, s, k)):
+            np.testing.assert_allclose(p.z, ratios[l] * (x @ net.unpack(w)[l][0]) + shifts[l], rtol=1e-12)
+            by_z = central_differences(lambda z: following(l, z), p.z)[k]  # noqa: B023
+            np.testing.assert_allclose(p.dH_dz, by_z, rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(p.dH_db, by_z, rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(p.dH_dW, np.outer(x, by_z * ratios[l]), rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(p.dH_da * (1 - p.a**2 if l < 2 else 1), by_z, rtol=1e-7, atol=1e-10)
+            x = p.a
+
+
 # --- layout ---------------------------------------------------------------------------------------------------------
 
 
@@ -204,9 +414,126 @@ def test_pack_undoes_unpack(depth, bias):
         assert length == pytest.approx(np.sqrt((W**2).sum() + (0 if b is None else (b**2).sum())))
 
 
+# --- blocks, entries and their names --------------------------------------------------------------------------------
+
+DEEP = (2, 3, 2, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("net", "names"),
+    [
+        (Network((2, 3)), ["W1", "b1"]),
+        (Network((2, 3), bias=False), ["W1"]),
+        (Network((2, 3, 1)), ["A", "b_A", "B", "b_B"]),
+        (Network((2, 3, 1), bias=False), ["A", "B"]),
+        (Network((2, 3, 2, 1)), ["W1", "b1", "W2", "b2", "W3", "b3"]),
+        (Network((2, 3, 2, 1), bias=False, layer_norm=True), ["W1", "W2", "W3"]),
+        (Network((2, 3), batch_norm=True), ["W1", "b1"]),
+        (Network((2, 3, 1), batch_norm=True), ["A", "b_A", "scale1", "B", "b_B", "mean1", "variance1"]),
+        (
+            Network((2, 3, 2, 1), batch_norm=True),
+            [*("W1", "b1", "scale1", "W2", "b2", "scale2", "W3", "b3"), *("mean1", "variance1", "mean2", "variance2")],
+        ),
+    ],
+    ids=str,
+)
+def test_blocks_have_the_notes_names_and_fill_w(net, names):
+    assert list(net.blocks) == names
+    place = 0
+    for start, shape in net.blocks.values():
+        assert start == place
+        place += int(np.prod(shape))
+    assert place == net.size
+
+
+def test_sizes_with_batch_normalisation_by_hand():
+    # W1 6 + b1 3 + scale1 3, W2 6 + b2 2 + scale2 2, W3 2 + b3 1: P = 25, and mean and variance of 5 hidden units.
+    net = Network((2, 3, 2, 1), batch_norm=True)
+    assert net.bounds == (0, 12, 22, 25)
+    assert net.n_parameters == 25
+    assert net.size == 35
+    w = net.init(0)
+    assert w.shape == (35,)
+    for norm, m in zip(net.batch_norms(w), (3, 2), strict=True):
+        assert [part.tolist() for part in norm] == [[1.0] * m, [0.0] * m, [0.0] * m, [1.0] * m]
+    # Without hidden layers there is nothing to normalise.
+    assert Network((2, 1), batch_norm=True).size == 3
+    assert Network((2, 1), batch_norm=True).batch_norms(np.zeros(3)) == []
+    assert Network((2, 3, 1)).batch_norms(np.zeros(13)) == []
+
+
+NAMED = [
+    Network(sizes, bias=bias, batch_norm=batch_norm, dtype="float64")
+    for sizes in ((1, 1), (3, 2), (1, 1, 1), (2, 3, 1), (3, 12, 11, 2), DEEP)
+    for bias, batch_norm in ((True, False), (False, False), (True, True))
+]
+
+
+@pytest.mark.parametrize("net", NAMED, ids=str)
+def test_every_entry_has_a_name_that_finds_it(net):
+    w = np.arange(float(net.size))
+    names = [net.name(p) for p in range(net.size)]
+    assert len(set(names)) == net.size
+    assert [net.index(name) for name in names] == list(range(net.size))
+    # A name addresses its block: block[i, j] holds the number of the entry, here its value.
+    for name, (_, shape) in net.blocks.items():
+        block = net.block(w, name)
+        assert np.shares_memory(block, w)
+        for place in np.ndindex(shape):
+            entry = f"{name}[{', '.join(map(str, place))}]"
+            assert net.index(entry) == block[place]
+            assert names[int(block[place])] == entry
+    # W1, b1, ... work whatever the layers are called, and are the layers of unpack.
+    for l, (W, b) in enumerate(net.unpack(w), start=1):
+        np.testing.assert_array_equal(net.block(w, f"W{l}"), W)
+        assert net.index(f"W{l}[0, 0]") == W[0, 0]
+        if b is not None:
+            np.testing.assert_array_equal(net.block(w, f"b{l}"), b)
+            assert net.index(f"b{l}[{b.size - 1}]") == b[-1]
+    for l, norm in enumerate(net.batch_norms(w), start=1):
+        for block, name in zip(norm, ("scale", "b", "mean", "variance"), strict=True):
+            np.testing.assert_array_equal(block, net.block(w, f"{name}{l}"))
+            assert np.shares_memory(block, w)
+
+
+def test_spaces_in_a_name_do_not_matter():
+    net = Network((2, 3, 1))
+    assert {net.index(entry) for entry in ("A[1,2]", " A [ 1 , 2 ] ", "A[1, 2]", "W1[01, 2]")} == {5}
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (2, 3, 2), DEEP])
+def test_w_i_j_leads_from_i_to_j(sizes):
+    # All linear: unit i of layer l - 1 sends x_i W_ij to unit j of layer l alone, so psi_j moves by x_i and no other.
+    net = Network(sizes, hidden="linear", dtype="float64")
+    rng = np.random.default_rng(0)
+    w, s = rng.normal(size=net.size), rng.normal(size=net.n_inputs)
+    for l, (n, m) in enumerate(itertools.pairwise(sizes), start=1):
+        seen = net.backpropagate(w, s)
+        x = s if l == 1 else seen[l - 2].a
+        for i, j in np.ndindex(n, m):
+            other = w.copy()
+            other[net.index(f"W{l}[{i}, {j}]")] += 1.0
+            np.testing.assert_allclose(
+                net.backpropagate(other, s)[l - 1].z - seen[l - 1].z, x[i] * np.eye(m)[j], atol=1e-12
+            )
+        for j in range(m):
+            other = w.copy()
+            other[net.index(f"b{l}[{j}]")] += 1.0
+            np.testing.assert_allclose(net.backpropagate(other, s)[l - 1].z - seen[l - 1].z, np.eye(m)[j], atol=1e-12)
+
+
+def test_a_block_of_a_gradient_is_read_and_of_w_is_written():
+    net = Network((2, 3, 1), hidden="linear", bias=False, dtype="float64")
+    w = np.zeros(9)
+    net.block(w, "B")[:] = [[1], [2], [3]]
+    assert w.tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 3]
+    # yhat = s A B: dyhat/dA_ij = s_i B_j
+    assert net.block(net.gradient(w, [5, 7]), "A").tolist() == [[5, 10, 15], [7, 14, 21]]
+
+
 def test_a_network_is_rebuilt_from_its_settings():
-    net = Network((4, 8, 1), "tanh", "sigmoid", False, True, "float64")
-    assert Network(**net.as_dict()) == net
+    for net in (Network((4, 8, 1), "tanh", "sigmoid", False, True, "float64"), Network((4, 8, 1), batch_norm=True)):
+        assert Network(**net.as_dict()) == net
 
 
 # --- initial weights ------------------------------------------------------------------------------------------------
@@ -299,6 +626,8 @@ def test_a_seed_fixes_the_weights_and_numpys_generator_is_left_alone(scheme):
         ({"output": "softmx"}, "output is 'softmx'; did you mean 'softmax'"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"dtype": np.int32}, "dtype is 'int32'"),
+        ({"batch_norm": True, "layer_norm": True}, "layer_norm and batch_norm are both set"),
+        ({"batch_norm": True, "bias": False}, "batch_norm is set without bias"),
     ],
 )
 def test_settings_that_make_no_network(settings, message):
@@ -330,6 +659,30 @@ W0 = NET.init(0)
         (lambda: NET.pack([(np.ones((2, 3)), None)] * 2), ValueError, "b of layer A is None"),
         (lambda: NET.pack([(np.ones((3, 2)), np.ones(3))] * 2), ValueError, r"W of layer A has shape \(3, 2\)"),
         (lambda: NET.layer_norms(W0[1:]), ValueError, r"vector has shape \(16,\)"),
+        (lambda: NET.backpropagate(W0, [1, 2], output=2), ValueError, "output is 2; .* 0 to 1"),
+        (lambda: NET.backpropagate(W0, [1, 2, 3]), ValueError, r"s has shape \(3,\)"),
+        (lambda: NET.trace(W0, [[1, 2]]), ValueError, r"s has shape \(1, 2\)"),
+        (lambda: NET.block(W0, "C"), ValueError, "block is 'C', which is not known; there are A, b_A, B, b_B"),
+        (lambda: NET.block(W0, "b_AA"), ValueError, "block is 'b_AA'; did you mean 'b_A'"),
+        (lambda: NET.block(W0, "W3"), ValueError, "block is 'W3'"),
+        (lambda: NET.block(W0[1:], "A"), ValueError, r"w has shape \(16,\); \(17,\) is wanted"),
+        (lambda: Network((2, 3)).block(np.zeros(9), "A"), ValueError, "block is 'A'.* W1, b1"),
+        (lambda: Network((2, 3), bias=False).block(np.zeros(6), "b1"), ValueError, "block is 'b1'.* W1"),
+        (lambda: NET.index("A[2, 0]"), ValueError, r"entry is 'A\[2, 0\]'; A has shape \(2, 3\), .* from 0"),
+        (lambda: NET.index("A[0, 3]"), ValueError, r"A has shape \(2, 3\)"),
+        (lambda: NET.index("A[0]"), ValueError, r"A has shape \(2, 3\)"),
+        (lambda: NET.index("b_A[0, 0]"), ValueError, r"b_A has shape \(3,\)"),
+        (lambda: NET.index("A[-1, 0]"), ValueError, r"entry is 'A\[-1, 0\]'; a name and its indices are wanted"),
+        (lambda: NET.index("A[0, 1, 2]"), ValueError, "a name and its indices"),
+        (lambda: NET.index("A[]"), ValueError, "a name and its indices"),
+        (lambda: NET.index("A"), ValueError, "a name and its indices"),
+        (lambda: NET.index(""), ValueError, "a name and its indices"),
+        (lambda: NET.index("A[0, 0]; B[0, 0]"), ValueError, "a name and its indices"),
+        (lambda: NET.index("C[0, 0]"), ValueError, "block is 'C'"),
+        (lambda: NET.name(17), ValueError, "index is 17; w has entries 0 to 16"),
+        (lambda: NET.name(-1), ValueError, "index is -1"),
+        (lambda: NET.name(0.5), ValueError, "index is 0.5"),
+        (lambda: NET.fold(W0[1:]), ValueError, r"w has shape \(16,\)"),
         (lambda: NET.init(0, "he_norml"), ValueError, "scheme is 'he_norml'; did you mean 'he_normal'"),
     ],
 )
