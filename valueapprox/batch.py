@@ -115,32 +115,42 @@ def batch_normalise(psi, hat, inv, start, n, m, w, o, stats, training):
 
     In training, mean and biased variance are those of the n examples, and the running ones, at w[stats], take a tenth
     of them (of the unbiased variance, n / (n - 1) times the biased); in predicting the running ones are used.
-    Shift lies at w[o], scale behind it. Keeps 1 / sigma.
+    Shift lies at w[o], scale behind it. Keeps 1 / sigma; what is computed for each unit on the way lies behind it.
+    Row by row, as memory lies.
     """
     dtype = psi.dtype.type
-    one, epsilon, share = dtype(1), dtype(EPSILON), dtype(MOMENTUM)
+    zero, one, epsilon, share = dtype(0), dtype(1), dtype(EPSILON), dtype(MOMENTUM)
     size = dtype(n)
-    for j in range(m):
-        if training:
-            mean = dtype(0)
-            for r in range(n):
-                mean += psi[start + r * m + j]
-            mean /= size
-            variance = dtype(0)
-            for r in range(n):
-                centred = psi[start + r * m + j] - mean
-                variance += centred * centred
-            variance /= size
-            w[stats + j] += share * (mean - w[stats + j])
-            w[stats + m + j] += share * (variance * size / (size - one) - w[stats + m + j])
-        else:
-            mean = w[stats + j]
-            variance = w[stats + m + j]
-        inv[start + j] = one / np.sqrt(variance + epsilon)
+    sigma, mean, scale = start, start + m, o + m
+    if training:
+        for j in range(m + m):
+            inv[start + j] = zero
         for r in range(n):
+            for j in range(m):
+                inv[mean + j] += psi[start + r * m + j]
+        for j in range(m):
+            inv[mean + j] /= size
+        for r in range(n):
+            for j in range(m):
+                centred = psi[start + r * m + j] - inv[mean + j]
+                hat[start + r * m + j] = centred
+                inv[sigma + j] += centred * centred
+        for j in range(m):
+            variance = inv[sigma + j] / size
+            w[stats + j] += share * (inv[mean + j] - w[stats + j])
+            w[stats + m + j] += share * (variance * size / (size - one) - w[stats + m + j])
+            inv[sigma + j] = one / np.sqrt(variance + epsilon)
+    else:
+        for j in range(m):
+            inv[sigma + j] = one / np.sqrt(w[stats + m + j] + epsilon)
+        for r in range(n):
+            for j in range(m):
+                hat[start + r * m + j] = psi[start + r * m + j] - w[stats + j]
+    for r in range(n):
+        for j in range(m):
             k = start + r * m + j
-            hat[k] = (psi[k] - mean) * inv[start + j]
-            psi[k] = w[o + m + j] * hat[k] + w[o + j]
+            hat[k] *= inv[sigma + j]
+            psi[k] = w[scale + j] * hat[k] + w[o + j]
 
 
 @kernel
@@ -151,26 +161,21 @@ def batch_normalise_backward(hat, inv, d, start, n, m, w, o, gradient, training)
     d <- scale / sigma (d - mean(d) - hat mean(d hat)) in training, where mean and variance depend on the examples;
     d <- scale / sigma d in predicting, where they are constants.
     """
-    size = d.dtype.type(n)
-    for j in range(m):
-        shift = d.dtype.type(0)
-        scale = d.dtype.type(0)
-        for r in range(n):
+    dtype = d.dtype.type
+    scale = o + m
+    for j in range(m + m):
+        gradient[o + j] = dtype(0)
+    for r in range(n):
+        for j in range(m):
             k = start + r * m + j
-            shift += d[k]
-            scale += d[k] * hat[k]
-        gradient[o + j] = shift
-        gradient[o + m + j] = scale
-        factor = w[o + m + j] * inv[start + j]
-        if training:
-            shift /= size
-            scale /= size
-            for r in range(n):
-                k = start + r * m + j
-                d[k] = factor * (d[k] - shift - hat[k] * scale)
-        else:
-            for r in range(n):
-                d[start + r * m + j] *= factor
+            gradient[o + j] += d[k]
+            gradient[scale + j] += d[k] * hat[k]
+    share = dtype(1) / dtype(n) if training else dtype(0)
+    for r in range(n):
+        for j in range(m):
+            k = start + r * m + j
+            centred = d[k] - share * gradient[o + j] - share * hat[k] * gradient[scale + j]
+            d[k] = w[scale + j] * inv[start + j] * centred
 
 
 @kernel
