@@ -21,6 +21,7 @@ from valueapprox.checks import positive
 from valueapprox.regularizers import L2
 from valueapprox.seeding import sequence
 
+PICTURE = "separation.png"
 FRESH = 4000  # examples that nothing has learned from
 GRID = 300  # points on a side of a surface
 COLORS = ("#0072B2", "#D55E00")  # classes 0 and 1, blue and vermilion of Okabe & Ito 2008
@@ -36,7 +37,7 @@ class DemoSeparation:
 
     More examples:
       demo_separation.py --data spiral --noise 0.1 --hidden 4 64 --epochs 2000
-      demo_separation.py --data circles --points 60 --noise 0.35 --hidden 1 4 128 --l2 0 0.003 0.03
+      demo_separation.py --data circles --points 60 --noise 0.35 --hidden 2 8 128 --l2 0 0.003 0.03
     """
 
     data: Literal["xor", "circles", "spiral", "linear"] = "xor"
@@ -99,6 +100,8 @@ def main(options: DemoSeparation) -> int:
     check(options)
     announce_compile()
     folder = options.out or Path("runs") / f"demo-separation-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (folder / PICTURE).exists():
+        raise FileExistsError(f"{folder / PICTURE} exists; choose another --out")
     states, y = sample(
         options.data, options.points, options.noise, np.random.default_rng(sequence(options.seed, "training"))
     )
@@ -119,12 +122,12 @@ def main(options: DemoSeparation) -> int:
     console.print(table(results))
     figure = draw(results, options, states, y)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "separation.png"
+    path = folder / PICTURE
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
     console.print(f"Picture   {path}")
     if len(results) == 2:
         console.print(
-            "Try next  python scripts/demo_separation.py --data circles --points 60 --noise 0.35 --hidden 1 4 128"
+            "Try next  python scripts/demo_separation.py --data circles --points 60 --noise 0.35 --hidden 2 8 128"
         )
     return 0
 

@@ -44,7 +44,7 @@ PICTURE_FILE, SUMMARY_FILE = "learning_curve.png", "summary.json"
 OF_CLASSES, OF_ZERO_AND_ONE = ("nll", "nll_from_logits"), ("log_loss", "log_loss_from_logits")
 OUTPUTS = {"log_loss": "sigmoid", "nll": "softmax"}  # of others: linear
 GIVES = {"log_loss_from_logits": "sigmoid", "nll_from_logits": "softmax"}  # a model gives probabilities
-MAY_CHANGE = ("epochs", "max_iterations", "tolerance", "gradient_tolerance")  # on a resume
+MAY_CHANGE = ("epochs", "max_iterations", "tolerance", "gradient_tolerance", "early_stopping")  # on a resume
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -87,14 +87,13 @@ class Settings:
     alpha: tuple[float, ...] = ()
     """Step size: one, or one per layer; if not given, 0.001 for adam and rmsprop, 0.01 for sgd and momentum."""
     schedule: Literal["constant", "linear", "cosine", "inverse-time", "step", "exponential"] = "constant"
-    """Of the step size, over the whole run: linear, cosine and exponential end at a hundredth; step halves it after
-    each fifth of the run; inverse-time has halved it after a tenth."""
+    """Of the step size, over the run: step halves it each fifth, inverse-time in a tenth; others end at a hundredth."""
     clip_norm: float | None = None
     """Longest gradient; longer ones are scaled down."""
     batch_size: int = 32
     """Rows of a minibatch; 0 for all."""
-    epochs: int = 100
-    """Passes over the rows, at most."""
+    epochs: int | None = None
+    """Passes over the rows, at most; if not given 100, or no limit with --max-iterations."""
     max_iterations: int | None = None
     """Updates, at most."""
     tolerance: float | None = None
@@ -129,13 +128,19 @@ class Settings:
         one_of("loss", self.loss, losses.LOSSES)
         positive("seed", self.seed, at_least=0)
         positive("batch_size", self.batch_size, at_least=0)
-        positive("epochs", self.epochs)
+        if self.epochs is not None:
+            positive("epochs", self.epochs)
         if isinstance(self.validation, int | float) and not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; a share in [0, 1) or a file is wanted")
         if self.early_stopping is not None and self.validation == 0:
             raise ValueError("early_stopping needs validation data, and validation is 0")
         if self.proximal and self.l1 == 0:
             raise ValueError("proximal is set and l1 is 0; it says how the penalty of --l1 acts")
+
+    @property
+    def max_epochs(self) -> int | None:
+        """How many epochs there are at most, or None."""
+        return 100 if self.epochs is None and self.max_iterations is None else self.epochs
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON-able values; `from_dict` is the inverse."""
@@ -155,8 +160,9 @@ class Settings:
 
     def make_optimizer(self, n_rows: int) -> Optimizer:
         """The optimizer, its schedule stretched over the updates of the run."""
-        updates = self.epochs * -(-n_rows // (min(self.batch_size, n_rows) or n_rows))
-        updates = min(updates, self.max_iterations or updates)
+        per_epoch = -(-n_rows // (min(self.batch_size, n_rows) or n_rows))
+        limits = [self.max_epochs and self.max_epochs * per_epoch, self.max_iterations]
+        updates = min(limit for limit in limits if limit)
         schedules: dict[str, Schedule] = {
             "constant": Constant(),
             "linear": LinearDecay(updates, final=0.01),
@@ -339,7 +345,7 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
                 regularizer=regularizer,
                 dropout=settings.dropout,
                 batch_size=settings.batch_size or None,
-                epochs=settings.epochs,
+                epochs=settings.max_epochs,
                 max_iterations=settings.max_iterations,
                 tolerance=settings.tolerance,
                 gradient_tolerance=settings.gradient_tolerance,
@@ -537,12 +543,14 @@ def summarise(result: Result, data: Data, path: Path, folder: Path, options: Fit
         alphas = settings.make_optimizer(len(data.training.S)).layer_alphas(history.net.layer_names)
         picture(history, folder / PICTURE_FILE, title, alphas, f" ({settings.loss}{', standardised targets' * scaled})")
         lines.append(("Learning curve", folder / PICTURE_FILE))
+    else:
+        say("no epoch was completed, so there is no learning curve")
     console.print()
     for what, where in (*lines, ("Log, checkpoint", folder)):
         console.print(f"{what:<16}{escape(str(where))}")
-    console.print(f"{'Look at it':<16}make tensorboard")
+    console.print(f"{'Look at it':<16}tensorboard --logdir {escape(str(folder.parent))}")
     console.print(f"{'Predict':<16}python scripts/fit.py NEW{path.suffix} --model {escape(str(folder))}")
-    if result.interrupted or history.epoch >= settings.epochs:  # converged, or stopped early, it has nowhere to go
+    if result.interrupted or history.epoch == settings.max_epochs:  # converged, or stopped early, it has nowhere to go
         more = "" if result.interrupted else f" --epochs {2 * history.epoch}"
         console.print(f"{'Go on':<16}python scripts/fit.py --resume {escape(str(folder))}{more}")
 
@@ -620,9 +628,9 @@ def main(options: Fit) -> int:
             if f.name not in MAY_CHANGE and before != now:
                 raise ValueError(f"the fit was started with {f.name} {before!r}, not {now!r}; on a resume it stays")
         done = History.load(options.resume / HISTORY_FILE).epoch
-        if done > settings.epochs:
-            raise ValueError(f"{options.resume} has done {done} epochs, more than {settings.epochs}")
-        if done == settings.epochs:
+        if done > (settings.max_epochs or done):
+            raise ValueError(f"{options.resume} has done {done} epochs, more than {settings.max_epochs}")
+        if done == settings.max_epochs:
             console.print(f"{escape(str(options.resume))} has done its {done} epochs; --epochs MORE lets it go on.")
     folder = options.resume or options.out or new_folder(path)
     if options.resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -3,7 +3,7 @@
 Importing this loads NumPy and the kernels' compiler, and neither Ray, TensorBoard nor Gymnasium.
 """
 
-from valueapprox import linear, losses, regularizers
+from valueapprox import gradient_flow, linear, losses, regularizers
 from valueapprox.checkpoint import CheckpointError
 from valueapprox.descent import risk, risk_gradient
 from valueapprox.fitting import FitError, History, ReduceOnPlateau, fit
@@ -43,6 +43,7 @@ __all__ = [
     "StepDecay",
     "ValueFunction",
     "fit",
+    "gradient_flow",
     "linear",
     "losses",
     "regularizers",

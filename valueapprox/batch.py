@@ -179,8 +179,8 @@ def batch_normalise_backward(hat, inv, d, start, n, m, w, o, gradient, training)
 
 
 @kernel
-def softmax_rows(code, psi, x, d, start, n, k, backward):
-    """`activate` or `times_derivative` for an output layer whose units depend on each other, example by example."""
+def output_rows(code, psi, x, d, start, n, k, backward):
+    """`activate` or `times_derivative` of the output layer, example by example: softmax couples an example's units."""
     row = start
     for _ in range(n):
         if backward:
@@ -240,7 +240,7 @@ def forward_batch(w, spec, scratch, rooms, n, training, rates, key):
             add_bias(psi, b, n, w, behind, m)
         if not hidden:
             code = spec[OUTPUT_CODE]
-            softmax_rows(code, psi, x, d, b, n, m, False)
+            output_rows(code, psi, x, d, b, n, m, False)
         elif norm == LAYER_NORM:
             for r in range(n):
                 normalise(psi, hat, inv[b:], r, b + r * m, m)
@@ -266,7 +266,7 @@ def backward_batch(w, spec, scratch, rooms, n, training, rates, gradient, at_the
     m = np.uint64(spec[SIZES + n_layers])
     b = first_unit(spec, n_layers) * rooms
     if not at_theta:
-        softmax_rows(spec[OUTPUT_CODE], psi, x, d, b, n, m, True)
+        output_rows(spec[OUTPUT_CODE], psi, x, d, b, n, m, True)
     o = ZERO
     for layer in range(n_layers):
         o += layer_size(spec, layer)

@@ -31,10 +31,18 @@ from valueapprox.optimizers import (
     norm,
     schedule_factor,
 )
-from valueapprox.regularizers import Regularizer, SupportsPenalty, add_penalty_gradient, shrink_to_zero
+from valueapprox.regularizers import (
+    L1,
+    L2,
+    ElasticNet,
+    Regularizer,
+    SupportsPenalty,
+    add_penalty_gradient,
+    shrink_to_zero,
+)
 from valueapprox.seeding import sequence
 
-__all__ = ["Data", "Descent", "as_data", "dropout_rates", "risk", "risk_gradient"]
+__all__ = ["Data", "Descent", "as_data", "dropout_rates", "minibatch_weights", "risk", "risk_gradient"]
 
 ROOMS = 1024  # examples that are in memory at once, unless batch normalisation needs more
 NORMS_EVERY = 8  # minibatches of an epoch between two whose gradient norms are measured
@@ -75,6 +83,18 @@ def as_data(net: Network, S: ArrayLike, Y: ArrayLike, loss: Loss, name: str = ""
     except (ValueError, TypeError) as error:
         raise type(error)(f"{name}{'Y' if str(error).startswith('y') else ''}{str(error).removeprefix('y')}") from None
     return Data(states, targets)
+
+
+def minibatch_weights(loss: Loss, counts: np.ndarray, k: int) -> np.ndarray:
+    """What each minibatch's sum of losses, and what the penalty there, is multiplied by, (2, number of minibatches).
+
+    Risks that are means take the mean of a minibatch and all of Omega. Risks that are sums take the sum, and of Omega
+    the minibatch's share of the examples: either way the expected step is along the gradient of the risk.
+    """
+    sizes, which = np.unique(counts, return_inverse=True)
+    weights = np.array([loss.weight(int(n), k) for n in sizes])[which]
+    shares = counts / counts.sum() if loss.reduction == "sum" else np.ones(len(counts))
+    return np.stack([weights, shares])
 
 
 def dropout_rates(net: Network, dropout: float | Sequence[float]) -> np.ndarray:
@@ -188,9 +208,9 @@ def batch_gradient(
 
 
 @kernel
-def take_step(w, spec, moments, count, hyper, gradient, penalty):
-    """One descent step: add the penalty's gradient, move by the optimizer, shrink what is proximal."""
-    factor = schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
+def take_step(w, spec, moments, count, hyper, gradient, penalty, share):
+    """One descent step: move against the gradient by the optimizer, shrink what is proximal."""
+    factor = share * schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
     ascend(w, gradient, w.dtype.type(-1), spec, moments, count, hyper)
     shrink_to_zero(w, spec, penalty, moments, count, hyper, factor)
 
@@ -234,6 +254,8 @@ def descend(
 ):
     """Learn from the minibatches begin, ..., end - 1; minibatch i is order[ends[i]], ..., order[ends[i + 1] - 1].
 
+    weights (2, number of minibatches): what its loss and what the penalty are multiplied by, see `minibatch_weights`.
+
     Returns the number of minibatches done, fewer if a loss is NaN or infinite; that one changed no weight.
     """
     n_parameters = 0
@@ -260,7 +282,7 @@ def descend(
             rates,
             step_key,
             loss,
-            weights[i],
+            weights[0, i],
             gradient,
             part,
         )
@@ -268,12 +290,12 @@ def descend(
             for p in range(n_parameters, w.size):
                 w[p] = part[p]
             return i - begin
-        add_penalty_gradient(w, gradient, spec, penalty)
+        add_penalty_gradient(w, gradient, spec, penalty, weights[1, i])
         sums[N_EXAMPLES] += n
         sums[LOSS_SUM] += total
         if i % NORMS_EVERY == 0:
             add_norms(gradient, spec, sums)
-        take_step(w, spec, moments, count, hyper, gradient, penalty)
+        take_step(w, spec, moments, count, hyper, gradient, penalty, weights[1, i])
     return end - begin
 
 
@@ -303,8 +325,10 @@ class Descent:
             )
         self.net, self.loss, self.optimizer = net, loss, optimizer
         self.regularizer = Regularizer() if regularizer is None else regularizer
-        own = isinstance(self.regularizer, Regularizer)
-        self.penalty = (self.regularizer if own else Regularizer()).settings(net)  # type: ignore[union-attr]
+        # A subclass of one's own may mean something else than its strengths say.
+        own = type(self.regularizer) in (Regularizer, L1, L2, ElasticNet)
+        self.builtin = self.regularizer if own and isinstance(self.regularizer, Regularizer) else None
+        self.penalty = (self.builtin or Regularizer()).settings(net)
         self.compiled = own and loss.functions is None
         self.rates = dropout_rates(net, dropout)
         self.hyper = optimizer.hyper(net.layer_names)
@@ -387,33 +411,34 @@ class Descent:
             key = np.uint64(mixed(self.key, np.uint64(state.n_updates[0])))
             statistics = w[net.n_parameters :].copy()
             first, n = int(ends[i]), int(ends[i + 1] - ends[i])
+            share = float(weights[1, i])
             total = math.nan
             try:
-                total = self.total(w, data, order, first, n, True, key, float(weights[i]), self.gradient)
+                total = self.total(w, data, order, first, n, True, key, float(weights[0, i]), self.gradient)
             finally:
                 if not abs(total) < np.inf:
                     w[net.n_parameters :] = statistics
             if not abs(total) < np.inf:
                 return i - begin
-            self.add_penalty(w, self.gradient)
+            self.add_penalty(w, self.gradient, share)
             sums[N_EXAMPLES] += n
             sums[LOSS_SUM] += total
             if i % NORMS_EVERY == 0:
                 add_norms(self.gradient, net.spec, sums)
-            take_step(w, net.spec, state.moments, state.n_updates, hyper, self.gradient, self.penalty)
+            take_step(w, net.spec, state.moments, state.n_updates, hyper, self.gradient, self.penalty, share)
         return end - begin
 
-    def add_penalty(self, w: np.ndarray, gradient: np.ndarray) -> None:
-        """gradient += d Omega / dw, without the part of a proximal L1, and of parameters only."""
-        if isinstance(self.regularizer, Regularizer):
-            add_penalty_gradient(w, gradient, self.net.spec, self.penalty)
+    def add_penalty(self, w: np.ndarray, gradient: np.ndarray, share: float) -> None:
+        """gradient += share d Omega / dw, without the part of a proximal L1, and of parameters only."""
+        if self.builtin is not None:
+            add_penalty_gradient(w, gradient, self.net.spec, self.penalty, share)
         else:
-            self.add_whole_penalty(w, gradient)
+            self.add_whole_penalty(w, gradient, share)
 
-    def add_whole_penalty(self, w: np.ndarray, gradient: np.ndarray) -> None:
-        """gradient += d Omega / dw; running statistics are no parameters."""
+    def add_whole_penalty(self, w: np.ndarray, gradient: np.ndarray, share: float = 1.0) -> None:
+        """gradient += share d Omega / dw; running statistics are no parameters."""
         own = as_floats("the regularizer's gradient", self.regularizer.gradient(self.net, w), w.dtype, w.shape)
-        gradient[: self.net.n_parameters] += own[: self.net.n_parameters]
+        gradient[: self.net.n_parameters] += w.dtype.type(share) * own[: self.net.n_parameters]
 
     def risk(self, w: np.ndarray, data: Data) -> float:
         """The risk without the penalty, as predictions have it: no dropout, running statistics."""
@@ -431,7 +456,12 @@ def risk(
     regularizer: Regularizer | SupportsPenalty | None = None,
 ) -> float:
     """R(w), as predictions have it: without dropout, and with the running statistics of batch normalisation."""
-    return risk_gradient(net, w, S, Y, loss, regularizer)[0]
+    loss = losses.get(loss)
+    loss.check(net)
+    data = as_data(net, S, Y, loss)
+    own = as_floats("w", w, np.dtype(net.dtype), (net.size,))
+    descent = Descent(net, loss, Optimizer(), regularizer, 0.0, min(len(data), ROOMS), 0)
+    return descent.risk(own, data) + float(descent.regularizer.value(net, own))
 
 
 def risk_gradient(

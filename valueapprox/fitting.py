@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from valueapprox import checkpoint, losses
-from valueapprox.checks import positive
-from valueapprox.descent import LOSS_SUM, N_EXAMPLES, N_NORMED, NORMS, ROOMS, Data, Descent, as_data
+from valueapprox.checks import one_of, positive
+from valueapprox.descent import LOSS_SUM, N_EXAMPLES, N_NORMED, NORMS, ROOMS, Data, Descent, as_data, minibatch_weights
 from valueapprox.losses import Loss
 from valueapprox.network import Network
 from valueapprox.optimizers import Adam, Optimizer, OptimizerState
@@ -34,10 +35,17 @@ SECONDS_PER_CALL = 0.2  # how long a compiled call lasts: as late a Ctrl-C is he
 
 
 class FitError(FloatingPointError):
-    """The loss, or a weight, became NaN or infinite.
+    """A loss, or a weight, became NaN or infinite.
 
-    The weights are those from before that minibatch, or where a weight overflowed, those of the last whole epoch.
+    After `fit`, w is that from before the minibatch, or where a weight overflowed, of the last whole epoch.
+
+    Attributes
+    ----------
+    history
+        What `fit` had done until then, with `best_w` if there were validation data; None from elsewhere.
     """
+
+    history: History | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,8 @@ class History:
         """A column of the rows, one number for each epoch: ``history["loss"]``, ``history["grad_norm/A"]``."""
         if not any(column in row for row in self.rows):
             known = sorted({name for row in self.rows for name in row})
-            raise KeyError(f"there is no column {column!r}; there are {', '.join(known) or 'no epochs yet'}")
+            there = f"there are {', '.join(known)}" if known else "no epoch is complete yet"
+            raise KeyError(f"there is no column {column!r}; {there}")
         return np.array([row.get(column, math.nan) for row in self.rows])
 
     def __repr__(self) -> str:
@@ -163,9 +172,8 @@ class History:
         return self
 
 
-NUMBERS = (
-    *("epoch", "batch", "best_epoch", "best_loss", "plateau_loss", "objective", "change", "plateau_epochs", "factor"),
-)
+COUNTS = ["epoch", "batch", "best_epoch", "plateau_epochs"]
+NUMBERS = [*COUNTS, "best_loss", "plateau_loss", "objective", "change", "factor"]
 
 
 def _fill(name: str, array: np.ndarray, stored: np.ndarray) -> None:
@@ -185,7 +193,7 @@ def fit(
     regularizer: Regularizer | SupportsPenalty | None = None,
     dropout: float | Sequence[float] = 0.0,
     batch_size: int | None = 32,
-    epochs: int | None = 100,
+    epochs: int | str | None = "auto",
     max_iterations: int | None = None,
     tolerance: float | None = None,
     gradient_tolerance: float | None = None,
@@ -203,7 +211,8 @@ def fit(
 ) -> History:
     """Minimise R(w) = mean of l(yhat(s_i; w), y_i) + Omega(w) over w, in place, and return how it went.
 
-    For each minibatch: g = gradient of its mean loss + grad Omega;  w <- w + the optimizer's step along -g.
+    For each minibatch: g = gradient of its mean loss + grad Omega;  w <- w + the optimizer's step along -g. Where the
+    loss sums over the n examples, g is the gradient of the sum over the minibatch's m of them, + m/n grad Omega.
     The same seed, data and settings give the same weights, bit for bit, on one machine.
 
     Parameters
@@ -224,14 +233,15 @@ def fit(
         Examples of a minibatch; 1 is one example at a time; None is all: batch gradient descent. The last minibatch of
         an epoch may be smaller; with batch normalisation a single left-over example joins the one before.
     epochs
-        Passes over all examples, at most; None for no limit, which needs another way to end.
+        Passes over all examples, at most; None for no limit, which needs another way to end. "auto" is 100, or no
+        limit if max_iterations is given.
     max_iterations
         Updates, at most.
     tolerance
         Converged when the objective (training loss + penalty) changes by no more than this from epoch to epoch.
     gradient_tolerance
         Converged when the norm of the objective's gradient over all data is no more than this after an epoch (with
-        batch_size=None: in its update).
+        batch_size=None: in its update). Dropout and batch normalisation count as in predicting.
     validation
         Pairs (S, Y) that are not learned from; or the share of the data, in (0, 1), to be held out.
     early_stopping
@@ -251,7 +261,8 @@ def fit(
     progress
         Whether to show a progress bar; if None, in a terminal.
     resume
-        A history, or a file of one, to go on from: the same call with more epochs ends as if it had run through.
+        A history, or a file of one, to go on from: the same call with more epochs ends as if it had run through. What
+        decides when to end may differ. (A custom loss or regularizer is known by its name alone.)
     threads
         Of BLAS. One is fastest for small networks, and keeps results from depending on the number of cores.
 
@@ -274,13 +285,16 @@ def fit(
         net, w, S, Y, losses.get(loss), Adam() if optimizer is None else optimizer, regularizer, dropout, batch_size,
         validation, early_stopping, reduce_on_plateau, shuffle, seed,
     )  # fmt: skip
+    if isinstance(epochs, str):
+        one_of("epochs", epochs, ("auto",))
+        epochs = None if max_iterations is not None else 100
     if epochs is not None:
-        positive("epochs", epochs)
+        epochs = positive("epochs", epochs)
     if max_iterations is not None:
         positive("max_iterations", max_iterations)
     for name, bound in (("tolerance", tolerance), ("gradient_tolerance", gradient_tolerance)):
-        if bound is not None and not bound >= 0:
-            raise ValueError(f"{name} is {bound}; a number that is not negative is wanted")
+        if bound is not None and not (isinstance(bound, Real) and bound >= 0):
+            raise ValueError(f"{name} is {bound!r}; a number that is not negative is wanted")
     if epochs is None and max_iterations is None and tolerance is None and gradient_tolerance is None:
         if early_stopping is None:
             raise ValueError("epochs is None, and nothing else ends: max_iterations, tolerance or early_stopping does")
@@ -312,6 +326,9 @@ def fit(
                     history.reason = history.reason or "the callback ended it"
                 if not history.reason and stop is not None and stop():
                     history.reason = STOPPED
+        except FitError as error:
+            error.history = history
+            raise
         finally:
             history.last_w[:] = w  # after an interruption too, so that a history that the callback kept goes on
     history.reason = history.reason or _ended(history, epochs, max_iterations) or STOPPED
@@ -389,7 +406,7 @@ class _Run:
         self.early_stopping, self.plateau, self.shuffle, self.seed = early_stopping, plateau, shuffle, seed
         counts = np.diff(self.ends)
         largest = int(counts.max())
-        self.weights = np.array([loss.weight(m, net.n_outputs) for m in range(1, largest + 1)])[counts - 1]
+        self.weights = minibatch_weights(loss, counts, net.n_outputs)
         self.descent = Descent(net, loss, optimizer, regularizer, dropout, largest, seed)
         self.judge = Descent(net, loss, optimizer, regularizer, 0.0, ROOMS, seed)
         self.batches_per_call = max(1, int(SECONDS_PER_CALL * 2e9 / (12.0 * net.n_parameters * (size + 4))))
@@ -401,7 +418,6 @@ class _Run:
             "batch_size": size,
             "shuffle": shuffle,
             "seed": seed,
-            "early_stopping": early_stopping,
             "reduce_on_plateau": None if plateau is None else asdict(plateau),
             "examples": [n, *data.checksums()],
             "validation": None if held_out is None else held_out.checksums(),
@@ -545,16 +561,16 @@ class _Run:
         gradient = np.zeros_like(self.w)
         weight = self.loss.weight(n, self.net.n_outputs)
         self.judge.total(self.w, self.data, np.arange(n), 0, n, False, np.uint64(0), weight, gradient)
-        if isinstance(self.regularizer, Regularizer):
-            gradient = self.regularizer.least_gradient(self.net, self.w, gradient)
-        elif self.regularizer is not None:
-            self.judge.add_penalty(self.w, gradient)
+        if self.judge.builtin is not None:
+            gradient = self.judge.builtin.least_gradient(self.net, self.w, gradient)
+        else:
+            self.judge.add_whole_penalty(self.w, gradient)
         return float(np.linalg.norm(gradient))
 
 
 def _hold_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     """Split off a random share of the examples for validation."""
-    if not (isinstance(share, float) and 0 < share < 1):
+    if not (isinstance(share, Real) and 0 < share < 1):
         raise ValueError(f"validation is {share!r}; (S, Y) or a share in (0, 1) is wanted")
     n = len(data)
     held = max(1, round(share * n))
@@ -598,24 +614,30 @@ def _bar(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        *(TextColumn("[bold]fitting"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("updates")),
+        *(TextColumn("[bold]fitting"), BarColumn(bar_width=16), MofNCompleteColumn()),
         *(TextColumn("{task.fields[numbers]}"), TimeRemainingColumn()),
     )
     n_batches = len(run.ends) - 1
     limits = [n for n in (epochs and epochs * n_batches, max_iterations) if n]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=min(limits, default=None), numbers="")
-        shown = 0.0
+        drawn, newest = 0.0, None
 
-        def show(history: History) -> None:
-            nonlocal shown
-            now = time.monotonic()
-            if now - shown < 0.1 and history.epoch != epochs:
-                return
-            shown = now
+        def draw(history: History) -> None:
             row = history.rows[-1] if history.rows else {}
             names = (("loss", "loss"), ("validation_loss", "validation"))
             numbers = "  ".join(f"{label} {row[name]:.4g}" for name, label in names if name in row)
             bar.update(task, completed=history.n_updates, numbers=f"epoch {history.epoch}  {numbers}")
 
-        yield show
+        def show(history: History) -> None:
+            nonlocal drawn, newest
+            newest = history
+            if time.monotonic() - drawn > 0.1:
+                draw(history)
+                drawn = time.monotonic()
+
+        try:
+            yield show
+        finally:
+            if newest is not None:
+                draw(newest)

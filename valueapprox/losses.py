@@ -63,6 +63,11 @@ class Loss:
     #: Of a custom loss: (value, derivative).
     functions: tuple[Function, Function] | None = None
 
+    def __post_init__(self) -> None:
+        if self.code not in range(CUSTOM_CODE, NLL_LOGITS_CODE + 1):
+            raise ValueError(f"code is {self.code}; use a loss by its name, or a pair (value, derivative)")
+        one_of("reduction", self.reduction, ("mean", "sum"))
+
     def value(self, yhat: ArrayLike, y: ArrayLike) -> np.ndarray:
         """The loss of each example (n,). yhat (n, k) or (n,); y the same, or for nll the classes (n,)."""
         return self._both(yhat, y)[0]

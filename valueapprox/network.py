@@ -187,6 +187,8 @@ class Network:
         if self.n_layers == 2:
             name = {"W1": "A", "b1": "b_A", "W2": "B", "b2": "b_B"}.get(name, name)
         start, shape = self.blocks[one_of("block", name, self.blocks)]
+        if not isinstance(w, np.ndarray):
+            raise TypeError(f"w is a {type(w).__name__}; an array is wanted, of which the block is a view")
         if w.shape != (self.size,):
             raise ValueError(f"w has shape {w.shape}; ({self.size},) is wanted")
         return w[start : start + int(np.prod(shape))].reshape(shape)

@@ -172,6 +172,8 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", _step_sizes(self.alpha))
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule is {self.schedule!r}; one like LinearDecay(steps=1000) is wanted")
         for name in ("clip_norm", "clip_layer_norm"):
             bound = getattr(self, name)
             if bound is not None:

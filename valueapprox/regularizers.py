@@ -68,7 +68,7 @@ class Regularizer:
         gradient = np.zeros_like(w)
         settings = self.settings(net)
         settings[PROXIMAL] = 0.0
-        add_penalty_gradient(w, gradient, net.spec, settings)
+        add_penalty_gradient(w, gradient, net.spec, settings, 1.0)
         return gradient
 
     def least_gradient(self, net: Network, w: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ class L2(Regularizer):
     biases: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.strength)
+        object.__setattr__(self, "strength", _checked(self.strength))
 
     def strengths(self, layers: Sequence[str]) -> tuple[list[float], list[float]]:
         """None of L1; see the base."""
@@ -117,7 +117,7 @@ class L1(Regularizer):
     biases: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.strength)
+        object.__setattr__(self, "strength", _checked(self.strength))
 
     def strengths(self, layers: Sequence[str]) -> tuple[list[float], list[float]]:
         """None of L2; see the base."""
@@ -134,18 +134,22 @@ class ElasticNet(Regularizer):
     biases: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.l1)
-        _check(self.l2)
+        object.__setattr__(self, "l1", _checked(self.l1))
+        object.__setattr__(self, "l2", _checked(self.l2))
 
     def strengths(self, layers: Sequence[str]) -> tuple[list[float], list[float]]:
         """Both; see the base."""
         return _per_layer(self.l1, layers), _per_layer(self.l2, layers)
 
 
-def _check(strength: Strength) -> None:
+def _checked(strength: Strength) -> Strength:
+    """Plain numbers, so that equal settings compare equal."""
     values = np.atleast_1d(list(strength.values()) if isinstance(strength, Mapping) else strength).tolist()
     if not all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in values):
         raise ValueError(f"strength is {strength!r}; a number that is not negative is wanted, or one for each layer")
+    if isinstance(strength, Mapping):
+        return {name: float(v) for name, v in zip(strength, values, strict=True)}
+    return [float(v) for v in values] if np.ndim(strength) else float(values[0])
 
 
 def _per_layer(strength: Strength, layers: Sequence[str]) -> list[float]:
@@ -183,13 +187,13 @@ def penalty(w, spec, settings):
 
 
 @kernel
-def add_penalty_gradient(w, gradient, spec, settings):
-    """gradient += 2 l2 w + l1 sign(w); without L1's part if that is proximal."""
+def add_penalty_gradient(w, gradient, spec, settings, share):
+    """gradient += share (2 l2 w + l1 sign(w)); without L1's part if that is proximal."""
     zero = w.dtype.type(0)
     start = ZERO
     for layer in range(spec[LAYERS]):
-        l1 = w.dtype.type(settings[STRENGTHS + layer])
-        l2 = w.dtype.type(2.0 * settings[STRENGTHS + spec[LAYERS] + layer])
+        l1 = w.dtype.type(share * settings[STRENGTHS + layer])
+        l2 = w.dtype.type(2.0 * share * settings[STRENGTHS + spec[LAYERS] + layer])
         stop = start + n_penalised(spec, settings, layer)
         if l2 > zero:
             for p in range(start, stop):

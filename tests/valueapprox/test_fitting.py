@@ -130,7 +130,10 @@ def squared_example(net, w, s, y):
 
 
 def fit_by_hand(net, w, S, Y, step, orders, batch_size, total=False, l2=0.0):
-    """Minibatches one example at a time; returns (w, rows). Omega = l2 sum w^2 over weights and biases alike."""
+    """Minibatches one example at a time; returns (w, rows). Omega = l2 sum w^2 over weights and biases alike.
+
+    With a sum over the examples, a minibatch has its share of Omega.
+    """
     w, rows, n = w.copy(), [], len(S)
     for order in orders:
         seen, norms = 0.0, []
@@ -138,7 +141,8 @@ def fit_by_hand(net, w, S, Y, step, orders, batch_size, total=False, l2=0.0):
             members = order[first : first + batch_size]
             pairs = [squared_example(net, w, S[t], Y[t]) for t in members]
             seen += sum(loss for loss, _ in pairs)
-            g = sum(gradient for _, gradient in pairs) / (1 if total else len(members)) + 2 * l2 * w
+            share = len(members) / n if total else 1
+            g = sum(gradient for _, gradient in pairs) / (1 if total else len(members)) + share * 2 * l2 * w
             if i % NORMS_EVERY == 0:
                 norms.append([np.linalg.norm(part) for part in np.split(g, net.bounds[1:-1])])
             w += step(g)
@@ -642,7 +646,6 @@ CHANGES = {
     "batch_size was 7 and is 23": {"batch_size": None},
     "shuffle": {"shuffle": False},
     "seed was 0 and is 1": {"seed": 1},
-    "early_stopping": {"early_stopping": None},
     "reduce_on_plateau": {"reduce_on_plateau": ReduceOnPlateau()},
     "the data are others": {"validation": examples(6, seed=3)},
     "network": {"net": tanh_net(3, 5, 1)},
@@ -678,6 +681,17 @@ def test_resuming_with_other_data_is_refused():
     for pair in ((S_other, Y), (S, Y_other), (S[:-1], Y[:-1]), (S[::-1], Y[::-1])):
         with pytest.raises(ValueError, match="the data are others"):
             fit(net, weights_of(net), *pair, batch_size=7, epochs=2, resume=old)
+
+
+def test_what_ends_a_fit_may_change_on_a_resume():
+    net, w = tanh_net(), weights_of(tanh_net())
+    options = {"optimizer": Adam(0.05), "batch_size": 7, "validation": examples(30, seed=2), "epochs": 300}
+    impatient = fit(net, w, *examples(12), early_stopping=2, **options)
+    assert impatient.epoch < 300
+    patient = fit(net, w, *examples(12), early_stopping=50, resume=impatient, **options)
+    through = fit(net, weights_of(net), *examples(12), early_stopping=50, **options)
+    assert patient.epoch > impatient.epoch
+    assert_same(patient, through)
 
 
 # --- what ends it -----------------------------------------------------------------------------------------------------
@@ -1145,7 +1159,7 @@ def test_the_history_gives_columns_and_says_which_there_are():
     with pytest.raises(KeyError, match="there is no column 'los'; there are epoch, grad_norm/A, "):
         history["los"]
     empty = fit(net, weights_of(net), S0, Y0, batch_size=7, max_iterations=1)
-    with pytest.raises(KeyError, match="no epochs yet"):
+    with pytest.raises(KeyError, match="no epoch is complete yet"):
         empty["loss"]
     assert repr(empty) == "<History: 0 epochs, 1 updates, no epoch complete; max_iterations 1 reached>"
     full = fit(net, weights_of(net), S0, Y0, validation=0.5, regularizer=regularizers.L2(0.1), epochs=1)
@@ -1343,7 +1357,69 @@ def test_a_progress_bar_is_shown_on_stderr_if_asked(options, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "fitting" in err
-    assert "updates" in err
+    assert f"{fit(net, quiet, S0, Y0, progress=False, **settings).n_updates}/" in err.splitlines()[-1]
+    quiet = weights_of(net)
     fit(net, quiet, S0, Y0, progress=False, **settings)
     assert capsys.readouterr() == ("", "")
     np.testing.assert_array_equal(w, quiet)
+
+
+# --- the minimum, whatever the way ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [None, 50, 7])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_minimum_does_not_depend_on_the_size_of_minibatches(reduction, batch_size):
+    # Ridge in closed form: with the mean, 1/n sum e^2 + l2 w^2 has (S'S / n + l2) w = S'y / n; with the sum it is
+    # the same for n l2. One step size for the whole run would circle around it, so it falls.
+    rng = np.random.default_rng(0)
+    S = rng.normal(size=(100, 3))
+    y = S @ [2.0, -1.0, 0.5]
+    strength = 0.4 if reduction == "mean" else 0.4 * 100
+    net = Network((3, 1), bias=False, dtype="float64")
+    w = np.zeros(3)
+    loss = losses.SQUARED.mean() if reduction == "mean" else losses.SQUARED.total()
+    fit(net, w, S, y, loss=loss, regularizer=regularizers.L2(strength), optimizer=Adam(0.05, schedule=InverseTime(100)),
+        batch_size=batch_size, epochs=3000 if batch_size is None else 600)  # fmt: skip
+    ridge = np.linalg.solve(S.T @ S / 100 + 0.4 * np.eye(3), S.T @ y / 100)
+    np.testing.assert_allclose(w, ridge, atol=0.02)
+    assert np.abs(ridge - [2.0, -1.0, 0.5]).max() > 0.1
+
+
+def test_a_regularizer_that_is_a_subclass_does_what_it_says():
+    class Own(regularizers.Regularizer):
+        def value(self, net, w):
+            return 0.5 * float((w**2).sum())
+
+        def gradient(self, net, w):
+            return w
+
+    net = Network((2, 1), bias=False, dtype="float64")
+    S, y = [[1.0, 0.0], [0.0, 1.0]], [2.0, 4.0]
+    own, builtin = np.zeros(2), np.zeros(2)
+    fit(net, own, S, y, regularizer=Own(), optimizer=SGD(0.1), epochs=20)
+    fit(net, builtin, S, y, regularizer=regularizers.L2(0.5), optimizer=SGD(0.1), epochs=20)
+    np.testing.assert_allclose(own, builtin, rtol=1e-12)
+
+
+def test_a_failed_fit_leaves_its_history():
+    net, w = Network((1, 1), dtype="float64"), np.zeros(2)
+    calls = itertools.count()
+
+    def value(yhat, y):
+        return np.full(len(yhat), np.nan if next(calls) >= 6 else 1.0)
+
+    loss = (value, lambda yhat, y: yhat - y)
+    with pytest.raises(FitError) as error:
+        fit(net, w, [[1.0], [2.0]], [1.0, 2.0], loss=loss, batch_size=1, epochs=9)
+    assert error.value.history.epoch == 3
+    assert len(error.value.history["loss"]) == 3
+
+
+def test_a_limit_on_the_updates_lifts_that_on_the_epochs():
+    net = Network((1, 1), dtype="float64")
+    limited = fit(net, np.zeros(2), [[1.0], [2.0]], [1.0, 2.0], batch_size=None, max_iterations=250)
+    assert limited.n_updates == limited.epoch == 250
+    assert fit(net, np.zeros(2), [[1.0], [2.0]], [1.0, 2.0]).epoch == 100
+    with pytest.raises(KeyError, match="no epoch is complete yet"):
+        fit(net, np.zeros(2), [[1.0], [2.0]], [1.0, 2.0], batch_size=1, max_iterations=1)["loss"]

@@ -148,7 +148,7 @@ def test_the_gradient_of_an_object_of_ones_own_is_checked():
             return w[1:]
 
     assert isinstance(Short(), SupportsPenalty)
-    for call in (fit, risk):
+    for call in (fit, risk_gradient):
         with pytest.raises(ValueError, match=r"the regularizer's? gradient has shape \(8,\)|the gradient has shape"):
             call(NET, W.copy(), [[1.0, 1.0]], [1.0], regularizer=Short())
 
