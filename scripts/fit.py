@@ -516,6 +516,11 @@ def summarise(result: Result, data: Data, path: Path, folder: Path, options: Fit
             f"The validation loss was least in epoch {best}; the model is of epoch {history.epoch}. "
             "--early-stopping 20 keeps the best."
         )
+    tenth = history.epoch // 10
+    if history.epoch == settings.max_epochs and tenth:
+        late, before = history["loss"][-tenth:].mean(), history["loss"][-2 * tenth : -tenth].mean()
+        if late < 0.97 * before:
+            console.print("The training loss was still falling: more --epochs, or a larger --alpha, go on from here.")
     n_held = 0 if data.validation is None else len(data.validation.S)
     summary = {
         "data": str(path),
