@@ -157,25 +157,9 @@ def forward_examples(w, spec, scratch, rooms, states, order, first, n, training,
 
 @kernel(blas=True)
 def batch_gradient(
-    w,
-    spec,
-    scratch,
-    rooms,
-    states,
-    targets,
-    y,
-    values,
-    order,
-    first,
-    n,
-    training,
-    rates,
-    key,
-    loss,
-    weight,
-    gradient,
-    part,
-):
+    w, spec, scratch, rooms, states, targets, y, values, order, first, n, training, rates, key, loss, weight,
+    gradient, part,
+):  # fmt: skip
     """The sum of n examples' losses; `weight` times its gradient into `gradient` (P,), unless that has length 0.
 
     The examples are order[first], ...; at most `rooms` go through the network at a time, and each such part has masks
@@ -228,30 +212,9 @@ def add_norms(gradient, spec, sums):
 
 @kernel(blas=True)
 def descend(
-    w,
-    spec,
-    moments,
-    count,
-    hyper,
-    penalty,
-    states,
-    targets,
-    order,
-    ends,
-    begin,
-    end,
-    scratch,
-    rooms,
-    y,
-    values,
-    rates,
-    key,
-    loss,
-    weights,
-    gradient,
-    part,
-    sums,
-):
+    w, spec, moments, count, hyper, penalty, states, targets, order, ends, begin, end, scratch, rooms, y,
+    values, rates, key, loss, weights, gradient, part, sums,
+):  # fmt: skip
     """Learn from the minibatches begin, ..., end - 1; minibatch i is order[ends[i]], ..., order[ends[i + 1] - 1].
 
     weights (2, number of minibatches): what its loss and what the penalty are multiplied by, see `minibatch_weights`.
@@ -267,25 +230,9 @@ def descend(
         for p in range(n_parameters, w.size):  # running statistics, which the forward pass renews
             part[p] = w[p]
         total = batch_gradient(
-            w,
-            spec,
-            scratch,
-            rooms,
-            states,
-            targets,
-            y,
-            values,
-            order,
-            first,
-            n,
-            True,
-            rates,
-            step_key,
-            loss,
-            weights[0, i],
-            gradient,
-            part,
-        )
+            w, spec, scratch, rooms, states, targets, y, values, order, first, n, True, rates, step_key, loss,
+            weights[0, i], gradient, part,
+        )  # fmt: skip
         if not abs(total) < np.inf:
             for p in range(n_parameters, w.size):
                 w[p] = part[p]
