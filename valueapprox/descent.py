@@ -21,6 +21,7 @@ from valueapprox.compiling import kernel
 from valueapprox.losses import Loss, loss_kernel
 from valueapprox.network import Network
 from valueapprox.optimizers import (
+    ADAM_CODE,
     ALPHA,
     SCHEDULE,
     SCHEDULE_FINAL,
@@ -192,10 +193,10 @@ def batch_gradient(
 
 
 @kernel
-def take_step(w, spec, moments, count, hyper, gradient, penalty, share):
+def take_step(w, spec, moments, scalars, count, hyper, gradient, penalty, share):
     """One descent step: move against the gradient by the optimizer, shrink what is proximal."""
     factor = share * schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
-    ascend(w, gradient, w.dtype.type(-1), spec, moments, count, hyper)
+    ascend(w, gradient, w.dtype.type(-1), spec, moments, scalars, count, hyper)
     shrink_to_zero(w, spec, penalty, moments, count, hyper, factor)
 
 
@@ -212,7 +213,7 @@ def add_norms(gradient, spec, sums):
 
 @kernel(blas=True)
 def descend(
-    w, spec, moments, count, hyper, penalty, states, targets, order, ends, begin, end, scratch, rooms, y,
+    w, spec, moments, scalars, count, hyper, penalty, states, targets, order, ends, begin, end, scratch, rooms, y,
     values, rates, key, loss, weights, gradient, part, sums,
 ):  # fmt: skip
     """Learn from the minibatches begin, ..., end - 1; minibatch i is order[ends[i]], ..., order[ends[i + 1] - 1].
@@ -242,7 +243,7 @@ def descend(
         sums[LOSS_SUM] += total
         if i % NORMS_EVERY == 0:
             add_norms(gradient, spec, sums)
-        take_step(w, spec, moments, count, hyper, gradient, penalty, weights[1, i])
+        take_step(w, spec, moments, scalars, count, hyper, gradient, penalty, weights[1, i])
     return end - begin
 
 
@@ -263,6 +264,10 @@ class Descent:
         seed: int,
     ) -> None:
         loss.check(net)
+        if optimizer.needs_gradient:
+            raise ValueError(f"{type(optimizer).__name__} needs an eligibility trace; it is for learning from a stream")
+        if getattr(regularizer, "proximal", False) and optimizer.code > ADAM_CODE:
+            raise ValueError(f"L1 is proximal, which {type(optimizer).__name__} has no step size for; Adam and SGD do")
         if regularizer is not None and (
             isinstance(regularizer, type) or not isinstance(regularizer, Regularizer | SupportsPenalty)
         ):
@@ -349,11 +354,13 @@ class Descent:
         if self.compiled:
             return int(
                 descend(
-                    *(w, net.spec, state.moments, state.n_updates, hyper, self.penalty, data.states, data.targets),
+                    *(w, net.spec, state.moments, state.scalars, state.n_updates, hyper, self.penalty),
+                    *(data.states, data.targets),
                     *(order, ends, begin, end, self.scratch, self.rooms, self.y, self.values, self.rates, self.key),
                     *(self.loss_settings, weights, self.gradient, self.part, sums),
                 )
             )
+        state_arrays = (state.moments, state.scalars, state.n_updates)
         for i in range(begin, end):
             key = np.uint64(mixed(self.key, np.uint64(state.n_updates[0])))
             statistics = w[net.n_parameters :].copy()
@@ -372,7 +379,7 @@ class Descent:
             sums[LOSS_SUM] += total
             if i % NORMS_EVERY == 0:
                 add_norms(self.gradient, net.spec, sums)
-            take_step(w, net.spec, state.moments, state.n_updates, hyper, self.gradient, self.penalty, share)
+            take_step(w, net.spec, *state_arrays, hyper, self.gradient, self.penalty, share)
         return end - begin
 
     def add_penalty(self, w: np.ndarray, gradient: np.ndarray, share: float) -> None:

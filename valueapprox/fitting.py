@@ -130,6 +130,7 @@ class History:
             "last_w": self.last_w,
             "best_w": self.best_w,
             "moments": self.state.moments,
+            "scalars": self.state.scalars,
             "count": self.state.n_updates,
             "sums": self.sums,
         }
@@ -162,6 +163,7 @@ class History:
                 _fill(name, getattr(self, name), arrays[name])
             _fill("w", np.empty(net.size, net.dtype), arrays["w"])
             _fill("moments", self.state.moments, arrays["moments"])
+            _fill("scalars", self.state.scalars, arrays["scalars"])
             _fill("count", self.state.n_updates, arrays["count"])
             for name in NUMBERS:
                 value = meta["numbers"][name]
@@ -448,7 +450,7 @@ class _Run:
         for name in NUMBERS:
             setattr(history, name, getattr(old, name))
         history.rows, history.settings = list(old.rows), self.settings
-        history.state = OptimizerState(old.state.moments.copy(), old.state.n_updates.copy())
+        history.state = OptimizerState(*(array.copy() for array in old.state))
         history.sums = old.sums.copy()
         history.best_w, history.last_w = old.best_w.copy(), old.last_w.copy()
         return history

@@ -36,18 +36,19 @@ def orthogonal(rng: np.random.Generator, n_in: int, n_out: int) -> np.ndarray:
     return q if n_in >= n_out else q.T
 
 
-def sparse(rng: np.random.Generator, n_in: int, n_out: int, sparsity: float = 0.9) -> np.ndarray:
-    """Uniform on +-1/sqrt(n_in), with a share `sparsity` of every unit's inputs set to zero.
-
-    Elsayed et al. 2024 keep floor(0.1 n_in) inputs of a unit, which for n_in < 10 is none, so that the layer starts
-    out dead; here at least one is kept.
-    """
+def sparse(rng: np.random.Generator, n_in: int, n_out: int, least: int = 1) -> np.ndarray:
+    """Uniform on +-1/sqrt(n_in), with nine tenths of every unit's inputs set to zero, but at least one kept."""
     bound = 1.0 / math.sqrt(n_in)
     weights = rng.uniform(-bound, bound, (n_in, n_out))
-    n_zero = min(math.ceil(sparsity * n_in), n_in - 1)
+    n_zero = min(math.ceil(0.9 * n_in), n_in - least)
     for j in range(n_out):
         weights[rng.permutation(n_in)[:n_zero], j] = 0.0
     return weights
+
+
+def sparse_published(rng: np.random.Generator, n_in: int, n_out: int) -> np.ndarray:
+    """`sparse` as Elsayed et al. 2024 have it: ceil(0.9 n_in) zeros, which for n_in < 10 are all: a layer of zeros."""
+    return sparse(rng, n_in, n_out, least=0)
 
 
 INITIALISERS: dict[str, Initialiser] = {
@@ -62,6 +63,7 @@ INITIALISERS: dict[str, Initialiser] = {
     "he_uniform": _uniform(lambda n_in, n_out: math.sqrt(6 / n_in)),
     "orthogonal": orthogonal,
     "sparse": sparse,
+    "sparse_published": sparse_published,
 }
 # The names that people also know them by.
 for _alias, _name in {

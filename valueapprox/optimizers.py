@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from valueapprox.backprop import BIAS, LAYERS, ONE, SIZES, ZERO, D, X, first_unit, layer_size
+from valueapprox.backprop import (
+    BIAS,
+    LAYERS,
+    ONE,
+    SIZES,
+    ZERO,
+    D,
+    X,
+    accumulate,
+    first_unit,
+    layer_size,
+    store_gradient,
+)
 from valueapprox.checks import positive
 from valueapprox.compiling import kernel
 
@@ -23,24 +35,34 @@ if TYPE_CHECKING:
 __all__ = [
     "SGD",
     "Adam",
+    "AdaptiveObGD",
     "Constant",
     "CosineDecay",
+    "DecayedMax",
     "ExponentialDecay",
+    "Intentional",
     "InverseTime",
     "LinearDecay",
     "Momentum",
+    "ObGD",
     "Optimizer",
     "OptimizerState",
     "RMSProp",
     "Schedule",
     "StepDecay",
+    "VarianceAdjusted",
 ]
 
 SGD_CODE, MOMENTUM_CODE, RMSPROP_CODE, ADAM_CODE = range(4)
+OBGD_CODE, ADAPTIVE_OBGD_CODE, DECAYED_MAX_CODE, INTENTIONAL_CODE, VARIANCE_ADJUSTED_CODE = range(4, 9)
 CONSTANT_CODE, LINEAR_CODE, INVERSE_TIME_CODE, COSINE_CODE, STEP_CODE, EXPONENTIAL_CODE = range(6)
 
 # Positions in the kernel's vector of hyper-parameters.
-CODE, SCHEDULE, SCHEDULE_FINAL, SCHEDULE_STEPS, BETA1, BETA2, EPSILON, CLIP_NORM, CLIP_LAYER_NORM, ALPHA = range(10)
+CODE, SCHEDULE, SCHEDULE_FINAL, SCHEDULE_STEPS, BETA1, BETA2, EPSILON, CLIP_NORM, CLIP_LAYER_NORM = range(9)
+KAPPA, RMS, NORMALISE, ALPHA = range(9, 13)
+
+# Positions in an optimizer's scalars: those of Intentional, then what the log shows.
+GRADIENT_SIZE, SQUARED_ERROR, ERROR_SIZE, SUM_OF_STEPS, N_BOUNDED, N_SCALARS = range(6)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -140,10 +162,14 @@ def _step_sizes(alpha: StepSize) -> StepSize:
 
 
 class OptimizerState(NamedTuple):
-    """What an optimizer learns: running moments (m, P) in the weights' dtype, and the number of updates so far."""
+    """What an optimizer learns: running moments (m, P) in the weights' dtype, and the number of updates so far.
+
+    scalars (5,) are running averages of the whole network; sums of effective steps and of bounded ones for the log.
+    """
 
     moments: np.ndarray
     n_updates: np.ndarray
+    scalars: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -169,6 +195,8 @@ class Optimizer:
 
     code = SGD_CODE
     n_moments = 0
+    needs_gradient = False  # apart from the trace
+    whole_network = False  # its step size depends on all weights
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", _step_sizes(self.alpha))
@@ -180,12 +208,19 @@ class Optimizer:
                 if not bound > 0:
                     raise ValueError(f"{name} is {bound}; a norm to clip to is positive, or None for no clipping")
                 object.__setattr__(self, name, float(bound))
-        for name in ("beta", "beta1", "beta2"):
+        for name in ("beta", "beta1", "beta2", "clip_decay"):
             if hasattr(self, name):
                 beta = getattr(self, name)
                 if not 0 <= beta < 1:
                     raise ValueError(f"{name} is {beta}; a decay rate lies in [0, 1)")
                 object.__setattr__(self, name, float(beta))
+        for name in ("kappa", "clip"):
+            if not getattr(self, name, 1.0) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted")
+        if self.whole_network and np.ndim(list(self.alpha.values()) if isinstance(self.alpha, Mapping) else self.alpha):
+            raise ValueError(f"alpha is {self.alpha}; {type(self).__name__} has one step size for the whole network")
+        if self.needs_gradient and (self.clip_norm is not None or self.clip_layer_norm is not None):
+            raise ValueError(f"clip_norm is set; {type(self).__name__} bounds its steps itself")
         if not getattr(self, "epsilon", 1.0) > 0:
             raise ValueError(f"epsilon is {getattr(self, 'epsilon', None)}; it keeps a division finite and is positive")
 
@@ -201,8 +236,8 @@ class Optimizer:
         return [float(a) for a in np.broadcast_to(alphas, len(layers))]
 
     def hyper(self, layers: Sequence[str]) -> np.ndarray:
-        """The settings as the kernel reads them, (9 + L,) float64; an unset clip is 0."""
-        first = getattr(self, "beta1", getattr(self, "beta", 0.0))
+        """The settings as the kernel reads them, (12 + L,) float64; an unset clip is 0."""
+        first = getattr(self, "beta1", getattr(self, "beta", getattr(self, "clip_decay", 0.0)))
         return np.array(
             [
                 self.code,
@@ -212,13 +247,18 @@ class Optimizer:
                 getattr(self, "epsilon", 0.0),
                 self.clip_norm or 0.0,
                 self.clip_layer_norm or 0.0,
+                getattr(self, "kappa", getattr(self, "clip", 0.0)),
+                getattr(self, "rms", True),
+                getattr(self, "normalise", False),
                 *self.layer_alphas(layers),
             ]
         )
 
     def init(self, w: np.ndarray) -> OptimizerState:
         """A fresh state for weights like `w` (P,)."""
-        return OptimizerState(np.zeros((self.n_moments, w.size), w.dtype), np.zeros(1, np.int64))
+        scalars = np.zeros(N_SCALARS)
+        scalars[SQUARED_ERROR] = 1.0  # as Intentional has it; the others do not look
+        return OptimizerState(np.zeros((self.n_moments, w.size), w.dtype), np.zeros(1, np.int64), scalars)
 
     def step(self, net: Network, w: np.ndarray, u: np.ndarray, state: OptimizerState) -> None:
         """Move w (P,) along u (P,), in place, and renew the state: u = delta z for TD, u = -grad L for a loss."""
@@ -228,7 +268,10 @@ class Optimizer:
                     f"{name} is {array.dtype} of shape {array.shape}; contiguous, writeable {net.dtype} of shape "
                     f"({net.size},) is wanted"
                 )
-        ascend(w, u, w.dtype.type(1), net.spec, state.moments, state.n_updates, self.hyper(net.layer_names))
+        if self.needs_gradient:
+            raise ValueError(f"{type(self).__name__} needs an eligibility trace; it is for learning from a stream")
+        hyper = self.hyper(net.layer_names)
+        ascend(w, u, w.dtype.type(1), net.spec, state.moments, state.scalars, state.n_updates, hyper)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-able values; `from_dict` is the inverse."""
@@ -286,7 +329,95 @@ class Adam(Optimizer):
     n_moments = 2
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {c.__name__: c for c in (SGD, Momentum, RMSProp, Adam)}
+@dataclass(frozen=True)
+class ObGD(Optimizer):
+    """Overshooting-bounded gradient descent (Elsayed, Vasan & Mahmood 2024, algorithm 3).
+
+    M = alpha kappa max(|delta|, 1) ||z||_1;  w <- w + alpha / max(1, M) delta z
+    With alpha = 1, ||w_new - w||_1 <= 1 / kappa. The norm is over the whole network, and so is the step size.
+    """
+
+    alpha: StepSize = 1.0
+    kappa: float = 2.0
+    code = OBGD_CODE
+    whole_network = True
+
+
+@dataclass(frozen=True)
+class AdaptiveObGD(Optimizer):
+    """ObGD with a second moment (the same paper's code).
+
+    v <- beta2 v + (1 - beta2) (delta z)^2;  u = delta z / sqrt(v / (1 - beta2^t) + epsilon)
+    M = alpha kappa max(|delta|, 1) ||u / delta||_1;  w <- w + alpha / max(1, M) u.
+    """
+
+    alpha: StepSize = 1.0
+    kappa: float = 2.0
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    code = ADAPTIVE_OBGD_CODE
+    whole_network = True
+    n_moments = 1
+
+
+@dataclass(frozen=True)
+class DecayedMax(Optimizer):
+    """Every coordinate by its own decayed maximum; u = delta z.
+
+    v <- max(beta v, |u|);  w <- w + alpha u / (v + epsilon)
+    No coordinate changes by more than alpha. (The rule of the 2026 revision of stream-x.)
+    """
+
+    alpha: StepSize = 1e-3
+    beta: float = 0.999
+    epsilon: float = 1e-8
+    code = DECAYED_MAX_CODE
+    n_moments = 1
+
+
+@dataclass(frozen=True)
+class Intentional(Optimizer):
+    """Chooses the change of the output, alpha delta, and solves for the step (Intentional updates, 2026).
+
+    nu <- beta2 nu + (1 - beta2) g^2;  D = 1 / (sqrt(nu / (1 - beta2^t)) + epsilon), or 1 with rms=False
+    S <- S + (1 - gamma lambda) (sum g^2 D - S);  a = alpha / sqrt(S / (1 - (gamma lambda)^t) sum z^2 D)
+    c <- b c + (1 - b) delta^2;  |delta| is clipped at `clip` sqrt(c / (1 - b^t)), b = clip_decay, c_0 = 1
+    w <- w + a delta D z;  with normalise=True, for actors, delta is divided by its running mean size first.
+    Needs the gradient g beside the trace z. Without rms, trace and clipping it is normalised LMS for a linear v.
+    """
+
+    alpha: StepSize = 0.5
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip: float = 20.0
+    clip_decay: float = 0.9998
+    rms: bool = True
+    normalise: bool = False
+    code = INTENTIONAL_CODE
+    n_moments = 2
+    needs_gradient = True
+    whole_network = True
+
+
+@dataclass(frozen=True)
+class VarianceAdjusted(Optimizer):
+    """The rule of Adaptive Q(lambda) (2026): second moments that forget as the trace does, and a clipped error.
+
+    v <- gamma lambda v + (1 - gamma lambda) g^2;  w <- w + alpha clip(delta, +-clip) z / (sqrt(v) + epsilon)
+    """
+
+    alpha: StepSize = 4.6e-4
+    epsilon: float = 0.1
+    clip: float = 1.0
+    code = VARIANCE_ADJUSTED_CODE
+    n_moments = 2
+    needs_gradient = True
+    whole_network = True
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    c.__name__: c for c in (SGD, Momentum, RMSProp, Adam, ObGD, AdaptiveObGD, DecayedMax, Intentional, VarianceAdjusted)
+}
 SCHEDULES: dict[str, type[Schedule]] = {
     c.__name__: c for c in (Constant, LinearDecay, InverseTime, CosineDecay, StepDecay, ExponentialDecay)
 }
@@ -327,11 +458,12 @@ def shrink(length, bound):
 
 
 @kernel
-def ascend(w, z, scale, spec, moments, count, hyper):
+def ascend(w, z, scale, spec, moments, scalars, count, hyper):
     """Move the weights along u = scale z: w <- w + step(u).
 
-    w (P,) and moments (m, P) overwritten; z (P,) read; scale a number (TD: delta; a loss: -1); spec describes the
-    network (see `backprop`); count[0] the number of updates, counted here; hyper as `Optimizer.hyper` says.
+    w (P,), moments (m, P) and scalars (5,) overwritten; z (P,) read; scale a number (TD: delta; a loss: -1); spec
+    describes the network (see `backprop`); count[0] the number of updates, counted here; hyper as `Optimizer.hyper`
+    says.
     """
     dtype = w.dtype.type
     code = int(hyper[CODE])
@@ -340,6 +472,9 @@ def ascend(w, z, scale, spec, moments, count, hyper):
     clip = 1.0
     if hyper[CLIP_NORM] > 0.0:
         clip = shrink(abs(scale) * norm(z, ZERO, np.uint64(w.size)), hyper[CLIP_NORM])
+    if code in (OBGD_CODE, ADAPTIVE_OBGD_CODE):
+        bounded_step(w, z, dtype(scale * clip), factor, spec, moments, scalars, count, hyper)
+        return
     beta1, beta2, epsilon = dtype(hyper[BETA1]), dtype(hyper[BETA2]), dtype(hyper[EPSILON])
     rest1, rest2 = dtype(1.0 - hyper[BETA1]), dtype(1.0 - hyper[BETA2])
     stop = ZERO
@@ -366,6 +501,12 @@ def ascend(w, z, scale, spec, moments, count, hyper):
                 u = g * z[p]
                 moments[0, p] = beta1 * moments[0, p] + rest1 * u * u
                 w[p] += step * u / (np.sqrt(moments[0, p]) + epsilon)
+        elif code == DECAYED_MAX_CODE:
+            step = dtype(alpha)
+            for p in range(start, stop):
+                u = g * z[p]
+                moments[0, p] = max(beta1 * moments[0, p], abs(u))
+                w[p] += step * u / (moments[0, p] + epsilon)
         else:
             # The corrections 1 - beta^t, taken out of the loop: alpha / c1 * m / (sqrt(v) / sqrt(c2) + epsilon).
             step = dtype(alpha / (1.0 - hyper[BETA1] ** count[0]))
@@ -375,6 +516,101 @@ def ascend(w, z, scale, spec, moments, count, hyper):
                 moments[0, p] = beta1 * moments[0, p] + rest1 * u
                 moments[1, p] = beta2 * moments[1, p] + rest2 * u * u
                 w[p] += step * moments[0, p] / (np.sqrt(moments[1, p]) * root + epsilon)
+
+
+@kernel
+def bounded_step(w, z, delta, factor, spec, moments, scalars, count, hyper):
+    """The steps of ObGD and AdaptiveObGD along delta z, with what it was bounded by in the scalars."""
+    dtype = w.dtype.type
+    size = dtype(0)
+    adaptive = int(hyper[CODE]) == ADAPTIVE_OBGD_CODE
+    if adaptive:
+        beta2, rest2, epsilon = dtype(hyper[BETA2]), dtype(1.0 - hyper[BETA2]), dtype(hyper[EPSILON])
+        correction = dtype(1.0 / (1.0 - hyper[BETA2] ** count[0]))
+        for p in range(z.size):
+            u = delta * z[p]
+            moments[0, p] = beta2 * moments[0, p] + rest2 * u * u
+            size += abs(z[p]) / np.sqrt(moments[0, p] * correction + epsilon)
+    else:
+        for p in range(z.size):
+            size += abs(z[p])
+    alpha = hyper[ALPHA] * factor
+    bound = alpha * hyper[KAPPA] * max(abs(np.float64(delta)), 1.0) * np.float64(size)
+    step = alpha / max(1.0, bound)
+    scalars[SUM_OF_STEPS] += step
+    scalars[N_BOUNDED] += 1.0 if bound > 1.0 else 0.0
+    scale = dtype(step) * delta
+    if adaptive:
+        for p in range(z.size):
+            w[p] += scale * z[p] / np.sqrt(moments[0, p] * correction + epsilon)
+    else:
+        for p in range(z.size):
+            w[p] += scale * z[p]
+
+
+@kernel
+def ascend_with_gradient(w, z, g, delta, decay, spec, moments, scalars, count, hyper):
+    """The steps of the optimizers that want the newest gradient g (P,) beside the trace z (P,) and its decay."""
+    dtype = w.dtype.type
+    factor = schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
+    count[0] += 1
+    t = count[0]
+    one, epsilon = dtype(1), dtype(hyper[EPSILON])
+    if int(hyper[CODE]) == VARIANCE_ADJUSTED_CODE:
+        rest = one - decay
+        clipped = max(min(np.float64(delta), hyper[KAPPA]), -hyper[KAPPA])
+        scalars[N_BOUNDED] += 1.0 if clipped != delta else 0.0
+        scalars[SUM_OF_STEPS] += hyper[ALPHA] * factor
+        step = dtype(hyper[ALPHA] * factor * clipped)
+        for p in range(w.size):
+            moments[1, p] = decay * moments[1, p] + rest * g[p] * g[p]
+            w[p] += step * z[p] / (np.sqrt(moments[1, p]) + epsilon)
+        return
+    rms = hyper[RMS] != 0.0
+    beta2, rest2 = dtype(hyper[BETA2]), dtype(1.0 - hyper[BETA2])
+    correction = dtype(1.0 / (1.0 - hyper[BETA2] ** t)) if rms else one
+    size, trace_size = dtype(0), dtype(0)
+    for p in range(w.size):
+        scale = one
+        if rms:
+            moments[1, p] = beta2 * moments[1, p] + rest2 * g[p] * g[p]
+            scale = one / (np.sqrt(moments[1, p] * correction) + epsilon)
+        size += g[p] * g[p] * scale
+        trace_size += z[p] * z[p] * scale
+    kept = np.float64(decay)
+    scalars[GRADIENT_SIZE] += (1.0 - kept) * (np.float64(size) - scalars[GRADIENT_SIZE])
+    mean_size = scalars[GRADIENT_SIZE] / (1.0 - kept**t)
+    step = hyper[ALPHA] * factor / max(math.sqrt(mean_size * np.float64(trace_size)), 1e-8)
+    error = np.float64(delta)
+    b = hyper[BETA1]
+    scalars[SQUARED_ERROR] = b * scalars[SQUARED_ERROR] + (1.0 - b) * error * error
+    cap = hyper[KAPPA] * math.sqrt(scalars[SQUARED_ERROR] / (1.0 - b**t))
+    scalars[N_BOUNDED] += 1.0 if abs(error) > cap else 0.0
+    error = max(min(error, cap), -cap)
+    if hyper[NORMALISE] != 0.0:
+        scalars[ERROR_SIZE] = b * scalars[ERROR_SIZE] + (1.0 - b) * abs(error)
+        error /= max(scalars[ERROR_SIZE] / (1.0 - b**t), 1e-12)
+    scalars[SUM_OF_STEPS] += step
+    along = dtype(step * error)
+    for p in range(w.size):
+        scale = one / (np.sqrt(moments[1, p] * correction) + epsilon) if rms else one
+        w[p] += along * scale * z[p]
+
+
+@kernel(inline=True)
+def follow(w, z, delta, decay, spec, scratch, moments, scalars, count, hyper):
+    """z <- decay z + gradient;  w <- w + step(delta z), for the gradient that `backward` left in scratch."""
+    if is_plain_sgd(hyper):
+        accumulate_and_ascend(w, z, delta, spec, scratch, decay, count, hyper)
+    elif int(hyper[CODE]) >= INTENTIONAL_CODE:
+        g = moments[0]
+        store_gradient(g, spec, scratch)
+        for p in range(z.size):
+            z[p] = decay * z[p] + g[p]
+        ascend_with_gradient(w, z, g, delta, decay, spec, moments, scalars, count, hyper)
+    else:
+        accumulate(z, spec, scratch, decay)
+        ascend(w, z, delta, spec, moments, scalars, count, hyper)
 
 
 @kernel(inline=True)

@@ -7,7 +7,7 @@ z (P,)              the trace; n-step and Monte Carlo put the gradient here
 memory (c, d + 1)   n-step and Monte Carlo: the states that await their return, and in the last column their rewards
 span (2,)           where the oldest of them lies in memory, and how many they are
 count (2,)          updates made; transitions seen
-hyper (9 + L + 5,)  the optimizer's hyper-parameters, and behind them the method's settings
+hyper (12 + L + 5,)  the optimizer's hyper-parameters, and behind them the method's settings
 before (P,)         scratch
 stats (4, m)        sums since the last log, rows TOTALS, GRADIENT, TRACE and UPDATE below
 """
@@ -25,7 +25,6 @@ from valueapprox.backprop import (
     ZERO,
     D,
     X,
-    accumulate,
     backward,
     first_unit,
     forward,
@@ -33,7 +32,7 @@ from valueapprox.backprop import (
     seed_output,
 )
 from valueapprox.compiling import kernel
-from valueapprox.optimizers import ALPHA, accumulate_and_ascend, ascend, is_plain_sgd, norm
+from valueapprox.optimizers import ALPHA, follow, norm
 
 TD_LAMBDA, N_STEP, MONTE_CARLO = range(3)
 METHODS = {"td": TD_LAMBDA, "n-step": N_STEP, "monte-carlo": MONTE_CARLO}
@@ -119,24 +118,20 @@ def sample_norms(w, z, before, spec, scratch, stats):
 
 
 @kernel(inline=True)
-def update(w, z, moments, count, scratch, before, spec, hyper, stats, decay, delta, sampled):
+def update(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, decay, delta, sampled):
     """One update, after `forward` of the state it is for: z <- decay z + grad v(s);  w <- w + step(delta z)."""
     seed_output(scratch, spec, 0)
     backward(w, spec, scratch, False)
     if sampled:
         for p in range(w.size):
             before[p] = w[p]
-    if is_plain_sgd(hyper):
-        accumulate_and_ascend(w, z, delta, spec, scratch, decay, count, hyper)
-    else:
-        accumulate(z, spec, scratch, decay)
-        ascend(w, z, delta, spec, moments, count, hyper)
+    follow(w, z, delta, decay, spec, scratch, moments, scalars, count, hyper)
     if sampled:
         sample_norms(w, z, before, spec, scratch, stats)
 
 
 @kernel(inline=True)
-def td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next, v, ended):
+def td_lambda(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r, v_next, v, ended):
     """delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s);  w <- w + step(delta z).
 
     The trace is cut after the update when the episode ended. `forward` of s ran last. Sutton & Barto 2018, sec. 12.2.
@@ -146,7 +141,7 @@ def td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_ne
     delta = dtype(r) + dtype(gamma) * v_next - v
     if finite(delta):
         sampled = is_sampled(count[TRANSITIONS], spec, hyper)
-        update(w, z, moments, count, scratch, before, spec, hyper, stats, dtype(gamma * lam), delta, sampled)
+        update(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, dtype(gamma * lam), delta, sampled)
         if ended:
             for p in range(z.size):
                 z[p] = dtype(0)
@@ -154,7 +149,7 @@ def td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_ne
 
 
 @kernel
-def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next, memory, span, ended):
+def n_step(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r, v_next, memory, span, ended):
     """w <- w + step((G - v(S_t)) grad v(S_t)), G = r_{t+1} + ... + gamma^{n-1} r_{t+n} + gamma^n v(S_{t+n}).
 
     The newest state is in scratch[X]; it joins the memory, and the one that is n steps old is updated. When the episode
@@ -189,7 +184,7 @@ def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next,
         if not finite(error):
             return False
         sampled = is_sampled(count[UPDATES], spec, hyper)
-        update(w, z, moments, count, scratch, before, spec, hyper, stats, zero, error, sampled)
+        update(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, zero, error, sampled)
         span[0] = (row + 1) % size
         span[1] -= 1
         if not ended:
@@ -201,7 +196,7 @@ def n_step(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next,
 
 @kernel(inline=True)
 def learn(
-    w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
+    w, z, moments, scalars, count, scratch, before, spec, hyper, stats, memory, span,
     loaded, r, v_next, terminated, truncated,
 ):  # fmt: skip
     """Learn from one transition whose state is in scratch[X] and whose v(s') is known; returns (delta, status)."""
@@ -211,14 +206,14 @@ def learn(
         return w.dtype.type(np.nan), BAD_INPUT
     method = setting(spec, hyper, METHOD)
     if method == TD_LAMBDA:
-        delta = td_lambda(w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next, v, ended)
+        delta = td_lambda(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r, v_next, v, ended)
         fine = finite(delta)
     else:
         if method == MONTE_CARLO and span[1] == memory.shape[0]:
             return w.dtype.type(np.nan), MEMORY_FULL
         delta = w.dtype.type(r) + w.dtype.type(setting(spec, hyper, GAMMA)) * v_next - v
         fine = finite(delta) and n_step(
-            w, z, moments, count, scratch, before, spec, hyper, stats, r, v_next, memory, span, ended
+            w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r, v_next, memory, span, ended
         )
     if not fine:
         return delta, DIVERGED
@@ -231,7 +226,7 @@ def learn(
 
 @kernel
 def learn_transition(
-    w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
+    w, z, moments, scalars, count, scratch, before, spec, hyper, stats, memory, span,
     s, r, s_next, terminated, truncated,
 ):  # fmt: skip
     """Learn from one transition, s and s_next (d,); returns (delta, status). v(s') is 0 where s' is terminal."""
@@ -241,14 +236,14 @@ def learn_transition(
         v_next = forward(w, spec, scratch)
     loaded &= load(scratch, s)
     return learn(
-        w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
+        w, z, moments, scalars, count, scratch, before, spec, hyper, stats, memory, span,
         loaded, r, v_next, terminated, truncated,
     )  # fmt: skip
 
 
 @kernel
 def learn_transitions(
-    w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
+    w, z, moments, scalars, count, scratch, before, spec, hyper, stats, memory, span,
     first, s, r, s_next, terminated, truncated, deltas,
 ):  # fmt: skip
     """Learn from the transitions t >= first, s and s_next (T, d), one after the other, into deltas (T,).
@@ -262,7 +257,7 @@ def learn_transitions(
             v_next = forward(w, spec, scratch)
         loaded &= load_row(scratch, s, t)
         delta, status = learn(
-            w, z, moments, count, scratch, before, spec, hyper, stats, memory, span,
+            w, z, moments, scalars, count, scratch, before, spec, hyper, stats, memory, span,
             loaded, r[t], v_next, terminated[t], truncated[t],
         )  # fmt: skip
         if status != LEARNED:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from valueapprox import checkpoint, td
 from valueapprox.checks import CACHE_LINE, aligned_zeros, as_floats, one_of, positive, unit_interval
 from valueapprox.network import Network
-from valueapprox.optimizers import SGD, Optimizer, OptimizerState
+from valueapprox.optimizers import SGD, Optimizer
 
 __all__ = ["DivergenceError", "ValueFunction"]
 
@@ -105,7 +105,8 @@ class ValueFunction:
         room = -(-first.size // CACHE_LINE) * CACHE_LINE
         self._traces = aligned_zeros((streams, room), first.dtype)[:, : first.size]
         self._count = np.zeros(2, np.int64)
-        self.state = OptimizerState(self.optimizer.init(self.w).moments, self._count[: td.TRANSITIONS])
+        fresh = self.optimizer.init(self.w)
+        self.state = fresh._replace(n_updates=self._count[: td.TRANSITIONS])
         self._stats = np.zeros((4, max(4, net.n_layers)))
         places = {"td": 1, "n-step": self.n, "monte-carlo": FIRST_MEMORY}[method]
         self._memory = [np.zeros((places, net.n_inputs + 1), self.w.dtype) for _ in range(streams)]
@@ -120,7 +121,15 @@ class ValueFunction:
         # What a kernel needs for each stream, put together once: a call per transition must not do it again.
         self._arguments = [
             (
-                *(self.w, self.traces[i], self.state.moments, self._count, self._scratch, self._before),
+                *(
+                    self.w,
+                    self.traces[i],
+                    self.state.moments,
+                    self.state.scalars,
+                    self._count,
+                    self._scratch,
+                    self._before,
+                ),
                 *(self.net.spec, self._hyper, self._stats, self._memory[i], self._span[i]),
             )
             for i in range(self.streams)
@@ -314,6 +323,7 @@ class ValueFunction:
             "w": self.w,
             "traces": self.traces,
             "moments": self.state.moments,
+            "scalars": self.state.scalars,
             "count": self._count,
             "stats": self._stats,
             "span": self._span,
