@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.dynamics import CART_POLE, observe, reset_state, step_state
+from envs.dynamics import ACROBOT, CART_POLE, MOUNTAIN_CAR, World, observe, reset_state, step_state
 from valueapprox.compiling import kernel
 
 RANDOM, HEURISTIC = range(2)
@@ -13,22 +13,25 @@ ENV_DRAWS, POLICY_DRAWS, ELAPSED = range(3)  # entries of counts
 
 @kernel(exact=True)
 def heuristic(world, observation):
-    """`agents.policies.lean` and `pump`."""
+    """`agents.policies.lean`, `swing` and `pump`."""
     if world == CART_POLE:
         return 1 if observation[2] > 0.0 else 0
+    if world == ACROBOT:
+        return 0 if observation[4] >= 0.0 else 2
     return 2 if observation[1] >= 0.0 else 0
 
 
 @kernel(exact=True)
 def rollout(
-    world, params, policy, noise, n_actions, n_reset, n_step, limit, state, counts, env_uniforms, policy_uniforms,
-    observations, actions, rewards, next_observations, terminated, truncated,
+    world, params, policy, noise, n_actions, low, high, n_reset, n_step, limit, state, counts,
+    env_uniforms, policy_uniforms, observations, actions, rewards, next_observations, terminated, truncated,
 ):  # fmt: skip
     """Follow a policy for T = rewards.size steps, starting a new episode whenever one ends.
 
     state (n_state,) goes on from call to call; counts (3,) numbers used of env_uniforms and policy_uniforms, and steps
     since the episode began. Draws as `CompiledEnv` and `make_policy` do, in their order, so one pair of generators
-    gives the same experience here and in Gymnasium. observations, next_observations (T, d); the others (T,).
+    gives the same experience here and in Gymnasium. Random actions are uniform: one of n_actions, or a number between
+    low and high where n_actions is 0. observations, next_observations (T, d); the others (T,).
     """
     for t in range(rewards.size):
         observe(world, params, state, observations[t])
@@ -37,10 +40,11 @@ def rollout(
             random = policy_uniforms[counts[POLICY_DRAWS]] < noise
             counts[POLICY_DRAWS] += 1
         if random:
-            action = int(policy_uniforms[counts[POLICY_DRAWS]] * n_actions)
+            draw = policy_uniforms[counts[POLICY_DRAWS]]
+            action = float(int(draw * n_actions)) if n_actions > 0 else low + (high - low) * draw
             counts[POLICY_DRAWS] += 1
         else:
-            action = heuristic(world, observations[t])
+            action = float(heuristic(world, observations[t]))
         u = 0.0
         if n_step > 0:
             u = env_uniforms[counts[ENV_DRAWS]]
@@ -57,6 +61,11 @@ def rollout(
             reset_state(world, params, env_uniforms[counts[ENV_DRAWS] :], state)
             counts[ENV_DRAWS] += n_reset
             counts[ELAPSED] = 0
+
+
+def follows(policy: int, world: World) -> bool:
+    """Whether `rollout` can follow a policy in a world."""
+    return policy == RANDOM or world.code in (CART_POLE, MOUNTAIN_CAR, ACROBOT)
 
 
 def count_array() -> np.ndarray:

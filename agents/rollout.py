@@ -36,6 +36,7 @@ AUTORESET = {
     "next-step": AutoresetMode.NEXT_STEP,
     "disabled": AutoresetMode.DISABLED,
 }
+_POLICIES = {"random": kernels.RANDOM, "heuristic": kernels.HEURISTIC}  # those that the compiled rollout may follow
 REPLAY_LIMIT = 200_000  # actions of one episode that are kept so that it can be replayed
 
 
@@ -108,9 +109,9 @@ def _helpful(env_id: str) -> Iterator[None]:
 
 def make_rollout(task: Task, numbers: list[int]) -> CompiledRollout | GymnasiumRollout:
     """The rollout of the environments with these numbers: compiled where world and policy are, else Gymnasium's."""
-    if task.compiled and task.policy in ("random", "heuristic"):
+    if task.compiled and task.policy in _POLICIES:
         found = _compiled(task)
-        if found is not None:
+        if found is not None and kernels.follows(_POLICIES[task.policy], found[0]):
             return CompiledRollout(task, numbers, *found)
     return GymnasiumRollout(task, numbers)
 
@@ -140,7 +141,7 @@ class CompiledRollout:
 
     def __init__(self, task: Task, numbers: list[int], world: envs.World, limit: int) -> None:
         self.world, self.limit, self.noise = world, limit, task.noise
-        self.policy = kernels.RANDOM if task.policy == "random" else kernels.HEURISTIC
+        self.policy = _POLICIES[task.policy]
         self.states = np.zeros((len(numbers), world.n_state))
         self.elapsed = [0] * len(numbers)
         # The generators that Gymnasium's environment, seeded with `reset(seed=...)`, and `make_policy` draw from.
@@ -159,7 +160,9 @@ class CompiledRollout:
         n_steps = max(lengths)
         block = Block(
             np.zeros((n, n_steps, d), np.float32),
-            np.zeros((n, n_steps), _smallest(0, world.n_actions - 1)),
+            np.zeros((n, n_steps, 1), np.float32)
+            if world.continuous
+            else np.zeros((n, n_steps), _smallest(0, world.n_actions - 1)),
             np.zeros((n, n_steps)),
             np.zeros((n, n_steps, d), np.float32),
             np.zeros((n, n_steps), np.bool_),
@@ -175,9 +178,12 @@ class CompiledRollout:
             most = lengths[i] * (world.n_step_uniforms + world.n_reset_uniforms) + 1
             uniforms = (rngs[0].random(most), rngs[1].random(2 * lengths[i]))
             kernels.rollout(
-                *(world.code, world.params, self.policy, self.noise, world.n_actions),
+                *(world.code, world.params, self.policy, self.noise),
+                *(world.n_actions, world.action_low, world.action_high),
                 *(world.n_reset_uniforms, world.n_step_uniforms, self.limit, self.states[i], counts, *uniforms),
-                *(part[i, : lengths[i]] for part in block[:-1]),
+                block.observations[i, : lengths[i]],
+                block.actions[i, : lengths[i]].reshape(-1),  # a continuous action is an array of one number
+                *(part[i, : lengths[i]] for part in block[2:-1]),
             )
             self.elapsed[i] = int(counts[kernels.ELAPSED])
             for rng, state, used in zip(rngs, before, counts, strict=False):

@@ -1,7 +1,8 @@
 """Worlds: dynamics as compiled functions, the same as Gymnasium environments, and true values where known.
 
-Importing this package registers `valueapprox/RandomWalk-v0`, `valueapprox/CartPole-v1` and
-`valueapprox/MountainCar-v0`; `gymnasium.make("envs:valueapprox/CartPole-v1")` does so by itself.
+Importing this package registers `valueapprox/RandomWalk-v0`, `valueapprox/CartPole-v1`,
+`valueapprox/MountainCar-v0`, `valueapprox/Acrobot-v1` and `valueapprox/Pendulum-v1`;
+`gymnasium.make("envs:valueapprox/CartPole-v1")` does so by itself.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ from typing import Any
 
 import gymnasium
 
-from .dynamics import World, cart_pole, mountain_car, observe, reset_state, step_state
+from .dynamics import World, acrobot, cart_pole, mountain_car, observe, pendulum, reset_state, step_state
 from .random_walk import RandomWalk
+from .snapshots import env_state, restore_env_state
 
 __all__ = [
     "RandomWalk",
     "World",
+    "acrobot",
     "cart_pole",
     "compiled_world",
+    "env_state",
     "mountain_car",
     "observe",
+    "pendulum",
     "reset_state",
+    "restore_env_state",
     "step_state",
 ]
 
@@ -35,6 +41,8 @@ _WORLDS: dict[str, tuple[str, Callable[..., World]]] = {
     "valueapprox/RandomWalk-v0": ("RandomWalkEnv", _random_walk),
     "valueapprox/CartPole-v1": ("CartPoleEnv", cart_pole),
     "valueapprox/MountainCar-v0": ("MountainCarEnv", mountain_car),
+    "valueapprox/Acrobot-v1": ("AcrobotEnv", acrobot),
+    "valueapprox/Pendulum-v1": ("PendulumEnv", pendulum),
 }
 
 for _id, (_class, _make) in _WORLDS.items():

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Any, SupportsIndex
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from .dynamics import World, cart_pole, mountain_car, observe, reset_state, step_state
+from valueapprox.seeding import generator_from, generator_state
+
+from .dynamics import World, acrobot, cart_pole, mountain_car, observe, pendulum, reset_state, step_state
 from .random_walk import RandomWalk
 
-__all__ = ["CartPoleEnv", "CompiledEnv", "MountainCarEnv", "RandomWalkEnv"]
+__all__ = ["AcrobotEnv", "CartPoleEnv", "CompiledEnv", "MountainCarEnv", "PendulumEnv", "RandomWalkEnv"]
 
 
-class CompiledEnv(gymnasium.Env[np.ndarray, np.int64]):
+class CompiledEnv(gymnasium.Env[np.ndarray, Any]):
     """A compiled world behind Gymnasium's interface; the state is float64, observations are float32.
 
     `np_random` gives `n_reset_uniforms` numbers at a reset and `n_step_uniforms` at a step, and nothing else
@@ -35,7 +38,11 @@ class CompiledEnv(gymnasium.Env[np.ndarray, np.int64]):
             for bound in (world.observation_low, world.observation_high)
         )
         self.observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
-        self.action_space = gymnasium.spaces.Discrete(world.n_actions)
+        self.action_space: gymnasium.Space[Any] = (
+            gymnasium.spaces.Box(world.action_low, world.action_high, (1,), np.float32)
+            if world.continuous
+            else gymnasium.spaces.Discrete(world.n_actions)
+        )
         self._state = np.zeros(world.n_state)
         self._running = False
 
@@ -51,15 +58,13 @@ class CompiledEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._running = True
         return self._observation(), {}
 
-    def step(self, action: SupportsIndex) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one step. `truncated` is always False: a time limit is a wrapper's business."""
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Take one step. `truncated` is always False: a time limit is a wrapper's business.
+
+        A continuous action, an array of one number, is rounded to float32 and held to its bounds.
+        """
         world = self.world
-        try:
-            choice = operator.index(action)  # action_space.contains takes longer than the step
-        except TypeError:
-            choice = -1
-        if not 0 <= choice < world.n_actions:
-            raise ValueError(f"action: got {action!r}, wants an integer from 0 to {world.n_actions - 1}")
+        choice = self._number(action) if world.continuous else self._choice(action)
         if not self._running:
             raise ResetNeeded("step() wants a running episode: call reset() first, and again after an end")
         u = self.np_random.random() if world.n_step_uniforms else 0.0
@@ -67,11 +72,54 @@ class CompiledEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._running = not terminated
         return self._observation(), reward, terminated, False, {}
 
+    def state(self) -> dict[str, Any]:
+        """Where the environment stands: its state, whether an episode runs, and its generator."""
+        return {
+            "state": self._state.copy(),
+            "running": self._running,
+            "generator": generator_state(self.np_random),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to where `state()` was taken, in the same world, and on from there bit for bit."""
+        values = np.asarray(state["state"], dtype=np.float64)
+        if values.shape != self._state.shape:
+            raise ValueError(f"state: got shape {values.shape}, wants {self._state.shape}, that of a {self.world.name}")
+        self.np_random = generator_from(state["generator"])
+        self._state[:] = values
+        self._running = bool(state["running"])
+
+    def _choice(self, action: Any) -> int:
+        try:
+            choice = operator.index(action)  # action_space.contains takes longer than the step
+        except TypeError:
+            choice = -1
+        if not 0 <= choice < self.world.n_actions:
+            raise ValueError(f"action: got {action!r}, wants an integer from 0 to {self.world.n_actions - 1}")
+        return choice
+
+    def _number(self, action: Any) -> float:
+        try:
+            number = np.asarray(action, dtype=np.float32).item()
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            low, high = self.world.action_low, self.world.action_high
+            raise ValueError(f"action: got {action!r}, wants one finite number, which is held to [{low}, {high}]")
+        return number
+
     def _observation(self) -> np.ndarray:
         # A fresh array each time: people keep what they are given.
         observation = np.empty(self.world.n_observation, dtype=np.float32)
         observe(self.world.code, self.world.params, self._state, observation)
         return observation
+
+
+class AcrobotEnv(CompiledEnv):
+    """Acrobot: Gymnasium's Acrobot-v1, compiled."""
+
+    def __init__(self) -> None:
+        super().__init__(acrobot())
 
 
 class CartPoleEnv(CompiledEnv):
@@ -86,6 +134,13 @@ class MountainCarEnv(CompiledEnv):
 
     def __init__(self) -> None:
         super().__init__(mountain_car())
+
+
+class PendulumEnv(CompiledEnv):
+    """Pendulum: Gymnasium's Pendulum-v1, compiled."""
+
+    def __init__(self) -> None:
+        super().__init__(pendulum())
 
 
 class RandomWalkEnv(CompiledEnv):

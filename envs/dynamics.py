@@ -17,21 +17,25 @@ import numpy as np
 from valueapprox.compiling import kernel
 
 __all__ = [
+    "ACROBOT",
     "AGGREGATION",
     "CART_POLE",
     "MOUNTAIN_CAR",
     "ONE_HOT",
+    "PENDULUM",
     "POSITION",
     "RANDOM_WALK",
     "World",
+    "acrobot",
     "cart_pole",
     "mountain_car",
     "observe",
+    "pendulum",
     "reset_state",
     "step_state",
 ]
 
-RANDOM_WALK, CART_POLE, MOUNTAIN_CAR = 0, 1, 2
+RANDOM_WALK, CART_POLE, MOUNTAIN_CAR, ACROBOT, PENDULUM = range(5)
 ONE_HOT, AGGREGATION, POSITION = 0, 1, 2  # what a random walk shows of its state
 
 
@@ -42,19 +46,22 @@ class World:
     Parameters
     ----------
     code : int
-        `RANDOM_WALK`, `CART_POLE` or `MOUNTAIN_CAR`.
+        `RANDOM_WALK`, `CART_POLE`, `MOUNTAIN_CAR`, `ACROBOT` or `PENDULUM`.
     name : str
         For messages.
     params : array of float64
         The world's own numbers; their meaning is the world's.
     n_state, n_observation, n_actions : int
-        Length of the state, length of what `observe` writes, and number of actions 0 ... n_actions - 1.
+        Length of the state, length of what `observe` writes, and number of actions 0 ... n_actions - 1; 0 where
+        the action is continuous.
     n_reset_uniforms, n_step_uniforms : int
         Uniform numbers used by one start, and by one step (0 or 1).
     max_episode_steps : int
         The customary time limit, 0 for none. Whoever runs the world applies it.
     observation_low, observation_high : float or tuple of float
         Bounds of an observation, one for all entries or one for each.
+    action_low, action_high : float
+        Bounds of a continuous action, which is one number. The world holds it to them.
     """
 
     code: int
@@ -68,6 +75,13 @@ class World:
     max_episode_steps: int
     observation_low: float | tuple[float, ...]
     observation_high: float | tuple[float, ...]
+    action_low: float = 0.0
+    action_high: float = 0.0
+
+    @property
+    def continuous(self) -> bool:
+        """Whether an action is a number from `action_low` to `action_high`, and not one of a few."""
+        return self.n_actions == 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", np.array(self.params, dtype=np.float64))
@@ -84,7 +98,7 @@ class World:
 
 
 @kernel(exact=True)
-def _step_random_walk(params: np.ndarray, state: np.ndarray, action: int, u: float) -> tuple[float, bool]:
+def _step_random_walk(params: np.ndarray, state: np.ndarray, action: float, u: float) -> tuple[float, bool]:
     """Move left (action 0) or right (1) by 1 + floor(u * jump), which is uniform on 1 ... jump.
 
     Every move past an end stops at it, with its reward. Sutton & Barto 2018, examples 6.2 and 9.1.
@@ -132,7 +146,7 @@ _CART_POLE_START = 0.05
 
 
 @kernel(exact=True)
-def _step_cart_pole(state: np.ndarray, action: int) -> tuple[float, bool]:
+def _step_cart_pole(state: np.ndarray, action: float) -> tuple[float, bool]:
     """One explicit Euler step of 0.02 s under a push of 10 N to the left (action 0) or right (1); reward 1.
 
     M = mass of cart and pole, m = mass of the pole, l = half its length, c = (F + m l theta'^2 sin theta) / M
@@ -181,7 +195,7 @@ _MOUNTAIN_CAR_START = (-0.6, -0.4)
 
 
 @kernel(exact=True)
-def _step_mountain_car(state: np.ndarray, action: int) -> tuple[float, bool]:
+def _step_mountain_car(state: np.ndarray, action: float) -> tuple[float, bool]:
     """Thrust to the left (action 0), none (1) or to the right (2); the reward is -1 until the goal, x >= 0.5.
 
     v <- bound(v + 0.001 (action - 1) - 0.0025 cos 3x),   x <- bound(x + v),   v = 0 at the left wall
@@ -213,6 +227,148 @@ def mountain_car() -> World:
     )
 
 
+# Acrobot: Sutton 1996; Sutton & Barto 1998, section 11.3, with the equations of the book ----------------------
+# state (4,)   angle a of the first link from hanging down, angle b of the second from the first, their velocities
+# params (1,)  the exponent 2. Gymnasium squares with the C library's pow, which in one case of a thousand is a bit
+#              off x * x; were the 2 in sight of the compiler, it would multiply.
+
+_TORQUE_STEP = 0.2
+_A_DOT_MAX = 4 * math.pi
+_B_DOT_MAX = 9 * math.pi
+_ACROBOT_START = 0.1
+
+
+@kernel(exact=True)
+def _acrobot_accelerations(
+    a: float, b: float, a_dot: float, b_dot: float, torque: float, two: float
+) -> tuple[float, float]:
+    """(a'', b'') of two links of length l = 1, mass m = 1, moment I = 1 and centre c = 1/2, under g = 9.8.
+
+    d1 = m c^2 + m (l^2 + c^2 + 2 l c cos b) + 2 I,   d2 = m (c^2 + l c cos b) + I
+    phi2 = m c g cos(a + b - pi/2)
+    phi1 = -m l c b'^2 sin b - 2 m l c a' b' sin b + (m c + m l) g cos(a - pi/2) + phi2
+    b'' = (torque + phi1 d2 / d1 - m l c a'^2 sin b - phi2) / (m c^2 + I - d2^2 / d1)
+    a'' = -(d2 b'' + phi1) / d1
+    """
+    sin, cos = math.sin(b), math.cos(b)
+    d1 = 0.25 + (1.25 + cos) + 1.0 + 1.0
+    d2 = (0.25 + 0.5 * cos) + 1.0
+    phi2 = 0.5 * _GRAVITY * math.cos(a + b - math.pi / 2)
+    phi1 = -0.5 * b_dot**two * sin - b_dot * a_dot * sin + 1.5 * _GRAVITY * math.cos(a - math.pi / 2) + phi2
+    b_acc = (torque + d2 / d1 * phi1 - 0.5 * a_dot**two * sin - phi2) / (1.25 - d2**two / d1)
+    return -(d2 * b_acc + phi1) / d1, b_acc
+
+
+@kernel(exact=True)
+def _wrapped(angle: float) -> float:
+    """The same angle in [-pi, pi]."""
+    while angle > math.pi:
+        angle = angle - 2 * math.pi
+    while angle < -math.pi:
+        angle = angle + 2 * math.pi
+    return angle
+
+
+@kernel(exact=True)
+def _step_acrobot(params: np.ndarray, state: np.ndarray, action: float) -> tuple[float, bool]:
+    """One fourth-order Runge-Kutta step of 0.2 s, with a torque of action - 1 at the joint between the links.
+
+    y <- y + h / 6 (k1 + 2 k2 + 2 k3 + k4), then angles wrapped to [-pi, pi] and velocities bounded. The reward is
+    -1, and 0 at the goal: the tip one link's length above the pivot, -cos a - cos(a + b) > 1.
+    """
+    h, torque, two = _TORQUE_STEP, action - 1.0, params[0]
+    a, b, a1, b1 = state[0], state[1], state[2], state[3]  # k1 = (a1, b1, u1, v1), and so on
+    u1, v1 = _acrobot_accelerations(a, b, a1, b1, torque, two)
+    a2, b2 = a1 + h / 2 * u1, b1 + h / 2 * v1
+    u2, v2 = _acrobot_accelerations(a + h / 2 * a1, b + h / 2 * b1, a2, b2, torque, two)
+    a3, b3 = a1 + h / 2 * u2, b1 + h / 2 * v2
+    u3, v3 = _acrobot_accelerations(a + h / 2 * a2, b + h / 2 * b2, a3, b3, torque, two)
+    a4, b4 = a1 + h * u3, b1 + h * v3
+    u4, v4 = _acrobot_accelerations(a + h * a3, b + h * b3, a4, b4, torque, two)
+    a = _wrapped(a + h / 6 * (a1 + 2.0 * a2 + 2.0 * a3 + a4))
+    b = _wrapped(b + h / 6 * (b1 + 2.0 * b2 + 2.0 * b3 + b4))
+    a_dot = a1 + h / 6 * (u1 + 2.0 * u2 + 2.0 * u3 + u4)
+    b_dot = b1 + h / 6 * (v1 + 2.0 * v2 + 2.0 * v3 + v4)
+    state[0] = a
+    state[1] = b
+    state[2] = min(max(a_dot, -_A_DOT_MAX), _A_DOT_MAX)
+    state[3] = min(max(b_dot, -_B_DOT_MAX), _B_DOT_MAX)
+    if -math.cos(a) - math.cos(b + a) > 1.0:
+        return 0.0, True
+    return -1.0, False
+
+
+def acrobot() -> World:
+    """Acrobot as in Gymnasium's Acrobot-v1: reward -1 a step until the tip swings above the line, then 0."""
+    high = (1.0, 1.0, 1.0, 1.0, _A_DOT_MAX, _B_DOT_MAX)
+    return World(
+        code=ACROBOT,
+        name="acrobot",
+        params=np.array([2.0]),
+        n_state=4,
+        n_observation=6,
+        n_actions=3,
+        n_reset_uniforms=4,
+        n_step_uniforms=0,
+        max_episode_steps=500,
+        observation_low=tuple(-bound for bound in high),
+        observation_high=high,
+    )
+
+
+# Pendulum: Gymnasium's Pendulum-v1, of mass 1 and length 1, under g = 10 --------------------------------------
+# state (2,)   angle theta from upright, not wrapped, and angular velocity
+# params (1,)  the exponent 2, as for the acrobot
+
+_PENDULUM_STEP = 0.05
+_PENDULUM_GRAVITY = 10.0
+_TORQUE_MAX = 2.0
+_THETA_DOT_MAX = 8.0
+_PENDULUM_START = (math.pi, 1.0)
+
+
+@kernel(exact=True)
+def _step_pendulum(params: np.ndarray, state: np.ndarray, action: float) -> tuple[float, bool]:
+    """One semi-implicit Euler step of 0.05 s under a torque u, the action held to [-2, 2]; it never ends.
+
+    The reward is of the state before: -(theta^2 + 0.1 theta'^2 + 0.001 u^2), with theta in [-pi, pi).
+    theta' <- bound(theta' + 0.05 (3 g / 2 sin theta + 3 u)),   theta <- theta + 0.05 theta'
+
+    A torque is float32, as the action space says, and so are the terms that hold nothing else, as in Gymnasium.
+    """
+    theta, theta_dot, two = state[0], state[1], params[0]
+    u = min(max(np.float32(action), np.float32(-_TORQUE_MAX)), np.float32(_TORQUE_MAX))
+    effort = np.float64(np.float32(0.001) * u ** np.float32(two))
+    push = np.float64(np.float32(3.0) * u)
+    angle = (theta + math.pi) % (2 * math.pi) - math.pi
+    cost = angle**two + 0.1 * theta_dot**two + effort
+    theta_dot = theta_dot + (3 * _PENDULUM_GRAVITY / 2 * math.sin(theta) + push) * _PENDULUM_STEP
+    theta_dot = min(max(theta_dot, -_THETA_DOT_MAX), _THETA_DOT_MAX)
+    state[0] = theta + theta_dot * _PENDULUM_STEP
+    state[1] = theta_dot
+    return -cost, False
+
+
+def pendulum() -> World:
+    """Pendulum as in Gymnasium's Pendulum-v1: swing up and stay, with one continuous action."""
+    high = (1.0, 1.0, _THETA_DOT_MAX)
+    return World(
+        code=PENDULUM,
+        name="pendulum",
+        params=np.array([2.0]),
+        n_state=2,
+        n_observation=3,
+        n_actions=0,
+        n_reset_uniforms=2,
+        n_step_uniforms=0,
+        max_episode_steps=200,
+        observation_low=tuple(-bound for bound in high),
+        observation_high=high,
+        action_low=-_TORQUE_MAX,
+        action_high=_TORQUE_MAX,
+    )
+
+
 # The three functions that callers use -----------------------------------------------------------------------
 
 
@@ -233,21 +389,34 @@ def reset_state(world: int, params: np.ndarray, u: np.ndarray, state: np.ndarray
         low, high = _MOUNTAIN_CAR_START
         state[0] = low + (high - low) * u[0]
         state[1] = 0.0
+    elif world == ACROBOT:
+        low, high = -_ACROBOT_START, _ACROBOT_START
+        for i in range(4):
+            state[i] = np.float32(low + (high - low) * u[i])  # as Gymnasium rounds it
+    elif world == PENDULUM:
+        for i in range(2):
+            high = _PENDULUM_START[i]
+            state[i] = -high + (high - -high) * u[i]
     else:
         state[0] = (params[0] - 1.0) // 2.0
 
 
 @kernel(exact=True)
-def step_state(world: int, params: np.ndarray, state: np.ndarray, action: int, u: float) -> tuple[float, bool]:
+def step_state(world: int, params: np.ndarray, state: np.ndarray, action: float, u: float) -> tuple[float, bool]:
     """Take one step from a state that is not terminal, and return (reward, terminated).
 
     world  code                       params (.,)  read     state (n_state,)  advanced in place
-    action  0 ... n_actions - 1       u  one uniform number, used where n_step_uniforms is 1
+    u  one uniform number, used where n_step_uniforms is 1
+    action  0 ... n_actions - 1, as an integer or a float; a finite float where the action is continuous
     """
     if world == CART_POLE:
         return _step_cart_pole(state, action)
     if world == MOUNTAIN_CAR:
         return _step_mountain_car(state, action)
+    if world == ACROBOT:
+        return _step_acrobot(params, state, action)
+    if world == PENDULUM:
+        return _step_pendulum(params, state, action)
     return _step_random_walk(params, state, action, u)
 
 
@@ -260,6 +429,17 @@ def observe(world: int, params: np.ndarray, state: np.ndarray, out: np.ndarray) 
     """
     if world == RANDOM_WALK:
         _observe_random_walk(params, state, out)
+    elif world == ACROBOT:
+        out[0] = math.cos(state[0])
+        out[1] = math.sin(state[0])
+        out[2] = math.cos(state[1])
+        out[3] = math.sin(state[1])
+        out[4] = state[2]
+        out[5] = state[3]
+    elif world == PENDULUM:
+        out[0] = math.cos(state[0])
+        out[1] = math.sin(state[0])
+        out[2] = state[1]
     else:
         for i in range(state.size):
             out[i] = state[i]

@@ -108,12 +108,16 @@ def test_autoreset_modes_give_bit_identical_blocks(task):
         ("valueapprox/MountainCar-v0", {}),
         ("valueapprox/RandomWalk-v0", {"n_states": 30, "jump": 4}),
         ("valueapprox/RandomWalk-v0", {"features": "position"}),
+        ("valueapprox/Acrobot-v1", {"max_episode_steps": 60}),
+        ("valueapprox/Pendulum-v1", {}),
     ],
 )
 @pytest.mark.parametrize(("policy", "noise"), [("random", 0.0), ("heuristic", 0.3), ("heuristic", 0.0)])
 def test_compiled_rollouts_equal_gymnasium_s(env, env_args, policy, noise):
     if "RandomWalk" in env and policy == "heuristic":
         pytest.skip("a random walk has no heuristic")
+    if "Pendulum" in env and policy == "heuristic":
+        pytest.skip("the pendulum's heuristic is not compiled")
     task = Task(env, policy, noise, env_args, seed=11)
     ours, gymnasiums = make_rollout(task, [0, 3]), make_rollout(replace(task, compiled=False), [0, 3])
     assert isinstance(ours, CompiledRollout)
@@ -194,9 +198,15 @@ def test_a_snapshot_goes_on_exactly(env, mode):
         assert_goes_on_exactly(task, 220, at)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "MountainCar-v0"])
+def test_a_heuristic_that_is_not_compiled_is_followed_in_gymnasium():
+    rollout = make_rollout(Task("valueapprox/Pendulum-v1", "heuristic", 0.1), [0])
+    assert isinstance(rollout, GymnasiumRollout)
+    assert rollout.collect(5)[0].actions.shape == (1, 5, 1)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Pendulum-v1"])
 def test_a_snapshot_of_a_compiled_rollout_goes_on_exactly(env):
-    task = Task(f"valueapprox/{env}", "random", seed=2)
+    task = Task(f"valueapprox/{env}", "random", env_args={"max_episode_steps": 200}, seed=2)
     for at in cuts(task, 220):
         assert_goes_on_exactly(task, 220, at)
 

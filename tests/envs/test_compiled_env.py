@@ -15,7 +15,9 @@ from gymnasium.utils.env_checker import check_env
 import envs
 from envs import RandomWalk, compiled_world, observe, reset_state, step_state
 
-IDS = ["valueapprox/RandomWalk-v0", "valueapprox/CartPole-v1", "valueapprox/MountainCar-v0"]
+IDS = [
+    f"valueapprox/{name}" for name in ("RandomWalk-v0", "CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Pendulum-v1")
+]
 LONG_WALK = {"n_states": 11, "jump": 3, "features": "aggregation", "groups": 4}
 
 
@@ -32,6 +34,7 @@ def test_the_other_worlds_pass_the_checker_and_have_the_spaces_of_gymnasium(env_
     env = gymnasium.make(env_id)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*infinity")  # the bounds of CartPole-v1 itself
+        warnings.filterwarnings("ignore", message=".*symmetric and normalized")  # the torque of Pendulum-v1 itself
         check_env(env.unwrapped, skip_render_check=True)
     original = gymnasium.make(env_id.removeprefix("valueapprox/"))
     assert env.observation_space == original.observation_space
@@ -41,7 +44,11 @@ def test_the_other_worlds_pass_the_checker_and_have_the_spaces_of_gymnasium(env_
 
 def rollout(env, seed, n_steps=300):
     """[observation, reward, terminated, truncated, ...] with actions from a generator of their own."""
-    actions = np.random.default_rng(seed).integers(env.action_space.n, size=n_steps)
+    generator, space = np.random.default_rng(seed), env.action_space
+    if isinstance(space, gymnasium.spaces.Box):
+        actions = generator.uniform(space.low, space.high, size=(n_steps, 1)).astype(np.float32)
+    else:
+        actions = generator.integers(space.n, size=n_steps)
     rows = [env.reset(seed=seed)[0].tolist()]
     for action in actions:
         observation, reward, terminated, truncated, _ = env.step(action)
@@ -85,7 +92,7 @@ def test_uniforms_are_drawn_in_the_order_that_compiled_loops_use(env_id):
             np.testing.assert_array_equal(seen, observation)
             u = generator.random() if world.n_step_uniforms else 0.0
             reward, terminated = step_state(world.code, world.params, state, t % 2, u)
-            observation, *outcome = env.step(t % 2)
+            observation, *outcome = env.step([t % 2] if world.continuous else t % 2)
             assert outcome == [reward, terminated, False, {}]
             if terminated:
                 break
@@ -139,8 +146,8 @@ def test_an_id_can_name_the_package_to_import():
 def test_compiled_world_knows_our_ids_only():
     assert compiled_world("CartPole-v1") is None
     assert compiled_world("valueapprox/NoSuchWorld-v0") is None
-    for name, limit in (("RandomWalk-v0", 0), ("CartPole-v1", 500), ("MountainCar-v0", 200)):
-        world, steps = compiled_world(f"valueapprox/{name}")
+    for env_id, limit in zip(IDS, (0, 500, 200, 500, 200), strict=True):
+        world, steps = compiled_world(env_id)
         assert steps == world.max_episode_steps == limit
     world, _ = compiled_world("envs:valueapprox/RandomWalk-v0", **LONG_WALK)
     np.testing.assert_array_equal(world.params, RandomWalk(**LONG_WALK).world().params)
@@ -165,6 +172,25 @@ def test_any_integer_is_an_action(action):
     env = gymnasium.make(IDS[0]).unwrapped
     env.reset(seed=0)
     assert env.step(action)[0].argmax() == 10
+
+
+@pytest.mark.parametrize("action", [float("nan"), [np.inf], "left", None, [], [0.0, 1.0]])
+def test_an_invalid_torque_is_a_clear_error(action):
+    env = gymnasium.make(IDS[4]).unwrapped
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action: got .*, wants one finite number, which is held to \[-2.0, 2.0\]"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("action", [[0.1], np.array([0.1], np.float32), np.array([0.1]), 0.1, np.float32(0.1)])
+def test_a_torque_is_float32_however_it_comes(action):
+    env = gymnasium.make(IDS[4]).unwrapped
+    original = gymnasium.make("Pendulum-v1").unwrapped
+    env.reset(seed=0), original.reset(seed=0)
+    expected = original.step(np.array([0.1], np.float32))
+    got = env.step(action)
+    np.testing.assert_allclose(got[0], expected[0], atol=1e-6)
+    assert got[1] == pytest.approx(expected[1], abs=1e-12)
 
 
 def test_a_step_wants_a_running_episode():

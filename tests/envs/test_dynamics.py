@@ -1,17 +1,21 @@
 """The compiled worlds against Gymnasium's own, against themselves interpreted, and inside a larger kernel."""
 
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import acrobot as gymnasium_acrobot
+from gymnasium.envs.classic_control import pendulum as gymnasium_pendulum
 
-from envs import RandomWalk, cart_pole, mountain_car, observe, reset_state, step_state
+from envs import RandomWalk, acrobot, cart_pole, mountain_car, observe, pendulum, reset_state, step_state
 from valueapprox.compiling import kernel
 
 WORLDS = {
@@ -19,6 +23,8 @@ WORLDS = {
     "mountain car": mountain_car(),
     "random walk": RandomWalk(31, jump=4, features="aggregation", groups=8).world(),
     "position": RandomWalk(7, features="position").world(),
+    "acrobot": acrobot(),
+    "pendulum": pendulum(),
 }
 
 
@@ -28,7 +34,15 @@ def start(world, u):
     return state
 
 
-@pytest.mark.parametrize(("world", "original"), [("cart-pole", "CartPole-v1"), ("mountain car", "MountainCar-v0")])
+@pytest.mark.parametrize(
+    ("world", "original"),
+    [
+        ("cart-pole", "CartPole-v1"),
+        ("mountain car", "MountainCar-v0"),
+        ("acrobot", "Acrobot-v1"),
+        ("pendulum", "Pendulum-v1"),
+    ],
+)
 def test_start_states_are_those_of_gymnasium(world, original):
     theirs = gymnasium.make(original).unwrapped
     for seed in range(200):
@@ -77,6 +91,173 @@ def test_steps_are_those_of_gymnasium(world, original, policy, n_steps, rtol):
             theirs.reset()
             state[:] = theirs.state
     assert n_ends > 50
+
+
+def libm(function):
+    """NumPy's sine or cosine on one number, as the C library has it."""
+    return lambda x: np.float64(function(float(x)))
+
+
+def swing(state, generator):
+    """Torque at the elbow against the shoulder's rotation, to the goal in some 100 steps; now and then at random."""
+    return int(generator.integers(3)) if generator.random() < 0.2 else 2 * int(state[2] < 0)
+
+
+def twist(_, generator):
+    return generator.uniform(-3.0, 3.0, size=1).astype(np.float32)  # beyond the bounds too
+
+
+@pytest.mark.parametrize("trigonometry", ["libm", "numpy"])
+@pytest.mark.parametrize(
+    ("world", "original", "policy", "n_resets"),
+    [("acrobot", "Acrobot-v1", swing, 150), ("pendulum", "Pendulum-v1", twist, 100)],
+)
+def test_swings_are_those_of_gymnasium(monkeypatch, trigonometry, world, original, policy, n_resets):
+    # With the C library's sine and cosine in Gymnasium's dynamics, everything is equal to the last bit. NumPy's may,
+    # depending on its version and on the processor, differ from them in the last bit. One such step errs by some 2e-15
+    # (2e-12 from an acrobot at full speed), and an acrobot is chaotic: so each step starts from Gymnasium's state.
+    # In float32, which NumPy uses to show an acrobot's start, sine and cosine do differ.
+    exact, world = trigonometry == "libm", WORLDS[world]
+    if exact:
+        sin, cos = libm(math.sin), libm(math.cos)
+        monkeypatch.setattr(gymnasium_acrobot, "sin", sin)
+        monkeypatch.setattr(gymnasium_acrobot, "cos", cos)
+        monkeypatch.setattr(gymnasium_pendulum, "np", SimpleNamespace(**{**vars(np), "sin": sin, "cos": cos}))
+    theirs = gymnasium.make(original).unwrapped
+    generator, seen = np.random.default_rng(0), np.empty(world.n_observation, dtype=np.float32)
+    tolerance = {"rtol": 0.0, "atol": 0.0 if exact else 1e-12}
+    rough = {"rtol": 0.0, "atol": 0.0 if exact else 2e-6}
+    n_ends = n_steps = 0
+    for seed in range(n_resets):
+        observation, _ = theirs.reset(seed=seed)
+        state = start(world, gymnasium.utils.seeding.np_random(seed)[0].random(world.n_reset_uniforms))
+        np.testing.assert_array_equal(state, theirs.state)
+        observe(world.code, world.params, state, seen)
+        np.testing.assert_allclose(seen, observation, **rough)
+        for _ in range(world.max_episode_steps):
+            action = policy(state, generator)
+            observation, reward, terminated, _, _ = theirs.step(action)
+            got = step_state(world.code, world.params, state, action.item() if world.continuous else action, 0.0)
+            assert got[1] == terminated
+            np.testing.assert_allclose(got[0], reward, **tolerance)
+            np.testing.assert_allclose(state, theirs.state, **tolerance)
+            observe(world.code, world.params, state, seen)
+            np.testing.assert_allclose(seen, observation, **rough)
+            state[:] = theirs.state
+            n_steps += 1
+            n_ends += terminated
+            if terminated:
+                break
+    assert n_steps > 10_000
+    assert n_ends > 100 or world.continuous
+
+
+def acrobot_energy(state):
+    """Kinetic and potential energy of two rods of mass 1, length 1 and moment 1 about their middle."""
+    a, b, a_dot, b_dot = state
+    middle = (
+        np.array([0.5 * math.sin(a), -0.5 * math.cos(a)]),
+        np.array([math.sin(a) + 0.5 * math.sin(a + b), -math.cos(a) - 0.5 * math.cos(a + b)]),
+    )
+    speed = 0.5 * a_dot * np.array([math.cos(a), math.sin(a)])
+    speed_2 = 2 * speed + 0.5 * (a_dot + b_dot) * np.array([math.cos(a + b), math.sin(a + b)])
+    kinetic = 0.5 * (speed @ speed + speed_2 @ speed_2 + a_dot**2 + (a_dot + b_dot) ** 2)
+    return kinetic + 9.8 * (middle[0][1] + middle[1][1])
+
+
+def test_an_acrobot_without_torque_keeps_its_energy():
+    # Hanging at rest: 9.8 (-0.5 - 1.5) = -19.6.
+    world = WORLDS["acrobot"]
+    assert acrobot_energy(np.zeros(4)) == pytest.approx(-19.6)
+    state = np.array([0.3, -0.4, 0.2, 0.1])
+    for _ in range(200):
+        energy = acrobot_energy(state)
+        step_state(world.code, world.params, state, 1, 0.0)
+        # Runge-Kutta with so long a step loses up to 0.0007 of the energy above rest in each.
+        assert acrobot_energy(state) == pytest.approx(energy, abs=0.001 * (energy + 19.6))
+
+
+def test_a_torque_does_work_on_the_acrobot():
+    # The torque acts on angle b: from rest, energy = integral of torque b' = torque * (change of b).
+    world = WORLDS["acrobot"]
+    for action, torque in ((0, -1.0), (2, 1.0)):
+        state = np.zeros(4)
+        step_state(world.code, world.params, state, action, 0.0)
+        assert acrobot_energy(state) + 19.6 == pytest.approx(torque * state[1], rel=2e-3)
+
+
+def test_an_acrobot_at_rest_stays():
+    world, state = WORLDS["acrobot"], np.zeros(4)
+    for _ in range(100):
+        assert step_state(world.code, world.params, state, 1, 0.0) == (-1.0, False)
+    np.testing.assert_allclose(state, 0.0, atol=1e-15)  # cos(pi / 2) is 6e-17 in floating point
+
+
+def test_an_acrobot_is_at_its_goal_one_link_above_the_pivot():
+    # Nearly upright, the tip is 2 above the pivot; with both links level, 0.
+    world = WORLDS["acrobot"]
+    for a, outcome in ((math.pi - 0.01, (0.0, True)), (math.pi / 2, (-1.0, False))):
+        assert step_state(world.code, world.params, np.array([a, 0.0, 0.0, 0.0]), 1, 0.0) == outcome
+
+
+def test_an_acrobot_is_wrapped_and_bounded():
+    # At 4 pi and 9 pi in 0.2 s it turns by 2.5 and 5.7.
+    world, state = WORLDS["acrobot"], np.array([3.0, 3.0, 4 * math.pi, 9 * math.pi])
+    for t in range(50):
+        step_state(world.code, world.params, state, 2 * (t % 2), 0.0)
+        assert (np.abs(state) <= [math.pi, math.pi, 4 * math.pi, 9 * math.pi]).all()
+    spinning = np.array([0.0, 0.0, 10 * math.pi, -20 * math.pi])
+    step_state(world.code, world.params, spinning, 1, 0.0)
+    assert (np.abs(spinning) <= [math.pi, math.pi, 4 * math.pi, 9 * math.pi]).all()
+
+
+def test_a_pendulum_at_rest_hanging_pays_pi_squared():
+    world, state = WORLDS["pendulum"], np.array([math.pi, 0.0])
+    reward, terminated = step_state(world.code, world.params, state, 0.0, 0.0)
+    assert (reward, terminated) == (-(math.pi**2), False)
+    np.testing.assert_allclose(state, [math.pi, 0.0], atol=1e-15)
+
+
+def test_a_pendulum_balances_free_of_charge():
+    world, state = WORLDS["pendulum"], np.zeros(2)
+    assert step_state(world.code, world.params, state, 0.0, 0.0) == (0.0, False)
+    assert state.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("action", "torque"), [(1.0, 1.0), (2.0, 2.0), (5.0, 2.0), (-9.0, -2.0)])
+def test_one_step_of_a_pendulum(action, torque):
+    # Level, at speed 1: theta' = 1 + 0.05 (15 * 1 + 3 u), theta = pi / 2 + 0.05 theta'; u is held to [-2, 2].
+    world, state = WORLDS["pendulum"], np.array([math.pi / 2, 1.0])
+    reward, _ = step_state(world.code, world.params, state, action, 0.0)
+    assert reward == pytest.approx(-(math.pi**2 / 4 + 0.1 + 0.001 * torque**2))
+    assert state[1] == pytest.approx(1.75 + 0.15 * torque)
+    assert state[0] == pytest.approx(math.pi / 2 + 0.05 * state[1])
+
+
+def test_a_pendulum_has_a_greatest_speed_and_a_cost_per_turn():
+    # At 8, pulled further down, it stays at 8. Two turns later, the cost is that of the same angle.
+    world = WORLDS["pendulum"]
+    rewards = []
+    for turns in (0, 2):
+        state = np.array([1.0 + turns * 2 * math.pi, 8.0])
+        rewards.append(step_state(world.code, world.params, state, 2.0, 0.0)[0])
+        assert state[1] == 8.0
+    assert rewards[0] == pytest.approx(-(1 + 6.4 + 0.004))
+    assert rewards[1] == pytest.approx(rewards[0])
+
+
+def test_a_whole_action_may_come_as_an_integer_or_a_float():
+    for name in ("cart-pole", "mountain car", "random walk", "acrobot"):
+        world = WORLDS[name]
+        for action in range(world.n_actions):
+            u = np.full(world.n_reset_uniforms, 0.3)
+            states = start(world, u), start(world, u)
+            outcomes = [
+                step_state(world.code, world.params, state, kind(action), 0.7)
+                for state, kind in zip(states, (int, float), strict=True)
+            ]
+            assert outcomes[0] == outcomes[1]
+            np.testing.assert_array_equal(*states)
 
 
 def test_mountain_car_stops_at_the_left_wall():
@@ -132,7 +313,7 @@ def experience(world, actions, u):
     n_used = world.n_reset_uniforms
     for t, action in enumerate(actions):
         n_used += world.n_step_uniforms
-        rows[t, 1], rows[t, 0] = step_state(world.code, world.params, state, int(action), u[n_used - 1])
+        rows[t, 1], rows[t, 0] = step_state(world.code, world.params, state, action.item(), u[n_used - 1])
         rows[t, 2 : 2 + world.n_state] = state
         observe(world.code, world.params, state, rows[t, 2 + world.n_state :])
         if rows[t, 0]:
@@ -161,7 +342,11 @@ def experience_in_a_loop(code, params, n_reset, n_step, state, actions, u, rows)
 
 def inputs(world, n_steps=2000):
     generator = np.random.default_rng(5)
-    return generator.integers(world.n_actions, size=n_steps), generator.random(5 * n_steps)
+    if world.continuous:
+        actions = generator.uniform(2 * world.action_low, 2 * world.action_high, size=n_steps)
+    else:
+        actions = generator.integers(world.n_actions, size=n_steps)
+    return actions, generator.random(5 * n_steps)
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS.keys())
