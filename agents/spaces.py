@@ -48,10 +48,17 @@ def encoder(space: gym.Space[Any], flatten: bool = False) -> Encoder:
         size = int(np.prod(space.shape))
         return Encoder(size, lambda observation: np.asarray(observation).reshape(size))
     if isinstance(space, spaces.Discrete):
-        identity, first = np.eye(int(space.n), dtype=np.float32), int(space.start)
-        return Encoder(int(space.n), lambda observation: identity[int(observation) - first])
+        identity = np.eye(int(space.n), dtype=np.float32)
+        return Encoder(int(space.n), lambda observation: identity[_state_number(observation, space)])
     flattenable = space.is_np_flattenable
     if flatten and flattenable:
         return Encoder(int(spaces.flatdim(space)), lambda observation: np.asarray(spaces.flatten(space, observation)))
     help_ = "; pass flatten (--flatten) to turn it into one vector" if flattenable and not flatten else ""
     raise UnsupportedSpaceError(f"the observation space is {space}; Box or Discrete is wanted{help_}")
+
+
+def _state_number(observation: Any, space: spaces.Discrete) -> int:
+    number = int(observation) - int(space.start)
+    if not 0 <= number < space.n:
+        raise ValueError(f"the observation is {observation}, which is not in {space}")
+    return number

@@ -1,0 +1,470 @@
+"""Control agents: learn to act from a stream, one transition at a time, behind the field's start / step / end.
+
+Each step is one compiled call: it normalises observation and reward, learns from the transition and chooses the next
+action. The recipe around the algorithms is that of stream-x (Elsayed, Vasan & Mahmood 2024), arXiv 2410.14606.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from agents import control_kernels as kernels
+from agents.spaces import encoder
+from valueapprox import SGD, DivergenceError, Network, ObGD, Optimizer, checkpoint
+from valueapprox.checks import one_of, positive, unit_interval
+from valueapprox.optimizers import N_BOUNDED, SUM_OF_STEPS
+from valueapprox.seeding import sequence
+from valueapprox.td import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
+
+__all__ = ["QRC", "ControlAgent", "ExpectedSarsa", "Sarsa", "StreamAC", "StreamQ"]
+
+
+class Learner:
+    """One network with all that learning it from a stream needs, as the kernels' list of arrays."""
+
+    def __init__(self, net: Network, optimizer: Optimizer, seed: np.random.SeedSequence, init: str) -> None:
+        self.net, self.optimizer = net, optimizer
+        self.w = net.init(seed, init)
+        self.z = np.zeros_like(self.w)
+        self.state = optimizer.init(self.w)
+        self.hyper = optimizer.hyper(net.layer_names)
+        self.here, self.there = net.scratch(), net.scratch()
+        self.before = np.zeros_like(self.w)
+        self.stats = np.zeros((4, max(4, net.n_layers)))
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """In the kernels' order."""
+        return (
+            *(self.w, self.z, self.state.moments, self.state.scalars, self.state.n_updates, self.hyper),
+            *(self.net.spec, self.here, self.there, self.before, self.stats),
+        )
+
+    def learned(self) -> dict[str, np.ndarray]:
+        """What a checkpoint must hold; `here` is the forward pass from which the next update starts."""
+        return {
+            "w": self.w,
+            "z": self.z,
+            "moments": self.state.moments,
+            "scalars": self.state.scalars,
+            "n_updates": self.state.n_updates,
+            "here": self.here,
+            "stats": self.stats,
+        }
+
+    def diagnostics(self, n_steps: float) -> dict[str, float]:
+        """Norms per layer, averaged since the last call; the effective step size and how often it was bounded."""
+        values: dict[str, float] = {}
+        sampled = self.stats[TOTALS, N_SAMPLED]
+        if sampled > 0:
+            for tag, row in (("grad_norm", GRADIENT), ("trace_norm", TRACE), ("update_ratio", UPDATE)):
+                for name, total in zip(self.net.layer_names, self.stats[row], strict=False):
+                    values[f"{tag}/{name}"] = total / sampled
+        for name, length in self.net.layer_norms(self.w).items():
+            values[f"weight_norm/{name}"] = length
+        if n_steps > 0 and self.state.scalars[SUM_OF_STEPS] > 0:
+            values["step_size"] = self.state.scalars[SUM_OF_STEPS] / n_steps
+            values["bounded"] = self.state.scalars[N_BOUNDED] / n_steps
+        self.stats[:] = 0.0
+        self.state.scalars[SUM_OF_STEPS] = self.state.scalars[N_BOUNDED] = 0.0
+        return values
+
+
+class ControlAgent:
+    """What control agents share: `StreamAC`, `StreamQ`, `Sarsa`, `ExpectedSarsa` and `QRC`.
+
+    At an ending `end(reward, observation, terminated)` is called with the final observation. Terminated: its value is
+    0. Cut by a time limit: its value is bootstrapped. After the update, either clears the eligibility traces.
+
+    Parameters
+    ----------
+    observation_space, action_space
+        Of the environment. Observations: Box or Discrete; others with `flatten`, where Gymnasium can.
+    hidden
+        Units of each hidden layer; the actor, or h of QRC, has a network of its own with the same ones.
+    optimizer, second_optimizer
+        Of the value network, and of the actor or QRC's h: any optimizers of valueapprox. If not given, ObGD(kappa=2)
+        and ObGD(kappa=3); for QRC, whose direction is not a trace alone, SGD(1e-3) and SGD(1e-4).
+    gamma, lam
+        Discount and trace decay, in [0, 1].
+    normalise_observations
+        Bring each entry to mean 0 and variance 1 by its running statistics.
+    scale_rewards
+        Divide rewards by the running standard deviation of their discounted sums.
+    time_limit
+        Give the agent the time as one more input, from -0.5 at the start of an episode to 0.5 at this step.
+    bootstrap_at_limit
+        False treats a time limit as terminal, as the published code of stream-x does: for comparison.
+    average_reward
+        Rate eta at which the mean reward rbar is learned, rbar <- rbar + eta delta; delta then has r - rbar, and gamma
+        may be 1: differential Sarsa and actor-critic. 0: none.
+    epsilon
+        Of exploring: first value, last value, steps in between (a straight line); or one number. Actor-critics do
+        without.
+    temperature
+        Choose by softmax of q / temperature instead of epsilon-greedily.
+    activation, layer_norm, init, dtype
+        Of the networks. "sparse" keeps at least one input of each unit; "sparse_published" may keep none.
+    flatten
+        Let Gymnasium flatten an observation space that is neither Box nor Discrete.
+    seed
+        Of weights and actions.
+
+    Examples
+    --------
+    >>> env = gym.make("CartPole-v1")
+    >>> agent = StreamAC(env.observation_space, env.action_space, seed=1)
+    >>> observation, _ = env.reset(seed=1)
+    >>> action = agent.start(observation)
+    >>> observation, reward, terminated, truncated, _ = env.step(action)
+    >>> action = agent.step(reward, observation)
+    >>> agent.n_steps
+    1
+    """
+
+    algorithm = kernels.Q
+    name = "value"  # of the first network, in the log
+    second_name = ""
+    default_optimizers: tuple[Optimizer, Optimizer] = (ObGD(kappa=2.0), ObGD(kappa=3.0))
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        hidden: tuple[int, ...] = (32, 32),
+        optimizer: Optimizer | None = None,
+        second_optimizer: Optimizer | None = None,
+        gamma: float = 0.99,
+        lam: float = 0.8,
+        *,
+        normalise_observations: bool = True,
+        scale_rewards: bool = True,
+        time_limit: int | None = None,
+        bootstrap_at_limit: bool = True,
+        average_reward: float = 0.0,
+        epsilon: tuple[float, float, int] | float = (1.0, 0.01, 25_000),
+        temperature: float | None = None,
+        activation: str = "leaky_relu",
+        layer_norm: bool = True,
+        init: str = "sparse",
+        dtype: str = "float32",
+        flatten: bool = False,
+        seed: int = 0,
+        **own: Any,
+    ) -> None:
+        self.encode = encoder(observation_space, flatten)
+        self.action_space = action_space
+        positive("seed", seed, at_least=0)
+        n_inputs = self.encode.size + (time_limit is not None)
+        algorithm, n_outputs = self._algorithm(action_space)
+        self.first_action = int(action_space.start) if isinstance(action_space, spaces.Discrete) else None
+        self._action_values = np.zeros(0 if self.first_action is not None else n_outputs // 2)
+
+        def network(outputs: int) -> Network:
+            return Network((n_inputs, *hidden, outputs), activation, layer_norm=layer_norm, dtype=dtype)
+
+        policy_based = self.algorithm == kernels.ACTOR_CRITIC
+        first = network(1 if policy_based else n_outputs)
+        # An agent of one network has a second that is as small as can be and not used: kernels have one signature.
+        second = network(n_outputs) if self.second_name else Network((1, 1), dtype=dtype)
+        defaults = self.default_optimizers
+        self.first = Learner(first, optimizer or defaults[0], sequence(seed, "weights", 0), init)
+        self.second = Learner(second, second_optimizer or defaults[1], sequence(seed, "weights", 1), init)
+
+        first_epsilon, last_epsilon, epsilon_steps = (
+            epsilon if isinstance(epsilon, tuple | list) else (epsilon, epsilon, 0)
+        )
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; a positive number is wanted, or None for epsilon-greedy")
+        if not (average_reward >= 0 and np.isfinite(average_reward)):
+            raise ValueError(f"average_reward is {average_reward}; a rate that is not negative is wanted")
+        settings = np.zeros(kernels.N_SETTINGS)
+        settings[kernels.ALGORITHM] = algorithm
+        settings[kernels.GAMMA], settings[kernels.LAMBDA] = unit_interval("gamma", gamma), unit_interval("lam", lam)
+        settings[kernels.EPSILON_FIRST] = unit_interval("epsilon", first_epsilon)
+        settings[kernels.EPSILON_LAST] = unit_interval("epsilon", last_epsilon)
+        settings[kernels.EPSILON_STEPS] = positive("epsilon's steps", epsilon_steps, at_least=0)
+        settings[kernels.TEMPERATURE] = temperature or 0.0
+        settings[kernels.AVERAGE_REWARD] = average_reward
+        settings[kernels.NORMALISE], settings[kernels.SCALE] = normalise_observations, scale_rewards
+        settings[kernels.TIME_STEP] = 0.0 if time_limit is None else 1.0 / positive("time_limit", time_limit)
+        settings[kernels.LIMIT_IS_TERMINAL] = not bootstrap_at_limit
+        known = list(inspect.signature(self._own_settings).parameters)
+        for name in own:
+            one_of(f"a setting of {type(self).__name__}", name, known)
+        for place, value in self._own_settings(**own).items():
+            settings[place] = value
+        self.settings = settings
+        self.memory = np.zeros(kernels.STATISTICS + 2 * self.encode.size)
+        self.counts = np.zeros(kernels.N_COUNTS, np.int64)
+        self.sums = np.zeros(kernels.N_SUMS)
+        self.key = np.uint64(sequence(seed, "actions").generate_state(1, np.uint64)[0])
+        work = np.zeros((3, max(self.first.w.size, self.second.w.size)), dtype)
+        #: What every kernel gets, in this order.
+        self.arrays = (
+            *(settings, self.memory, self.counts, self.key, self._action_values, self.sums),
+            *self.first.arrays(),
+            *self.second.arrays(),
+            work,
+        )
+
+    def _algorithm(self, action_space: gym.Space[Any]) -> tuple[int, int]:
+        """The kernels' code of the algorithm, and how many outputs the network that acts has."""
+        if isinstance(action_space, spaces.Discrete):
+            return self.algorithm, int(action_space.n)
+        if isinstance(action_space, spaces.Box) and self.algorithm == kernels.ACTOR_CRITIC:
+            return kernels.GAUSSIAN_ACTOR_CRITIC, 2 * int(np.prod(action_space.shape))
+        wanted = "Discrete or Box" if self.algorithm == kernels.ACTOR_CRITIC else "Discrete"
+        raise TypeError(f"the action space is {action_space}; {type(self).__name__} wants {wanted}")
+
+    def _own_settings(self) -> dict[int, float]:
+        """The settings that one agent alone has."""
+        return {}
+
+    # --- start, step, end ---------------------------------------------------------------------------------------------
+
+    def start(self, observation: Any) -> Any:
+        """Begin an episode; returns the first action."""
+        status = kernels.begin(self._state(observation), *self.arrays)
+        if status != kernels.LEARNED:
+            self.fail(status, 0.0, observation)
+        return self.action()
+
+    def step(self, reward: float, observation: Any) -> Any:
+        """Learn from the transition into `observation`, and return the next action."""
+        status = kernels.step(self._state(observation), float(reward), False, False, *self.arrays)
+        if status != kernels.LEARNED:
+            self.fail(status, reward, observation)
+        return self.action()
+
+    def end(self, reward: float, observation: Any, terminated: bool) -> None:
+        """Learn from the last transition of an episode. `terminated` False: it was cut here, and bootstraps."""
+        ended = bool(terminated)
+        status = kernels.step(self._state(observation), float(reward), ended, not ended, *self.arrays)
+        if status != kernels.LEARNED:
+            self.fail(status, reward, observation)
+
+    def _state(self, observation: Any) -> np.ndarray:
+        state = self.encode(observation)
+        dtype = np.float32 if state.dtype == np.float32 else np.float64
+        # Read-only or strided arrays are other types to Numba, for which the kernels would be compiled anew.
+        return state if state.dtype == dtype and state.flags.carray else np.array(state, dtype, order="C")
+
+    def action(self) -> Any:
+        """The action that was chosen last, as the environment takes it."""
+        return self._to_space(int(self.counts[kernels.ACTION]), self._action_values)
+
+    def _to_space(self, index: int, values: np.ndarray) -> Any:
+        """The action as the environment takes it; a continuous one is cut off at the bounds of the space."""
+        if self.first_action is not None:
+            return index + self.first_action
+        space = self.action_space
+        assert isinstance(space, spaces.Box), "asked for at the start"
+        return np.clip(values.reshape(space.shape), space.low, space.high).astype(space.dtype)
+
+    def fail(self, status: int, reward: float, observation: Any) -> None:
+        """Raise what the kernel's status means."""
+        if status == kernels.NO_EPISODE:
+            raise RuntimeError("no episode is running: call start(observation) first")
+        step = self.n_steps + 1
+        if status == kernels.BAD_INPUT:
+            bad_reward = not abs(reward) <= kernels.LARGEST
+            what = f"the reward is {reward}" if bad_reward else f"the observation is {observation}"
+            raise ValueError(
+                f"{what} at step {step}; finite numbers up to {kernels.LARGEST:g} are wanted. Nothing was learned"
+            )
+        largest = max(np.abs(learner.w).max() for learner in (self.first, self.second))
+        raise DivergenceError(
+            f"the TD error or an output is infinite or NaN at step {step} (largest weight {largest:.3g}): learning has "
+            "diverged; a smaller step size helps"
+        )
+
+    # --- acting without learning --------------------------------------------------------------------------------------
+
+    def actor(self, seed: int = 0, greedy: bool = True) -> Actor:
+        """A copy that acts and does not learn: weights and normalisers frozen, random numbers of its own."""
+        return Actor(self, seed, greedy)
+
+    # --- what the log shows -------------------------------------------------------------------------------------------
+
+    @property
+    def n_steps(self) -> int:
+        """Number of transitions learned from."""
+        return int(self.counts[kernels.STEPS])
+
+    @property
+    def sample_every(self) -> int:
+        """Every how many steps the per-layer norms are measured for `diagnostics`; 0, as at first, is never."""
+        return int(self.settings[kernels.SAMPLE_EVERY])
+
+    @sample_every.setter
+    def sample_every(self, steps: int) -> None:
+        self.settings[kernels.SAMPLE_EVERY] = positive("sample_every", steps, at_least=0)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Averages since the last call, by the log's tags: see the README's glossary."""
+        seen = self.sums[kernels.N_LEARNED]
+        values: dict[str, float] = {}
+        if seen > 0:
+            values[f"{self.name}/td_error/mean"] = self.sums[kernels.SUM_DELTA] / seen
+            values[f"{self.name}/td_error/rms"] = float(np.sqrt(self.sums[kernels.SUM_DELTA_SQUARED] / seen))
+            if self.algorithm == kernels.ACTOR_CRITIC:
+                values["actor/entropy"] = self.sums[kernels.SUM_ENTROPY] / seen
+                if self.first_action is None:
+                    values["actor/spread"] = self.sums[kernels.SUM_SPREAD] / seen
+        for name, learner in ((self.name, self.first), (self.second_name, self.second)):
+            if name:
+                values |= {f"{name}/{tag}": number for tag, number in learner.diagnostics(seen).items()}
+        self.sums[:] = 0.0
+        return values
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """All that was learned, as arrays (views): an agent made with the same arguments goes on from it exactly."""
+        arrays = {"memory": self.memory, "counts": self.counts, "sums": self.sums, "action": self._action_values}
+        for prefix, learner in (("first", self.first), ("second", self.second)):
+            arrays |= {f"{prefix}/{name}": array for name, array in learner.learned().items()}
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state_dict` gave, of an agent that was made with the same arguments."""
+        own = self.state_dict()
+        for name, array in own.items():
+            stored = arrays[name]
+            if stored.shape != array.shape or stored.dtype != array.dtype:
+                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; {array.dtype} {array.shape} is wanted")
+        for name, array in own.items():
+            array[...] = arrays[name]
+
+    def save(self, path: str | Path) -> None:
+        """Write what was learned to one file, whole or not at all, without pickle."""
+        checkpoint.save(path, self.state_dict(), {"kind": "control", "agent": type(self).__name__})
+
+    def load(self, path: str | Path) -> None:
+        """Read what `save` wrote, of an agent that was made with the same arguments.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing, damaged, or of another agent.
+        """
+        arrays, meta = checkpoint.load(path)
+        if meta.get("agent") != type(self).__name__:
+            raise checkpoint.CheckpointError(f"{path} holds no {type(self).__name__}, but {meta.get('agent')}")
+        try:
+            self.restore(arrays)
+        except (KeyError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"{path} does not fit this agent ({error})") from None
+
+
+class Actor:
+    """Acts with what an agent has learned so far, behind start and step, and learns nothing."""
+
+    def __init__(self, agent: ControlAgent, seed: int, greedy: bool) -> None:
+        self.agent, self.greedy = agent, greedy
+        self.memory = agent.memory.copy()
+        self.counts = agent.counts.copy()
+        self.action = agent._action_values.copy()
+        self.key = np.uint64(sequence(seed, "evaluation").generate_state(1, np.uint64)[0])
+        self.counts[kernels.DRAWS] = 0
+        first, second = agent.first, agent.second
+        self._nets = (first.w.copy(), first.net.spec, first.net.scratch(), second.w.copy(), second.net.spec)
+        self._second_scratch = second.net.scratch()
+
+    def start(self, observation: Any) -> Any:
+        """The first action of an episode."""
+        self.memory[kernels.TIME] = -0.5
+        return self._act(observation)
+
+    def step(self, observation: Any) -> Any:
+        """The next action."""
+        self.memory[kernels.TIME] += self.agent.settings[kernels.TIME_STEP]
+        return self._act(observation)
+
+    def _act(self, observation: Any) -> Any:
+        agent = self.agent
+        status = kernels.act(
+            *(agent._state(observation), self.greedy, agent.settings, self.memory, self.counts, self.key, self.action),
+            *(*self._nets, self._second_scratch),
+        )
+        if status == kernels.BAD_INPUT:
+            raise ValueError(f"the observation is {observation}; finite numbers up to {kernels.LARGEST:g} are wanted")
+        if status != kernels.LEARNED:
+            raise DivergenceError("an output of the network is infinite or NaN")
+        return agent._to_space(int(self.counts[kernels.ACTION]), self.action)
+
+
+class StreamAC(ControlAgent):
+    """Actor-critic(lambda), with a softmax policy for discrete actions and a Gaussian one for continuous ones.
+
+    delta = r + gamma v(s') - v(s)
+    critic: z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
+    actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along delta z
+
+    entropy
+        Weight of the policy's entropy H in the actor's trace.
+    """
+
+    algorithm = kernels.ACTOR_CRITIC
+    name, second_name = "critic", "actor"
+
+    def _own_settings(self, entropy: float = 0.01) -> dict[int, float]:
+        if not 0 <= entropy < np.inf:
+            raise ValueError(f"entropy is {entropy}; a weight that is not negative is wanted")
+        return {kernels.ENTROPY: entropy}
+
+
+class StreamQ(ControlAgent):
+    """Q(lambda) of Watkins: delta = r + gamma max_a q(s', a) - q(s, a).
+
+    cut
+        Where the trace is cut for an action that is not greedy. "after", as in the code of stream-x: the update of that
+        action is still credited to the past, then the trace is cleared. "before", as Watkins has it: the trace is
+        cleared before that update, which changes q of that action alone.
+    """
+
+    algorithm = kernels.Q
+
+    def _own_settings(self, cut: str = "after") -> dict[int, float]:
+        return {kernels.CUT_BEFORE: one_of("cut", cut, ("after", "before")) == "before"}
+
+
+class Sarsa(ControlAgent):
+    """Sarsa(lambda): delta = r + gamma q(s', a') - q(s, a), with the action a' that is taken next."""
+
+    algorithm = kernels.SARSA
+
+
+class ExpectedSarsa(ControlAgent):
+    """Expected Sarsa(lambda): delta = r + gamma sum_a pi(a|s') q(s', a) - q(s, a), pi the policy that acts."""
+
+    algorithm = kernels.EXPECTED_SARSA
+
+
+class QRC(ControlAgent):
+    """QRC(lambda): Q with gradient corrections, by a second network h (eqs. 26 to 28 of arXiv 2507.09087).
+
+    regularise
+        beta, the weight decay of h: 1 as in TDRC, 0 as in TDC.
+    cut
+        As for `StreamQ`.
+    """
+
+    algorithm = kernels.QRC
+    second_name = "h"
+    default_optimizers = (SGD(1e-3), SGD(1e-4))
+
+    def _own_settings(self, regularise: float = 1.0, cut: str = "after") -> dict[int, float]:
+        if not 0 <= regularise < np.inf:
+            raise ValueError(f"regularise is {regularise}; a weight that is not negative is wanted")
+        return {
+            kernels.REGULARISE: regularise,
+            kernels.CUT_BEFORE: one_of("cut", cut, ("after", "before")) == "before",
+        }

@@ -1,0 +1,552 @@
+"""Learning agents for control, one compiled call per environment step: learn from the transition, choose the action.
+
+An agent is a set of arrays, of which kernels get the same list in the same order. Of one or two networks (the second is
+the actor, or the correction h of QRC): w, z (P,), moments, scalars, count and hyper as in `valueapprox.optimizers`,
+spec, and scratch twice, for s (here) and for s' (there). Of the agent: settings, memory and counts, by the positions
+below, and key, from which all its random numbers come: number i is a function of (key, i), so that counts says where
+the generator stands.
+
+What is fixed about endings: a terminal state is worth 0; at a time limit the value of the last state is bootstrapped;
+after the update either ending clears the traces.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from valueapprox.backprop import LAYERS, SIZES, D, X, backward, first_unit, forward, seed_output, store_gradient
+from valueapprox.batch import mixed
+from valueapprox.compiling import kernel
+from valueapprox.optimizers import CODE, INTENTIONAL_CODE, ascend, ascend_with_gradient, follow
+from valueapprox.td import finite, sample_norms
+
+Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, QRC = range(6)
+
+# Positions in settings.
+(
+    ALGORITHM,
+    GAMMA,
+    LAMBDA,
+    ENTROPY,
+    CUT_BEFORE,
+    EPSILON_FIRST,
+    EPSILON_LAST,
+    EPSILON_STEPS,
+    TEMPERATURE,
+    AVERAGE_REWARD,
+    NORMALISE,
+    SCALE,
+    TIME_STEP,
+    LIMIT_IS_TERMINAL,
+    REGULARISE,
+    SAMPLE_EVERY,
+    N_SETTINGS,
+) = range(17)
+
+# Positions in memory: the reward's scaling, the average reward, QRC's scalar trace, then the observation's statistics.
+(
+    DISCOUNTED,
+    REWARDS_SEEN,
+    REWARD_MEAN,
+    REWARD_SPREAD,
+    MEAN_REWARD,
+    SCALAR_TRACE,
+    TIME,
+    OBSERVATIONS_SEEN,
+    STATISTICS,
+) = range(9)
+
+# Positions in counts: numbers drawn, steps learned from, the action to be taken, whether it is not the greedy one,
+# and whether an episode runs.
+DRAWS, STEPS, ACTION, EXPLORING, RUNNING, N_COUNTS = range(6)
+
+# Positions in sums since the last log.
+N_LEARNED, SUM_DELTA, SUM_DELTA_SQUARED, SUM_ENTROPY, SUM_SPREAD, N_SUMS = range(6)
+
+LEARNED, BAD_INPUT, DIVERGED, NO_EPISODE = range(4)  # status
+LARGEST = 1e30  # observation or reward
+TO_53_BITS: np.uint64 = np.uint64(11)
+
+
+@kernel
+def draw(key, counts):
+    """The next uniform number in [0, 1), with 53 bits."""
+    counts[DRAWS] += 1
+    return float(mixed(key, np.uint64(counts[DRAWS])) >> TO_53_BITS) * 2.0**-53
+
+
+@kernel
+def draw_normal(key, counts):
+    """The next standard normal number (Box & Muller 1958)."""
+    radius = math.sqrt(-2.0 * math.log(1.0 - draw(key, counts)))
+    return radius * math.cos(2.0 * math.pi * draw(key, counts))
+
+
+# --- observations and rewards ---------------------------------------------------------------------------------------
+
+
+@kernel
+def perceive(observation, settings, memory, scratch, learning):
+    """Put the state at a network's inputs: the observation, normalised if asked, and the time feature behind it.
+
+    Welford's running mean and variance in float64, first renewed and then used:
+    n += 1;  mean' = mean + (o - mean) / n;  spread += (o - mean)(o - mean');  x = (o - mean') / sqrt(spread / (n - 1)
+    + 1e-8), the variance 1 while n < 2. They are frozen unless `learning`.
+    """
+    d = observation.size
+    normalise = settings[NORMALISE] != 0.0
+    if normalise and learning:
+        memory[OBSERVATIONS_SEEN] += 1.0
+    n = memory[OBSERVATIONS_SEEN]
+    for i in range(d):
+        o = np.float64(observation[i])
+        if normalise:
+            mean = STATISTICS + i
+            spread = STATISTICS + d + i
+            if learning:
+                before = memory[mean]
+                memory[mean] += (o - before) / n
+                memory[spread] += (o - before) * (o - memory[mean])
+            variance = memory[spread] / (n - 1.0) if n > 1.0 else 1.0
+            o = (o - memory[mean]) / math.sqrt(variance + 1e-8)
+        scratch[X, i] = o
+    if settings[TIME_STEP] > 0.0:
+        scratch[X, d] = memory[TIME]
+
+
+@kernel
+def scale_reward(reward, ended, settings, memory):
+    """r / sqrt(var(u) + 1e-8), where u <- gamma u + r is the discounted sum of rewards, begun anew at an ending.
+
+    Welford's variance of u, 1 while there is one; no mean is taken off. (Stream-x: the trace is cut before the last
+    reward of an episode is added.)
+    """
+    if settings[SCALE] == 0.0:
+        return reward
+    carried = 0.0 if ended else settings[GAMMA] * memory[DISCOUNTED]
+    memory[DISCOUNTED] = carried + reward
+    memory[REWARDS_SEEN] += 1.0
+    n, before = memory[REWARDS_SEEN], memory[REWARD_MEAN]
+    memory[REWARD_MEAN] += (memory[DISCOUNTED] - before) / n
+    memory[REWARD_SPREAD] += (memory[DISCOUNTED] - before) * (memory[DISCOUNTED] - memory[REWARD_MEAN])
+    variance = memory[REWARD_SPREAD] / (n - 1.0) if n > 1.0 else 1.0
+    return reward / math.sqrt(variance + 1e-8)
+
+
+@kernel
+def usable(observation):
+    """Whether no entry is NaN, infinite, or so large that a variance, or a weight in float32, could overflow."""
+    for i in range(observation.size):  # noqa: SIM110  (kernels have no generators)
+        if not abs(np.float64(observation[i])) <= LARGEST:
+            return False
+    return True
+
+
+# --- choosing actions -----------------------------------------------------------------------------------------------
+
+
+@kernel(inline=True)
+def outputs(spec):
+    """Where the output units lie in a row of scratch, and how many they are."""
+    return np.int64(first_unit(spec, spec[LAYERS])), spec[SIZES + spec[LAYERS]]
+
+
+@kernel
+def best_value(values, first, n):
+    """max_a q(a)."""
+    best = values[first]
+    for a in range(1, n):
+        best = max(best, values[first + a])
+    return best
+
+
+@kernel
+def best_action(values, first, n, key, counts):
+    """argmax_a q(a), ties broken at random."""
+    best = best_value(values, first, n)
+    ties = 0
+    for a in range(n):
+        ties += 1 if values[first + a] == best else 0
+    chosen = int(draw(key, counts) * ties) if ties > 1 else 0
+    for a in range(n):
+        if values[first + a] == best:
+            if chosen == 0:
+                return a
+            chosen -= 1
+    return 0
+
+
+@kernel
+def softmax_action(values, first, n, temperature, key, counts):
+    """An action with probability proportional to exp(value / temperature)."""
+    best = best_value(values, first, n)
+    total = 0.0
+    for a in range(n):
+        total += math.exp((np.float64(values[first + a]) - best) / temperature)
+    left = draw(key, counts) * total
+    for a in range(n - 1):
+        left -= math.exp((np.float64(values[first + a]) - best) / temperature)
+        if left < 0.0:
+            return a
+    return n - 1
+
+
+@kernel
+def epsilon_now(settings, counts):
+    """Epsilon: from its first value in a straight line to its last."""
+    share = min(1.0, counts[STEPS] / settings[EPSILON_STEPS]) if settings[EPSILON_STEPS] > 0.0 else 1.0
+    return settings[EPSILON_FIRST] + share * (settings[EPSILON_LAST] - settings[EPSILON_FIRST])
+
+
+@kernel
+def choose_by_value(values, first, n, settings, counts, key, greedy):
+    """An action epsilon-greedily, or by softmax with a temperature; writes it, and whether it is not a greedy one."""
+    if greedy:
+        counts[ACTION] = best_action(values, first, n, key, counts)
+    elif settings[TEMPERATURE] > 0.0:
+        counts[ACTION] = softmax_action(values, first, n, settings[TEMPERATURE], key, counts)
+    elif draw(key, counts) < epsilon_now(settings, counts):
+        counts[ACTION] = int(draw(key, counts) * n)
+    else:
+        counts[ACTION] = best_action(values, first, n, key, counts)
+    counts[EXPLORING] = 1 if values[first + counts[ACTION]] < best_value(values, first, n) else 0
+
+
+@kernel
+def expected_value(values, first, n, settings, counts):
+    """sum_a pi(a) q(a) for the policy that acts."""
+    best = np.float64(best_value(values, first, n))
+    total, weights = 0.0, 0.0
+    if settings[TEMPERATURE] > 0.0:
+        for a in range(n):
+            weight = math.exp((np.float64(values[first + a]) - best) / settings[TEMPERATURE])
+            total += weight * np.float64(values[first + a])
+            weights += weight
+        return total / weights
+    for a in range(n):
+        total += np.float64(values[first + a])
+    epsilon = epsilon_now(settings, counts)
+    return epsilon * total / n + (1.0 - epsilon) * best
+
+
+@kernel
+def softplus(p):
+    """log(1 + e^p)."""
+    return max(p, 0.0) + math.log1p(math.exp(-abs(p)))
+
+
+@kernel
+def choose_by_policy(algorithm, values, first, n, counts, key, greedy, action):
+    """An action from the actor's outputs: softmax of its logits, or a Gaussian of means and pre-spreads.
+
+    `greedy` takes the likeliest. A continuous action (k,) is written to `action`; it is not squashed.
+    """
+    if algorithm == ACTOR_CRITIC:
+        if greedy:
+            counts[ACTION] = best_action(values, first, n, key, counts)
+        else:
+            counts[ACTION] = softmax_action(values, first, n, 1.0, key, counts)
+        return
+    k = n // 2
+    for j in range(k):
+        action[j] = np.float64(values[first + j])
+        if not greedy:
+            action[j] += softplus(np.float64(values[first + k + j])) * draw_normal(key, counts)
+
+
+# --- the actor's gradient -------------------------------------------------------------------------------------------
+
+
+@kernel
+def seed_softmax(x, d, first, n, action, weight):
+    """d/dlogit_j of log pi(action) + weight H(pi), and H: 1[j = a] - pi_j - weight pi_j (log pi_j + H)."""
+    best = np.float64(best_value(x, first, n))
+    total = 0.0
+    for j in range(n):
+        total += math.exp(np.float64(x[first + j]) - best)
+    log_total = math.log(total) + best
+    entropy = 0.0
+    for j in range(n):
+        log_p = np.float64(x[first + j]) - log_total
+        entropy -= math.exp(log_p) * log_p
+    for j in range(n):
+        log_p = np.float64(x[first + j]) - log_total
+        p = math.exp(log_p)
+        d[first + j] = (1.0 if j == action else 0.0) - p - weight * p * (log_p + entropy)
+    return entropy
+
+
+@kernel
+def seed_gaussian(x, d, first, n, action, weight):
+    """The same for a diagonal Gaussian: outputs mu (k,) and p (k,), sigma = softplus(p). Returns (H, mean sigma).
+
+    d log pi / d mu = (a - mu) / sigma^2;  d log pi / d sigma = ((a - mu)^2 - sigma^2) / sigma^3;
+    d sigma / d p = sigmoid(p);  dH / d sigma = 1 / sigma;  H = sum log sigma + 1/2 log(2 pi e).
+    """
+    k = n // 2
+    entropy, spread = 0.0, 0.0
+    for j in range(k):
+        p = np.float64(x[first + k + j])
+        sigma = softplus(p)
+        slope = 1.0 / (1.0 + math.exp(-p))
+        error = action[j] - np.float64(x[first + j])
+        d[first + j] = error / (sigma * sigma)
+        d[first + k + j] = slope * ((error * error - sigma * sigma) / (sigma * sigma * sigma) + weight / sigma)
+        entropy += math.log(sigma) + 0.5 * math.log(2.0 * math.pi * math.e)
+        spread += sigma
+    return entropy, spread / k
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def clear(z):
+    """z <- 0."""
+    for p in range(z.size):
+        z[p] = z.dtype.type(0)
+
+
+@kernel(inline=True)
+def improve(w, z, moments, scalars, count, hyper, spec, scratch, before, stats, decay, delta, sampled):
+    """`backward`, then z <- decay z + gradient and the optimizer's step along delta z; norms for the log if asked."""
+    backward(w, spec, scratch, False)
+    if sampled:
+        for p in range(w.size):
+            before[p] = w[p]
+    follow(w, z, w.dtype.type(delta), w.dtype.type(decay), spec, scratch, moments, scalars, count, hyper)
+    if sampled:
+        sample_norms(w, z, before, spec, scratch, stats)
+
+
+@kernel(inline=True)
+def step_along(w, u, g, moments, scalars, count, hyper, spec):
+    """The optimizer's step along u, whatever it wants."""
+    one = w.dtype.type(1)
+    if int(hyper[CODE]) >= INTENTIONAL_CODE:
+        ascend_with_gradient(w, u, g, one, w.dtype.type(0), spec, moments, scalars, count, hyper)
+    else:
+        ascend(w, u, one, spec, moments, scalars, count, hyper)
+
+
+@kernel
+def learn_corrected(
+    settings, memory, delta, bootstrap, h, action, best_next,
+    w, z, moments, scalars, count, hyper, spec, here, there,
+    w_h, z_h, moments_h, scalars_h, count_h, hyper_h, spec_h, here_h, before_h, stats_h, work, sampled,
+):  # fmt: skip
+    """QRC(lambda) with gradient eligibility traces (eqs. 26 to 28 of arXiv 2507.09087), TDRC's form.
+
+    e <- gamma lambda e + h;  z <- gamma lambda z + grad q;  z_h <- gamma lambda z_h + grad h
+    w <- w + step(delta z - h grad q - e grad delta),  grad delta = gamma grad max q(s', .) - grad q
+    w_h <- w_h + step(delta z_h - h grad h - beta w_h)
+    """
+    dtype = w.dtype.type
+    decay = settings[GAMMA] * settings[LAMBDA]
+    g, u, g_next = work[0, : w.size], work[1, : w.size], work[2, : w.size]
+    seed_output(here, spec, action)
+    backward(w, spec, here, False)
+    store_gradient(g, spec, here)
+    if bootstrap != 0.0:
+        seed_output(there, spec, best_next)
+        backward(w, spec, there, False)
+        store_gradient(g_next, spec, there)
+    else:
+        clear(g_next)
+    memory[SCALAR_TRACE] = decay * memory[SCALAR_TRACE] + h
+    e = dtype(memory[SCALAR_TRACE])
+    keep, error, correction, discount = dtype(decay), dtype(delta), dtype(h), dtype(bootstrap)
+    for p in range(w.size):
+        z[p] = keep * z[p] + g[p]
+        u[p] = error * z[p] - correction * g[p] - e * (discount * g_next[p] - g[p])
+    step_along(w, u, g, moments, scalars, count, hyper, spec)
+    g_h, u_h = work[0, : w_h.size], work[1, : w_h.size]
+    seed_output(here_h, spec_h, action)
+    backward(w_h, spec_h, here_h, False)
+    store_gradient(g_h, spec_h, here_h)
+    beta = dtype(settings[REGULARISE])
+    for p in range(w_h.size):
+        z_h[p] = keep * z_h[p] + g_h[p]
+        u_h[p] = error * z_h[p] - correction * g_h[p] - beta * w_h[p]
+    if sampled:
+        for p in range(w_h.size):
+            before_h[p] = w_h[p]
+    step_along(w_h, u_h, g_h, moments_h, scalars_h, count_h, hyper_h, spec_h)
+    if sampled:
+        sample_norms(w_h, z_h, before_h, spec_h, here_h, stats_h)
+
+
+@kernel
+def arrive(observation, settings, memory, counts, key, action, w, spec, here, w_2, spec_2, here_2, greedy, learning):
+    """Perceive a state and choose the action there: the start of an episode, or acting without learning."""
+    algorithm = int(settings[ALGORITHM])
+    perceive(observation, settings, memory, here, learning)
+    forward(w, spec, here)
+    return choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, here_2, greedy)
+
+
+@kernel(inline=True)
+def choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, here_2, greedy):
+    """The action at the state in `here`, whose first network has run; DIVERGED if the actor gives NaN or infinity."""
+    status = LEARNED
+    if algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC):
+        for i in range(spec_2[SIZES]):
+            here_2[X, i] = here[X, i]
+        forward(w_2, spec_2, here_2)
+        first, n = outputs(spec_2)
+        for j in range(n):
+            if not finite(here_2[X, first + j]):
+                status = DIVERGED
+        if status == LEARNED:
+            choose_by_policy(algorithm, here_2[X], first, n, counts, key, greedy, action)
+    else:
+        first, n = outputs(spec)
+        choose_by_value(here[X], first, n, settings, counts, key, greedy)
+    return status
+
+
+@kernel
+def begin(
+    observation, settings, memory, counts, key, action, sums,
+    w, z, moments, scalars, count, hyper, spec, here, there, before, stats,
+    w_2, z_2, moments_2, scalars_2, count_2, hyper_2, spec_2, here_2, there_2, before_2, stats_2, work,
+):  # fmt: skip
+    """Begin an episode and choose its first action; BAD_INPUT, and nothing changed, if the observation is no use."""
+    if not usable(observation):
+        return BAD_INPUT
+    if counts[RUNNING] != 0:  # the last episode was left without an ending
+        clear(z)
+        clear(z_2)
+        memory[SCALAR_TRACE] = memory[DISCOUNTED] = 0.0
+    memory[TIME] = -0.5
+    counts[RUNNING] = 1
+    return arrive(observation, settings, memory, counts, key, action, w, spec, here, w_2, spec_2, here_2, False, True)
+
+
+@kernel
+def step(
+    observation, reward, terminated, truncated, settings, memory, counts, key, action, sums,
+    w, z, moments, scalars, count, hyper, spec, here, there, before, stats,
+    w_2, z_2, moments_2, scalars_2, count_2, hyper_2, spec_2, here_2, there_2, before_2, stats_2, work,
+):  # fmt: skip
+    """Learn from the transition into `observation`, and choose the next action unless the episode ended.
+
+    delta = r - rbar + gamma V(s') - v(s), with V(s') = v(s'), max q, q(s', a') or sum pi q by the algorithm.
+    Returns a status. On BAD_INPUT nothing has changed; DIVERGED says that delta is not finite, and then no weight has
+    changed, or that the actor's outputs are not.
+    """
+    if counts[RUNNING] == 0:
+        return NO_EPISODE
+    if not (usable(observation) and abs(reward) <= LARGEST):
+        return BAD_INPUT
+    dtype = w.dtype.type
+    algorithm = int(settings[ALGORITHM])
+    policy_based = algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC)
+    ended = terminated or truncated
+    r = scale_reward(reward, ended, settings, memory)
+    memory[TIME] += settings[TIME_STEP]
+    perceive(observation, settings, memory, there, True)
+
+    # The value of the next state, at the weights before the update.
+    taken, exploring = counts[ACTION], counts[EXPLORING]
+    first, n = outputs(spec)
+    v_next, best_next = 0.0, 0
+    no_future = terminated or (truncated and settings[LIMIT_IS_TERMINAL] != 0.0)
+    bootstrap = 0.0 if no_future else settings[GAMMA]
+    chosen = False
+    if not no_future:
+        v_next = np.float64(forward(w, spec, there))
+        if not policy_based:
+            if algorithm == SARSA:
+                choose_by_value(there[X], first, n, settings, counts, key, False)
+                chosen = True
+                v_next = np.float64(there[X, first + counts[ACTION]])
+            elif algorithm == EXPECTED_SARSA:
+                v_next = expected_value(there[X], first, n, settings, counts)
+            else:
+                v_next = np.float64(best_value(there[X], first, n))
+                for a in range(n):
+                    if there[X, first + a] == dtype(v_next):
+                        best_next = a
+    v = np.float64(here[X, first] if policy_based else here[X, first + taken])
+    delta = r - memory[MEAN_REWARD] + bootstrap * v_next - v
+    if not finite(dtype(delta)):
+        return DIVERGED
+
+    # Learn.
+    watkins = exploring != 0 and algorithm in (Q, QRC)
+    if watkins and settings[CUT_BEFORE] != 0.0:
+        clear(z)
+        clear(z_2)
+        memory[SCALAR_TRACE] = 0.0
+    decay = settings[GAMMA] * settings[LAMBDA]
+    every = int(settings[SAMPLE_EVERY])
+    sampled = every > 0 and counts[STEPS] % every == 0
+    if algorithm == QRC:
+        for i in range(spec[SIZES]):
+            here_2[X, i] = here[X, i]
+        forward(w_2, spec_2, here_2)
+        h = np.float64(here_2[X, first + taken])
+        if sampled:
+            for p in range(w.size):
+                before[p] = w[p]
+        learn_corrected(
+            settings, memory, delta, bootstrap, h, taken, best_next,
+            w, z, moments, scalars, count, hyper, spec, here, there,
+            w_2, z_2, moments_2, scalars_2, count_2, hyper_2, spec_2, here_2, before_2, stats_2, work, sampled,
+        )  # fmt: skip
+        if sampled:
+            sample_norms(w, z, before, spec, here, stats)
+    else:
+        seed_output(here, spec, 0 if policy_based else taken)
+        if policy_based:
+            first_2, n_2 = outputs(spec_2)
+            sign = 1.0 if delta > 0.0 else (-1.0 if delta < 0.0 else 0.0)
+            weight = settings[ENTROPY] * sign
+            if algorithm == ACTOR_CRITIC:
+                entropy = seed_softmax(here_2[X], here_2[D], first_2, n_2, taken, weight)
+            else:
+                entropy, spread = seed_gaussian(here_2[X], here_2[D], first_2, n_2, action, weight)
+                sums[SUM_SPREAD] += spread
+            sums[SUM_ENTROPY] += entropy
+            improve(
+                w_2, z_2, moments_2, scalars_2, count_2, hyper_2, spec_2, here_2, before_2, stats_2,
+                decay, delta, sampled,
+            )  # fmt: skip
+        improve(w, z, moments, scalars, count, hyper, spec, here, before, stats, decay, delta, sampled)
+    memory[MEAN_REWARD] += settings[AVERAGE_REWARD] * delta
+    counts[STEPS] += 1
+    sums[N_LEARNED] += 1.0
+    sums[SUM_DELTA] += delta
+    sums[SUM_DELTA_SQUARED] += delta * delta
+
+    # Cut the traces.
+    if ended or (watkins and settings[CUT_BEFORE] == 0.0):
+        clear(z)
+        clear(z_2)
+        memory[SCALAR_TRACE] = 0.0
+    if ended:
+        counts[RUNNING] = 0
+        return LEARNED
+
+    # The next action, and what learning from it needs, at the weights after the update.
+    for i in range(spec[SIZES]):
+        here[X, i] = there[X, i]
+    forward(w, spec, here)
+    if chosen:
+        counts[EXPLORING] = 1 if here[X, first + counts[ACTION]] < best_value(here[X], first, n) else 0
+        return LEARNED
+    return choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, here_2, False)
+
+
+@kernel
+def act(
+    observation, greedy, settings, memory, counts, key, action,
+    w, spec, here, w_2, spec_2, here_2,
+):  # fmt: skip
+    """Choose an action without learning: for evaluation, with scratch, counts and memory of its own."""
+    if not usable(observation):
+        return BAD_INPUT
+    return arrive(observation, settings, memory, counts, key, action, w, spec, here, w_2, spec_2, here_2, greedy, False)
