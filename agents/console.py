@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
@@ -12,12 +12,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from agents.control_evaluation import Returns
+from agents.control_training import ControlStatus
 from agents.evaluation import MonteCarlo
 from agents.training import Status
 from valueapprox import CheckpointError
-from valueapprox.compiling import cache_is_warm
+from valueapprox.compiling import cache_folder, cache_is_warm
 
-__all__ = ["announce_compile", "console", "errors_in_one_line", "evaluation_table", "progress_bar", "training_bar"]
+__all__ = [
+    "announce_compile",
+    "console",
+    "control_bar",
+    "errors_in_one_line",
+    "evaluation_table",
+    "progress_bar",
+    "returns_table",
+    "training_bar",
+]
 
 console = Console(highlight=False, soft_wrap=True)  # a command that is broken over lines cannot be copied
 
@@ -51,39 +62,62 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def announce_compile() -> None:
-    """Say that the first run compiles, so that nobody thinks it hangs."""
-    if not cache_is_warm():
+def announce_compile(kernel: str = "") -> None:
+    """Say that the first run compiles, so that nobody thinks it hangs; `kernel`, module.name, is one that it needs."""
+    folder = cache_folder()
+    warm = cache_is_warm() and folder is not None
+    if not (warm and (not kernel or any(folder.rglob(f"{kernel}-*.nbi")))):  # type: ignore[union-attr]
         console.print("Compiling the kernels, once: this takes ten to thirty seconds.")
 
 
 @contextmanager
 def training_bar(quiet: bool) -> Iterator[Callable[[Status], None]]:
     """A progress bar for `Run.train`: steps, steps per second, TD error, time left."""
+
+    def error(status: Status) -> str:
+        value = "" if status.value_error is None else f"  RMSVE {status.value_error:.3g}"
+        return f"TD error {status.td_error:.3g}{value}"
+
+    with _learning_bar(quiet) as show:
+        yield lambda status: show(status, error(status))
+
+
+@contextmanager
+def control_bar(quiet: bool) -> Iterator[Callable[[ControlStatus], None]]:
+    """A progress bar for `ControlRun.train`: steps, steps per second, mean return of the last episodes, time left."""
+
+    def result(status: ControlStatus) -> str:
+        return "" if status.mean_return is None else f"return {status.mean_return:,.4g}"
+
+    with _learning_bar(quiet) as show:
+        yield lambda status: show(status, result(status))
+
+
+@contextmanager
+def _learning_bar(quiet: bool) -> Iterator[Callable[[Status | ControlStatus, str], None]]:
     if quiet:
-        yield lambda status: None
+        yield lambda status, result: None
         return
     progress = Progress(
         TextColumn("[bold]learning"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[error]}"),
+        TextColumn("{task.fields[result]}"),
         TimeRemainingColumn(),
         console=console,
     )
     try:
-        task = progress.add_task("", total=None, rate="", error="")
+        task = progress.add_task("", total=None, rate="", result="")
 
-        def show(status: Status) -> None:
+        def show(status: Status | ControlStatus, result: str) -> None:
             progress.start()  # not before: an error on the way to the first block leaves no empty bar
-            value = "" if status.value_error is None else f"  RMSVE {status.value_error:.3g}"
             progress.update(
                 task,
                 completed=status.step,
                 total=status.steps,
                 rate=f"{status.steps_per_second:,.0f} steps/s",
-                error=f"TD error {status.td_error:.3g}{value}",
+                result=result,
             )
 
         yield show
@@ -131,4 +165,25 @@ def evaluation_table(result: MonteCarlo) -> Table:
     table.add_row("standard deviation of G", f"{result.spread:.4g}", "")
     if result.n_skipped:
         table.caption = f"{result.n_skipped:,} states left out: their episodes were cut before the return was known"
+    return table
+
+
+def returns_table(results: Mapping[str, Returns]) -> Table:
+    """Returns of fresh episodes by how actions were chosen, with 95 % intervals of the mean."""
+    n_episodes = next(iter(results.values())).n_episodes
+    table = Table(
+        title=f"Returns of {n_episodes} fresh episodes, nothing learned in them", title_justify="left", box=SIMPLE_HEAD
+    )
+    table.add_column("actions")
+    for column in ("mean", "95 % interval", "spread", "lowest", "highest", "mean length"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, result in results.items():
+        mean = result.mean
+        numbers = (result.spread, result.lowest, result.highest, result.mean_length)
+        table.add_row(
+            name, f"{mean.value:,.4g}", f"{mean.low:,.4g} to {mean.high:,.4g}", *(f"{n:,.4g}" for n in numbers)
+        )
+    n_cut = sum(result.n_cut for result in results.values())
+    if n_cut:
+        table.caption = f"{n_cut} episodes did not end and were given up"
     return table

@@ -107,7 +107,7 @@ class Settings:
     def task(self) -> Task:
         """What workers follow."""
         policy, noise = resolve(self.policy, self.noise, self.env)
-        arguments = {name: _parsed(value) for name, value in self.env_args.items()}
+        arguments = {name: parsed_argument(value) for name, value in self.env_args.items()}
         return Task(self.env, policy, noise, arguments, self.seed, self.dtype, self.flatten, self.autoreset)
 
     def make_optimizer(self) -> Optimizer:
@@ -147,7 +147,7 @@ class Settings:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
-def _parsed(value: Any) -> Any:
+def parsed_argument(value: Any) -> Any:
     """An environment's argument from the command line: a number, true, false or null where it reads as one."""
     with contextlib.suppress(ValueError):
         return json.loads(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Compare a run's learned values with fresh Monte Carlo returns, and with the truth where it is known."""
+"""How good is what a run learned? Values against fresh Monte Carlo returns and the truth, agents by their returns."""
 
 from __future__ import annotations
 
@@ -6,20 +6,34 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from agents import evaluation
-from agents.console import announce_compile, console, errors_in_one_line, evaluation_table, progress_bar
+from agents import control_evaluation, evaluation
+from agents.console import (
+    announce_compile,
+    console,
+    errors_in_one_line,
+    evaluation_table,
+    progress_bar,
+    returns_table,
+)
+from agents.control_training import KIND, ControlRun
 from agents.training import CHECKPOINT_FILE, Settings
 from valueapprox import CheckpointError, ValueFunction, checkpoint
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Run fresh episodes of the run's policy and compare their returns with the values that it learned.
+    """Evaluate what a run has learned, in fresh episodes.
 
-    Example: evaluate.py runs/NAME --episodes 1000
+    Of a prediction run: learned values against the returns of its policy. Of a control run: returns of its agent,
+    which learns nothing here.
+
+    For example:
+      evaluate.py runs/NAME --episodes 1000
+      evaluate.py runs/NAME --episodes 50 --gif run.gif
     """
 
     run: tyro.conf.Positional[Path]
@@ -30,14 +44,27 @@ class Evaluate:
     """Of the fresh episodes; training streams are never touched."""
     json: bool = False
     """Print the numbers as JSON and nothing else."""
+    sampled: bool = False
+    """Control: draw actions as while learning, instead of taking the best one."""
+    gif: Path | None = None
+    """Control: write the first episode to this file, as an animation."""
 
 
 def main(options: Evaluate) -> int:
     """Evaluate and print; returns the exit code."""
     path = options.run / CHECKPOINT_FILE if options.run.is_dir() or not options.run.suffix else options.run
     meta = checkpoint.load(path).meta
+    if meta.get("kind") == KIND:
+        return evaluate_control(options, path, meta)
     if meta.get("kind") != "prediction":
-        raise CheckpointError(f"{path} is no checkpoint of a prediction run")
+        raise CheckpointError(f"{path} is no checkpoint of a prediction run or of a control run")
+    if options.gif is not None or options.sampled:
+        raise ValueError(f"--gif and --sampled are for control runs; {path} is of a prediction run")
+    return evaluate_prediction(options, path, meta)
+
+
+def evaluate_prediction(options: Evaluate, path: Path, meta: dict[str, Any]) -> int:
+    """Learned values against returns."""
     value_function, settings = ValueFunction.load(path), Settings.from_dict(meta["settings"])
     task = settings.task()
     if not options.json:
@@ -53,6 +80,32 @@ def main(options: Evaluate) -> int:
     console.print(evaluation_table(result))
     if rmsve is not None:
         console.print(f"Exact error against the true values: RMSVE [bold]{rmsve:.4g}[/]")
+    return 0
+
+
+def evaluate_control(options: Evaluate, path: Path, meta: dict[str, Any]) -> int:
+    """Returns of the agent, and its picture."""
+    if options.gif is not None and not options.gif.parent.is_dir():
+        raise FileNotFoundError(f"--gif {options.gif}: there is no folder {options.gif.parent}")
+    agent, settings = ControlRun.load_agent(path)
+    if not options.json:
+        announce_compile("control_kernels.act")
+    actions = "sampled" if options.sampled else "greedy"
+    film = None if options.gif is None else control_evaluation.Film()
+    with progress_bar("evaluating", options.episodes, options.json) as advance:
+        result = control_evaluation.evaluate(
+            agent, settings, options.episodes, options.seed,
+            greedy=not options.sampled, film=film, progress=advance,
+        )  # fmt: skip
+    if film is not None and options.gif is not None:
+        film.write(options.gif)
+    if options.json:
+        print(json.dumps({"step": meta["step"], "actions": actions, "returns": asdict(result)}))
+        return 0
+    console.print(f"{settings.env}, {settings.agent}, after {meta['step']:,} transitions")
+    console.print(returns_table({actions: result}))
+    if options.gif is not None:
+        console.print(f"The first episode  {options.gif}")
     return 0
 
 

@@ -1,9 +1,10 @@
-"""Learn the values of a policy in a Gymnasium environment, and say how good they are."""
+"""Learn in a Gymnasium environment, the values of a policy or how to act, and say how good the result is."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -12,10 +13,25 @@ from pathlib import Path
 import tyro
 
 from agents import evaluation
-from agents.console import announce_compile, console, errors_in_one_line, evaluation_table, progress_bar, training_bar
-from agents.pictures import run_picture
-from agents.training import Report, Run, Settings
+from agents.console import (
+    announce_compile,
+    console,
+    control_bar,
+    errors_in_one_line,
+    evaluation_table,
+    progress_bar,
+    returns_table,
+    training_bar,
+)
+from agents.control_evaluation import Returns, evaluate
+from agents.control_training import AGENTS, KIND, ControlReport, ControlRun, ControlSettings, read_episodes
+from agents.pictures import control_picture, return_chart, run_picture
+from agents.training import CHECKPOINT_FILE, Report, Run, Settings
+from valueapprox import checkpoint
 from valueapprox.checkpoint import write_whole
+from valueapprox.checks import one_of
+
+PREDICTION = ("td", "n-step", "monte-carlo")
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,9 @@ class Train:
       train.py --env MountainCar-v0 --policy random --workers 2
       train.py --env valueapprox/RandomWalk-v0 --agent td --lam 0.8 --hidden --no-bias --optimizer sgd --alpha 0.05
       train.py --resume runs/NAME [--steps MORE]
+
+    Agents that learn how to act (stream-ac, stream-q, sarsa, expected-sarsa, qrc) have options of their own:
+      train.py --agent stream-ac --help
     """
 
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
@@ -48,8 +67,43 @@ class Train:
     """No progress bar; the summary only."""
 
 
-def main(options: Train) -> int:
+@dataclass(frozen=True)
+class Control:
+    """Learn to act in an environment, from each transition once: no replay, no target network, no batches.
+
+    Without other options: actor-critic(lambda), two networks 4-32-32, in CartPole-v1. The run's log, episodes,
+    checkpoint and picture lie in a folder of runs/. Ctrl-C saves.
+
+    More examples:
+      train.py --env CartPole-v1 --agent stream-ac --steps 300000 --seed 0
+      train.py --env Acrobot-v1 --agent sarsa --optimizer adaptive-obgd --lam 0.9
+      train.py --env valueapprox/Pendulum-v1 --agent stream-ac --steps 1000000
+      train.py --resume runs/NAME [--steps MORE]
+
+    Agents that learn the values of a fixed policy (td, n-step, monte-carlo) have options of their own:
+      train.py --agent td --help
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[ControlSettings] = field(default_factory=ControlSettings)
+    run_dir: Path | None = None
+    """Folder of the run; a new one in runs/ if not given."""
+    resume: Path | None = None
+    """Continue the run in this folder, bit for bit; of the other options only --steps may differ."""
+    checkpoint_every: float = 30.0
+    """Seconds between two checkpoints."""
+    episodes: int = 20
+    """Fresh episodes, greedy and sampled, in which the agent is evaluated at the end; 0 for none."""
+    quiet: bool = False
+    """No progress bar; the summary only."""
+
+
+def main(options: Train | Control) -> int:
     """Run and report; returns the exit code."""
+    return predict(options) if isinstance(options, Train) else control(options)
+
+
+def predict(options: Train) -> int:
+    """Learn the values of a policy."""
     announce_compile()
     folder = options.resume or new_folder(options)
     run = Run(options.settings, folder, resume=options.resume is not None, notice=say)
@@ -73,7 +127,26 @@ def main(options: Train) -> int:
     return 130 if report.interrupted else 0
 
 
-def new_folder(options: Train) -> Path:
+def control(options: Control) -> int:
+    """Learn to act."""
+    announce_compile("control_loop.learn" if "valueapprox/" in options.settings.env else "control_kernels.step")
+    folder = options.resume or new_folder(options)
+    run = ControlRun(options.settings, folder, resume=options.resume is not None, notice=say)
+    settings = run.settings
+    if run.step >= settings.steps:
+        console.print(f"{folder} has learned its {run.step:,} steps; --steps MORE lets it go on.")
+    if not options.quiet:
+        console.print(f"[bold]{settings.env}[/], gamma {settings.gamma:g}: {describe_control(settings)}")
+        for name, learner in ((run.agent.name, run.agent.first), (run.agent.second_name, run.agent.second)):
+            if name:
+                console.print(f"{name}: {learner.net}")
+    with control_bar(options.quiet) as show:
+        report = run.train(checkpoint_every=options.checkpoint_every, progress=show)
+    summarise_control(run, report, options)
+    return 130 if report.interrupted else 0
+
+
+def new_folder(options: Train | Control) -> Path:
     """Where a fresh run goes."""
     if options.run_dir is not None:
         return options.run_dir
@@ -86,6 +159,13 @@ def describe(settings: Settings) -> str:
     how = {"td": f"TD({settings.lam:g})", "n-step": f"{settings.n}-step TD", "monte-carlo": "gradient Monte Carlo"}
     alphas = ", ".join(f"{a:g}" for a in settings.alpha)
     return f"{how[settings.agent]} with {settings.optimizer}, alpha {alphas}"
+
+
+def describe_control(settings: ControlSettings) -> str:
+    """How it learns, in a few words."""
+    alpha = "" if settings.alpha is None else f", alpha {settings.alpha:g}"
+    optimizer = type(settings.make_optimizer()).__name__
+    return f"{settings.agent}, lambda {settings.lam:g}, with {optimizer}{alpha}"
 
 
 def say(sentence: str) -> None:
@@ -128,14 +208,78 @@ def summarise(run: Run, report: Report, options: Train) -> None:
         console.print(f"Evaluate again      python scripts/evaluate.py {folder} --episodes 1000")
 
 
-def parse() -> Train:
+def summarise_control(run: ControlRun, report: ControlReport, options: Control) -> None:
+    """How well it acts, the training curve, where everything lies, and what to type next."""
+    settings, folder = run.settings, report.folder
+    episodes = read_episodes(folder)
+    summary: dict[str, object] = {
+        "step": report.step,
+        "seconds": report.seconds,
+        "interrupted": report.interrupted,
+        "n_episodes": report.n_episodes,
+        "mean_return_last_100": report.mean_return,
+    }
+    if report.seconds > 0 and report.steps_per_second > 0:
+        console.print(
+            f"{'Interrupted after' if report.interrupted else 'Learned from'} {report.step:,} transitions in "
+            f"{report.n_episodes:,} episodes ({report.seconds:.1f} s, {report.steps_per_second:,.0f} steps/s)."
+        )
+    chart = return_chart(episodes, report.step, plain=not console.is_terminal)
+    if chart:
+        console.print(f"\nReturn of an episode\n{chart}\n")
+    if report.mean_return is not None:
+        n = min(100, report.n_episodes)
+        console.print(f"Mean return of the last {n} episodes, while learning: [bold]{report.mean_return:,.5g}[/]")
+    if options.episodes > 0 and not report.interrupted:
+        results: dict[str, Returns] = {}
+        for name in ("greedy", "sampled"):
+            with progress_bar(f"evaluating, {name}", options.episodes, options.quiet) as advance:
+                results[name] = evaluate(
+                    run.agent, settings, options.episodes, greedy=name == "greedy", progress=advance
+                )
+        summary["evaluation"] = {name: asdict(result) for name, result in results.items()}
+        console.print(returns_table(results))
+    write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
+    picture = control_picture(folder, f"{settings.env}: {describe_control(settings)}", episodes)
+    console.print(f"\nLog and checkpoint  {folder}")
+    if picture:
+        console.print(f"Picture             {picture}")
+    console.print("Look at it          make tensorboard")
+    if report.interrupted:
+        console.print(f"Continue            python scripts/train.py --resume {folder}")
+    else:
+        console.print(f"Evaluate again      python scripts/evaluate.py {folder} --episodes 50 --gif {folder}/run.gif")
+
+
+def parse(arguments: list[str]) -> Train | Control:
     """The command line; on a resume, what it leaves out is what the run was started with."""
-    options = tyro.cli(Train, description=Train.__doc__)
-    if options.resume is None:
-        return options
-    return tyro.cli(Train, description=Train.__doc__, default=Train(settings=Run.stored_settings(options.resume)))
+    resume, agent = _value("--resume", arguments), _value("--agent", arguments)
+    if resume is not None and not _asks_for_help(arguments):
+        meta = checkpoint.load(Path(resume) / CHECKPOINT_FILE).meta
+        if meta.get("kind") == KIND:
+            stored = Control(settings=ControlRun.stored_settings(resume))
+            return tyro.cli(Control, description=Control.__doc__, default=stored, args=arguments)
+        default = Train(settings=Run.stored_settings(resume))
+        return tyro.cli(Train, description=Train.__doc__, default=default, args=arguments)
+    if agent is not None and one_of("agent", agent, (*PREDICTION, *AGENTS)) in AGENTS:
+        return tyro.cli(Control, description=Control.__doc__, args=arguments)
+    return tyro.cli(Train, description=Train.__doc__, args=arguments)
+
+
+def _value(option: str, arguments: list[str]) -> str | None:
+    """What an option is given on the command line, before it is parsed."""
+    for i, argument in enumerate(arguments):
+        if argument == option:
+            return arguments[i + 1] if i + 1 < len(arguments) else None
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    return any(re.fullmatch(r"-h|-H|--help(-verbose)?", argument) for argument in arguments)
 
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(parse()))
+        sys.exit(main(parse(sys.argv[1:])))

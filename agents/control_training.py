@@ -1,0 +1,585 @@
+"""A control run from start to end: settings, one environment, learning step by step, log, checkpoints, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+import envs
+from agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
+from agents.control_loop import Chunk, CompiledLoop
+from agents.interrupts import interruptible
+from agents.rollout import make_environment
+from agents.training import CHECKPOINT_FILE, LOG_POINTS, SAMPLE_EVERY, SETTINGS_FILE, parsed_argument
+from valueapprox import DivergenceError, Optimizer, checkpoint
+from valueapprox.checks import one_of, positive, unit_interval
+from valueapprox.optimizers import (
+    SGD,
+    Adam,
+    AdaptiveObGD,
+    DecayedMax,
+    Intentional,
+    Momentum,
+    ObGD,
+    RMSProp,
+    VarianceAdjusted,
+)
+from valueapprox.seeding import seed_for
+from valueapprox.telemetry import RunLog
+
+__all__ = [
+    "AGENTS",
+    "EPISODES_FILE",
+    "KIND",
+    "ControlReport",
+    "ControlRun",
+    "ControlSettings",
+    "ControlStatus",
+    "read_episodes",
+]
+
+EPISODES_FILE = "episodes.jsonl"
+KIND = "control run"  # of its checkpoints
+LAST_EPISODES = 100  # whose mean return is shown
+COMPILED_CHUNK = 10_000  # steps of one compiled call
+FIRST_CHUNK = 100
+CHUNK_SECONDS = 0.1  # of the Gymnasium loop: how long Ctrl-C and the progress bar wait
+
+AGENTS: dict[str, type[ControlAgent]] = {
+    "stream-ac": StreamAC,
+    "stream-q": StreamQ,
+    "sarsa": Sarsa,
+    "expected-sarsa": ExpectedSarsa,
+    "qrc": QRC,
+}
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "obgd": ObGD,
+    "adaptive-obgd": AdaptiveObGD,
+    "decayed-max": DecayedMax,
+    "intentional": Intentional,
+    "variance-adjusted": VarianceAdjusted,
+    "sgd": SGD,
+    "momentum": Momentum,
+    "rmsprop": RMSProp,
+    "adam": Adam,
+}
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """Everything that decides what a run learns. Two runs with equal settings end with equal weights, bit for bit."""
+
+    env: str = "CartPole-v1"
+    """Id of a Gymnasium environment; module:Id for one that a module registers."""
+    env_args: dict[str, str] = field(default_factory=dict)
+    """Arguments of the environment, e.g. --env-args max_episode_steps 1000."""
+    agent: Literal["stream-ac", "stream-q", "sarsa", "expected-sarsa", "qrc"] = "stream-ac"
+    """Who learns: actor-critic(lambda), Q(lambda), Sarsa(lambda), Expected Sarsa(lambda), QRC(lambda)."""
+    steps: int = 300_000
+    """Transitions to learn from, each once."""
+    seed: int = 0
+    """Of everything random in the run."""
+    hidden: tuple[int, ...] = (32, 32)
+    """Units of each hidden layer, of each network; none for linear ones."""
+    gamma: float = 0.99
+    """Discount, in [0, 1]."""
+    lam: float = 0.8
+    """Trace decay, in [0, 1]."""
+    optimizer: Literal[
+        "auto",
+        "obgd",
+        "adaptive-obgd",
+        "decayed-max",
+        "intentional",
+        "variance-adjusted",
+        "sgd",
+        "momentum",
+        "rmsprop",
+        "adam",
+    ] = "auto"
+    """Turns delta times the trace into an update; auto is the agent's own: obgd, and for qrc sgd."""
+    alpha: float | None = None
+    """Step size; the optimizer's own if not given."""
+    actor_alpha: float | None = None
+    """Step size of the actor, or of QRC's h; as alpha if not given, but auto and intentional have their own."""
+    kappa: float | None = None
+    """Of obgd and adaptive-obgd, which bound a step's change by 1 / kappa; 2 if not given."""
+    actor_kappa: float | None = None
+    """The same for the actor, or for QRC's h; 3 if not given."""
+    entropy: float = 0.01
+    """stream-ac: weight of the policy's entropy."""
+    epsilon: tuple[float, float, float] = (1.0, 0.01, 0.1)
+    """Others: random actions at first, at last, and the share of the run's steps in between (a straight line)."""
+    temperature: float | None = None
+    """Others: choose by softmax of q / temperature instead of epsilon-greedily."""
+    cut: Literal["after", "before"] = "after"
+    """stream-q, qrc: cut the trace after the update of an exploring action, as published, or before it, as Watkins."""
+    average_reward: float = 0.0
+    """Rate at which the mean reward is learned and taken off (differential learning); 0 for none."""
+    time_feature: bool = False
+    """Give the agent the time of the episode, from -0.5 to 0.5 at the environment's limit, as one more input."""
+    bootstrap_at_limit: bool = True
+    """Bootstrap from the last state where a time limit cuts; without it, a limit is an end, as in published code."""
+    normalise_observations: bool = True
+    """Bring observations to mean 0 and variance 1 by their running statistics."""
+    scale_rewards: bool = True
+    """Divide rewards by the running standard deviation of their discounted sum."""
+    activation: str = "leaky_relu"
+    """Of the hidden layers: linear, relu, leaky_relu, elu, sigmoid, tanh, softplus."""
+    layer_norm: bool = True
+    """Normalise the pre-activations of hidden layers."""
+    init: str = "sparse"
+    """How weights are drawn: sparse, sparse_published, zeros, lecun_..., glorot_..., he_..._normal or _uniform, ..."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights and arithmetic."""
+    flatten: bool = False
+    """Flatten observations that are neither Box nor Discrete into one vector."""
+    log_every: int = 0
+    """Steps between two points of the log; 0 for fifty points a run."""
+
+    def __post_init__(self) -> None:
+        # JSON gives lists; equality wants tuples.
+        object.__setattr__(self, "hidden", tuple(int(n) for n in self.hidden))
+        object.__setattr__(self, "epsilon", tuple(float(e) for e in self.epsilon))
+
+    def check(self) -> None:
+        """Raise ValueError for what nobody else would notice."""
+        positive("steps", self.steps)
+        for name in ("log_every", "seed"):
+            positive(name, getattr(self, name), at_least=0)
+        one_of("agent", self.agent, AGENTS)
+        one_of("optimizer", self.optimizer, ("auto", *OPTIMIZERS))
+        for name in ("kappa", "actor_kappa"):
+            if getattr(self, name) is not None and not hasattr(self._own_optimizer(False), "kappa"):
+                kind = type(self._own_optimizer(False)).__name__
+                raise ValueError(f"{name} is {getattr(self, name)}, but {kind} has none")
+        if len(self.epsilon) != 3:
+            raise ValueError(f"epsilon is {self.epsilon}; first value, last value and share of the run are wanted")
+        unit_interval("epsilon's share of the run", self.epsilon[2])
+
+    def arguments(self) -> dict[str, Any]:
+        """The environment's arguments, read as numbers, true, false or null where they are."""
+        return {name: parsed_argument(value) for name, value in self.env_args.items()}
+
+    def make_optimizer(self, second: bool = False) -> Optimizer:
+        """The optimizer of the value network, or of the second one: the actor, or QRC's h."""
+        optimizer = self._own_optimizer(second)
+        alpha = self.actor_alpha if second else self.alpha
+        if second and alpha is None and self.optimizer not in ("auto", "intentional"):
+            alpha = self.alpha
+        kappa = self.actor_kappa if second else self.kappa
+        given: dict[str, Any] = {n: v for n, v in (("alpha", alpha), ("kappa", kappa)) if v is not None}
+        return replace(optimizer, **given) if given else optimizer
+
+    def _own_optimizer(self, second: bool) -> Optimizer:
+        """The same where neither alpha nor kappa is given."""
+        if self.optimizer == "auto":
+            return AGENTS[self.agent].default_optimizers[second]
+        cls = OPTIMIZERS[self.optimizer]
+        if issubclass(cls, (ObGD, AdaptiveObGD)):
+            return cls(kappa=3.0 if second else 2.0)
+        if cls is Intentional and second and self.agent == "stream-ac":
+            return Intentional(alpha=0.005, normalise=True)  # with the published 0.05 policies collapse
+        return cls()
+
+    def make_agent(self, env: gym.Env[Any, Any]) -> ControlAgent:
+        """A fresh agent for an environment."""
+        limit = None
+        if self.time_feature:
+            limit = env.spec.max_episode_steps if env.spec else None
+            if not limit or limit < 0:
+                raise ValueError(f"time_feature is set, but {self.env} has no time limit")
+        own: dict[str, Any] = {}
+        if self.agent == "stream-ac":
+            own["entropy"] = self.entropy
+        if self.agent in ("stream-q", "qrc"):
+            own["cut"] = self.cut
+        first, last, share = self.epsilon
+        agent = AGENTS[self.agent](
+            env.observation_space,
+            env.action_space,
+            self.hidden,
+            self.make_optimizer(),
+            self.make_optimizer(second=True),
+            self.gamma,
+            self.lam,
+            normalise_observations=self.normalise_observations,
+            scale_rewards=self.scale_rewards,
+            time_limit=limit,
+            bootstrap_at_limit=self.bootstrap_at_limit,
+            average_reward=self.average_reward,
+            epsilon=(first, last, round(share * self.steps)),
+            temperature=self.temperature,
+            activation=self.activation,
+            layer_norm=self.layer_norm,
+            init=self.init,
+            dtype=self.dtype,
+            flatten=self.flatten,
+            seed=self.seed,
+            **own,
+        )
+        agent.sample_every = SAMPLE_EVERY
+        return agent
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ControlSettings:
+        """Settings as a checkpoint holds them."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+@dataclass(frozen=True)
+class ControlStatus:
+    """What a progress bar shows."""
+
+    step: int
+    steps: int
+    steps_per_second: float
+    mean_return: float | None  # of the last episodes
+
+
+@dataclass(frozen=True)
+class ControlReport:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    interrupted: bool
+    seconds: float
+    steps_per_second: float
+    n_episodes: int
+    mean_return: float | None  # of the last `LAST_EPISODES`
+
+
+class ControlRun:
+    """One control run in a folder: one agent, one environment, one stream of experience.
+
+    Parameters
+    ----------
+    settings
+        What to learn; with `resume`, None for those of the run, or the same ones with more steps.
+    folder
+        Where log, settings, episodes and checkpoint lie. A fresh run wants a folder without a run in it.
+    resume
+        Continue from the folder's checkpoint: bit for bit where `envs.env_state` knows the environment; others begin a
+        new episode.
+    compiled
+        Run a compiled world in the compiled loop. False takes the Gymnasium loop, for comparison: the same bits.
+    notice
+        Called with a sentence when something noteworthy happens.
+
+    Raises
+    ------
+    ValueError
+        If a setting makes no sense. Nothing has been written then.
+    FileExistsError
+        If a fresh run's folder holds a run.
+    CheckpointError
+        If there is nothing to resume, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        settings: ControlSettings | None,
+        folder: str | Path,
+        *,
+        resume: bool = False,
+        compiled: bool = True,
+        notice: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.folder, self.notice, self.resumed = Path(folder), notice, resume
+        stored = self.stored_settings(folder) if resume else None
+        wanted = settings or stored
+        assert wanted is not None, "a fresh run has settings"
+        self.settings = wanted
+        if stored is None:
+            self._check_fresh()
+        else:
+            self._check_same(stored)
+        self.settings.check()
+        self.env = make_environment(self.settings.env, **self.settings.arguments())
+        try:
+            self.agent = self.settings.make_agent(self.env)
+            self.step = self.logged = 0
+            self.running = np.zeros(2)  # return and length of the running episode
+            self.finished = np.zeros(3)  # since the last log: number of episodes, sum of returns, sum of lengths
+            self.last_returns: deque[float] = deque(maxlen=LAST_EPISODES)
+            if resume:
+                self._restore()
+            else:
+                self._begin(seed_for(self.settings.seed, "environment", 0))
+        except BaseException:
+            self.env.close()
+            raise
+        self.loop: CompiledLoop | None = None
+        found = envs.compiled_world(self.settings.env, **self.settings.arguments()) if compiled else None
+        if found is not None and CompiledLoop.fits(self.agent, self.env, found[0]):
+            self.loop = CompiledLoop(self.agent, self.env, *found, self.running)
+
+    def _begin(self, seed: int) -> None:
+        """Start an episode in an environment that is seeded anew."""
+        observation, _ = self.env.reset(seed=seed)
+        self.agent.start(observation)
+        self.running[:] = 0.0
+
+    def _check_fresh(self) -> None:
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise FileExistsError(
+                f"{self.folder} exists and is not empty; choose another --run-dir, or --resume {self.folder}"
+            )
+
+    def _check_same(self, stored: ControlSettings) -> None:
+        for f in fields(ControlSettings):
+            if f.name != "steps" and getattr(self.settings, f.name) != getattr(stored, f.name):
+                raise ValueError(
+                    f"the run was started with {f.name} {getattr(stored, f.name)!r}, not "
+                    f"{getattr(self.settings, f.name)!r}; only steps can change on a resume"
+                )
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint from which the run goes on bit for bit."""
+        arrays = {f"agent/{name}": array for name, array in self.agent.state_dict().items()}
+        arrays |= {"episodes/running": self.running, "episodes/finished": self.finished}
+        where = envs.env_state(self.env)
+        if where is not None:
+            arrays["environment/state"] = where["world"].pop("state")
+        meta = {
+            "kind": KIND,
+            "settings": asdict(self.settings),
+            "step": self.step,
+            "logged": self.logged,
+            "environment": where,
+        }
+        checkpoint.save(self.folder / CHECKPOINT_FILE, arrays, meta)
+
+    @staticmethod
+    def stored_settings(folder: str | Path) -> ControlSettings:
+        """What the run in a folder was started with, or CheckpointError."""
+        path = Path(folder) / CHECKPOINT_FILE
+        return _settings_of(path, checkpoint.load(path).meta)
+
+    @staticmethod
+    def load_agent(path: str | Path) -> tuple[ControlAgent, ControlSettings]:
+        """The agent of a run's checkpoint file as far as it has learned, and the run's settings."""
+        arrays, meta = checkpoint.load(path)
+        settings = _settings_of(Path(path), meta)
+        env = make_environment(settings.env, **settings.arguments())
+        try:
+            agent = settings.make_agent(env)
+        finally:
+            env.close()
+        _restore_agent(agent, arrays, Path(path))
+        return agent, settings
+
+    def _restore(self) -> None:
+        path = self.folder / CHECKPOINT_FILE
+        arrays, meta = checkpoint.load(path)
+        _restore_agent(self.agent, arrays, path)
+        try:
+            self.step, self.logged = int(meta["step"]), int(meta["logged"])
+            self.running[:], self.finished[:] = arrays["episodes/running"], arrays["episodes/finished"]
+            where = meta["environment"]
+            if where is not None:
+                where["world"]["state"] = arrays["environment/state"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _no_run(path, error) from None
+        for line in read_episodes(self.folder, self.step)[-LAST_EPISODES:]:
+            self.last_returns.append(line["return"])
+        if where is not None:
+            envs.restore_env_state(self.env, where)
+        elif self.step < self.settings.steps:
+            self._begin(seed_for(self.settings.seed, "restart", self.step))
+            self.notice(
+                f"{self.settings.env} cannot be brought back to where it was; it goes on with a new episode at step "
+                f"{self.step}"
+            )
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        *,
+        checkpoint_every: float = 30.0,
+        progress: Callable[[ControlStatus], None] = lambda status: None,
+    ) -> ControlReport:
+        """Learn until the run's steps are done, or until Ctrl-C; both end with a checkpoint.
+
+        Parameters
+        ----------
+        checkpoint_every
+            Seconds between two checkpoints.
+        progress
+            Called some ten times a second.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.env.close)
+            log = stack.enter_context(self._open_log())
+            self._episodes_file = stack.enter_context((self.folder / EPISODES_FILE).open("a", encoding="utf-8"))
+            stop = stack.enter_context(interruptible())
+            started = time.monotonic()
+            self._clock = (started, self.step)
+            interrupted = self._learn(log, stop, checkpoint_every, progress)
+            rate = self._rate()
+            if not interrupted:
+                self._log(log)  # an interrupted run logs no point that an uninterrupted one would not have
+            self._save(log)
+        n_episodes = len(read_episodes(self.folder))
+        seconds = time.monotonic() - started
+        return ControlReport(self.folder, self.step, interrupted, seconds, rate, n_episodes, self._mean_return())
+
+    def _rate(self) -> float:
+        """Steps per second since the kernels were loaded."""
+        return (self.step - self._clock[1]) / max(time.monotonic() - self._clock[0], 1e-9)
+
+    def _mean_return(self) -> float | None:
+        return sum(self.last_returns) / len(self.last_returns) if self.last_returns else None
+
+    def _open_log(self) -> RunLog:
+        if not self.resumed:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        settings = json.dumps(asdict(self.settings), indent=2)
+        checkpoint.write_whole(self.folder / SETTINGS_FILE, lambda file: file.write(settings.encode()))
+        log = RunLog(self.folder, resume_step=self.logged if self.resumed else None)
+        for left in self.folder.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        kept = "".join(json.dumps(line) + "\n" for line in read_episodes(self.folder, self.step))
+        checkpoint.write_whole(self.folder / EPISODES_FILE, lambda file: file.write(kept.encode()))
+        if not self.resumed:
+            log.text("settings", f"```json\n{settings}\n```")
+            names = [name for name in (self.agent.name, self.agent.second_name) if name]
+            log.layout(
+                {
+                    name.capitalize(): {
+                        "gradient norm per layer": [rf"{name}/grad_norm/.*"],
+                        "trace norm per layer": [rf"{name}/trace_norm/.*"],
+                        "update / weight norm per layer": [rf"{name}/update_ratio/.*"],
+                        "weight norm per layer": [rf"{name}/weight_norm/.*"],
+                        "step size": [rf"{name}/step_size"],
+                    }
+                    for name in names
+                }
+            )
+            self.save()
+        return log
+
+    def _save(self, log: RunLog) -> None:
+        log.flush()
+        self._episodes_file.flush()
+        self.save()
+
+    def _learn(
+        self,
+        log: RunLog,
+        stop: threading.Event,
+        checkpoint_every: float,
+        progress: Callable[[ControlStatus], None],
+    ) -> bool:
+        settings, last_save = self.settings, time.monotonic()
+        log_every = settings.log_every or max(1, settings.steps // LOG_POINTS)
+        size, warm = FIRST_CHUNK, False
+        while self.step < settings.steps:
+            n = min(size, settings.steps - self.step, log_every - self.step % log_every)
+            begun = time.monotonic()
+            self._note(self.loop.run(n) if self.loop is not None else self._gymnasium_chunk(n))
+            now = time.monotonic()
+            if not warm and self.step < settings.steps:
+                self._clock, warm = (now, self.step), True  # kernels were loaded, or even compiled
+                size = COMPILED_CHUNK if self.loop is not None else FIRST_CHUNK
+            elif self.loop is None:
+                size = max(1, min(COMPILED_CHUNK, int(n * CHUNK_SECONDS / max(now - begun, 1e-9))))
+            if self.step % log_every == 0:
+                self._log(log)
+            progress(ControlStatus(self.step, settings.steps, self._rate(), self._mean_return()))
+            if stop.is_set():
+                return self.step < settings.steps
+            if now - last_save > checkpoint_every:
+                self._save(log)
+                last_save = now
+        return False
+
+    def _gymnasium_chunk(self, n: int) -> Chunk:
+        """Take n steps of the environment, whatever it is; at an ending, the final observation is learned from."""
+        env, agent = self.env, self.agent
+        env_step, learn = env.step, agent.step
+        total, length = float(self.running[0]), int(self.running[1])
+        episodes = []
+        action = agent.action()
+        for t in range(1, n + 1):
+            observation, reward, terminated, truncated, _ = env_step(action)
+            total += float(reward)
+            length += 1
+            if terminated or truncated:
+                agent.end(float(reward), observation, bool(terminated))
+                episodes.append((t, total, length))
+                total, length = 0.0, 0
+                observation, _ = env.reset()
+                action = agent.start(observation)
+            else:
+                action = learn(reward, observation)  # type: ignore[arg-type]  # made a float there
+        self.running[:] = total, length
+        return Chunk(n, np.array(episodes, np.float64).reshape(-1, 3))
+
+    def _note(self, chunk: Chunk) -> None:
+        for at, total, length in chunk.episodes.tolist():
+            line = {"step": self.step + int(at), "return": total, "length": int(length)}
+            self._episodes_file.write(json.dumps(line) + "\n")
+            self.last_returns.append(total)
+            self.finished += 1.0, total, length
+        self.step += chunk.n_steps
+        if not all(np.isfinite(learner.w).all() for learner in (self.agent.first, self.agent.second)):
+            raise DivergenceError(f"a weight is infinite or NaN at step {self.step}: learning has diverged")
+
+    def _log(self, log: RunLog) -> None:
+        if self.step == self.logged:
+            return
+        values = {tag: float(number) for tag, number in self.agent.diagnostics().items()}
+        number, returns, lengths = self.finished
+        if number > 0:
+            values["episode/return"], values["episode/length"] = float(returns / number), float(lengths / number)
+            self.finished[:] = 0.0
+        values["time/steps_per_second"] = self._rate()
+        log.scalars(self.step, values)
+        self.logged = self.step
+
+
+def read_episodes(folder: str | Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """The run's episodes that ended by a step, in order: {"step": ..., "return": ..., "length": ...}."""
+    path = Path(folder) / EPISODES_FILE
+    if not path.exists():
+        return []
+    # a crash may have left half a line at the end
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [episode for episode in map(json.loads, lines) if episode["step"] <= last_step]
+
+
+def _no_run(path: Path, error: Exception | str) -> checkpoint.CheckpointError:
+    return checkpoint.CheckpointError(f"{path} is no checkpoint of a control run ({error!r})")
+
+
+def _settings_of(path: Path, meta: Mapping[str, Any]) -> ControlSettings:
+    if meta.get("kind") != KIND:
+        raise _no_run(path, f"its kind is {meta.get('kind')}")
+    try:
+        return ControlSettings.from_dict(meta["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_run(path, error) from None
+
+
+def _restore_agent(agent: ControlAgent, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    try:
+        agent.restore({name.removeprefix("agent/"): a for name, a in arrays.items() if name.startswith("agent/")})
+    except (KeyError, ValueError) as error:
+        raise _no_run(path, error) from None
