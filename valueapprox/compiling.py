@@ -71,6 +71,7 @@ def _choose_cache_folder() -> Path | None:
             if not (_is_ours(parent) and _is_ours(folder)):
                 continue
             tempfile.TemporaryFile(dir=folder).close()
+            os.utime(folder)  # in use: other checkouts, which clean up, remove what was not used for longest
         except OSError:
             continue
         _forget_old(parent, keep=folder)
@@ -79,7 +80,7 @@ def _choose_cache_folder() -> Path | None:
 
 
 def _forget_old(parent: Path, keep: Path) -> None:
-    """Remove the folders of sources long edited, oldest first."""
+    """Remove the folders that were not used for longest."""
     with contextlib.suppress(OSError):
         folders = sorted((f for f in parent.iterdir() if f.is_dir() and f != keep), key=lambda f: f.stat().st_mtime)
         for folder in folders[: max(0, len(folders) - KEPT_DIGESTS)]:
