@@ -21,7 +21,15 @@ from agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, St
 from agents.control_loop import Chunk, CompiledLoop
 from agents.interrupts import interruptible
 from agents.rollout import make_environment
-from agents.training import CHECKPOINT_FILE, LOG_POINTS, SAMPLE_EVERY, SETTINGS_FILE, parsed_argument
+from agents.training import (
+    CHECKPOINT_FILE,
+    LOG_POINTS,
+    SAMPLE_EVERY,
+    SETTINGS_FILE,
+    check_fresh,
+    check_same,
+    parsed_argument,
+)
 from valueapprox import DivergenceError, Optimizer, checkpoint
 from valueapprox.checks import one_of, positive, unit_interval
 from valueapprox.optimizers import (
@@ -304,9 +312,9 @@ class ControlRun:
         assert wanted is not None, "a fresh run has settings"
         self.settings = wanted
         if stored is None:
-            self._check_fresh()
+            check_fresh(self.folder)
         else:
-            self._check_same(stored)
+            check_same(self.settings, stored)
         self.settings.check()
         self.env = make_environment(self.settings.env, **self.settings.arguments())
         try:
@@ -332,20 +340,6 @@ class ControlRun:
         observation, _ = self.env.reset(seed=seed)
         self.agent.start(observation)
         self.running[:] = 0.0
-
-    def _check_fresh(self) -> None:
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise FileExistsError(
-                f"{self.folder} exists and is not empty; choose another --run-dir, or --resume {self.folder}"
-            )
-
-    def _check_same(self, stored: ControlSettings) -> None:
-        for f in fields(ControlSettings):
-            if f.name != "steps" and getattr(self.settings, f.name) != getattr(stored, f.name):
-                raise ValueError(
-                    f"the run was started with {f.name} {getattr(stored, f.name)!r}, not "
-                    f"{getattr(self.settings, f.name)!r}; only steps can change on a resume"
-                )
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -147,6 +147,22 @@ class Settings:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
+def check_fresh(folder: Path) -> None:
+    """Raise FileExistsError if a fresh run's folder holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and is not empty; choose another --run-dir, or --resume {folder}")
+
+
+def check_same(settings: Any, stored: Any) -> None:
+    """Raise ValueError if the settings of a resumed run differ from the stored ones in more than steps."""
+    for f in fields(stored):
+        given, old = getattr(settings, f.name), getattr(stored, f.name)
+        if f.name != "steps" and given != old:
+            raise ValueError(
+                f"the run was started with {f.name} {old!r}, not {given!r}; only steps can change on a resume"
+            )
+
+
 def parsed_argument(value: Any) -> Any:
     """An environment's argument from the command line: a number, true, false or null where it reads as one."""
     with contextlib.suppress(ValueError):
@@ -232,7 +248,7 @@ class Run:
         else:
             assert settings is not None, "a fresh run has settings"
             self.settings = settings
-            self._check_fresh()
+            check_fresh(self.folder)
         self.settings.check()
         self.task = self.settings.task()
         n_inputs = self._try_environment()
@@ -259,12 +275,6 @@ class Run:
         finally:
             env.close()
         return n_inputs
-
-    def _check_fresh(self) -> None:
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise FileExistsError(
-                f"{self.folder} exists and is not empty; choose another --run-dir, or --resume {self.folder}"
-            )
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -323,12 +333,7 @@ class Run:
             self.episodes = _Episodes(arrays["episodes/running"].copy(), arrays["episodes/finished"].copy())
         except (KeyError, TypeError, AttributeError) as error:
             raise checkpoint.CheckpointError(f"{path} is no checkpoint of a prediction run ({error!r})") from None
-        for f in fields(Settings):
-            if f.name != "steps" and getattr(self.settings, f.name) != getattr(stored, f.name):
-                raise ValueError(
-                    f"the run was started with {f.name} {getattr(stored, f.name)!r}, not "
-                    f"{getattr(self.settings, f.name)!r}; only steps can change on a resume"
-                )
+        check_same(self.settings, stored)
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
