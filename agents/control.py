@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from agents import control_kernels as kernels
 from agents.spaces import encoder
-from valueapprox import SGD, DivergenceError, Network, ObGD, Optimizer, checkpoint
+from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
 from valueapprox.checks import one_of, positive, unit_interval
 from valueapprox.optimizers import N_BOUNDED, SUM_OF_STEPS
 from valueapprox.seeding import sequence
@@ -89,14 +89,19 @@ class ControlAgent:
     hidden
         Units of each hidden layer; the actor, or h of QRC, has a network of its own with the same ones.
     optimizer, second_optimizer
-        Of the value network, and of the actor or QRC's h: any optimizers of valueapprox. If not given, ObGD(kappa=2)
-        and ObGD(kappa=3); for QRC, whose direction is not a trace alone, SGD(1e-3) and SGD(1e-4).
+        Of the value network, and of the actor or QRC's h: any optimizers of valueapprox. If not given, ObGD(kappa=2);
+        for actor-critics Intentional(0.3) and ObGD(kappa=3); for QRC, whose direction is not a trace alone, SGD(1e-3)
+        and SGD(1e-4).
     gamma, lam
         Discount and trace decay, in [0, 1].
     normalise_observations
         Bring each entry to mean 0 and variance 1 by its running statistics.
     scale_rewards
         Divide rewards by the running standard deviation of their discounted sums.
+    keep_values
+        When that divisor changes, multiply the last layer of the value network, so that values in the rewards' own unit
+        do not change (van Hasselt et al. 2016, arXiv 1602.07714, for a running target). Without it, as published, the
+        first thousand steps are spent on values that the next step's unit makes wrong.
     time_limit
         Give the agent the time as one more input, from -0.5 at the start of an episode to 0.5 at this step.
     bootstrap_at_limit
@@ -145,6 +150,7 @@ class ControlAgent:
         *,
         normalise_observations: bool = True,
         scale_rewards: bool = True,
+        keep_values: bool = True,
         time_limit: int | None = None,
         bootstrap_at_limit: bool = True,
         average_reward: float = 0.0,
@@ -193,6 +199,7 @@ class ControlAgent:
         settings[kernels.TEMPERATURE] = temperature or 0.0
         settings[kernels.AVERAGE_REWARD] = average_reward
         settings[kernels.NORMALISE], settings[kernels.SCALE] = normalise_observations, scale_rewards
+        settings[kernels.KEEP_VALUES] = keep_values
         settings[kernels.TIME_STEP] = 0.0 if time_limit is None else 1.0 / positive("time_limit", time_limit)
         settings[kernels.LIMIT_IS_TERMINAL] = not bootstrap_at_limit
         known = list(inspect.signature(self._own_settings).parameters)
@@ -406,19 +413,27 @@ class StreamAC(ControlAgent):
 
     delta = r + gamma v(s') - v(s)
     critic: z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
-    actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along delta z
+    actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along m delta z,
+            m = max(1, least_error / mean |delta|)
 
     entropy
         Weight of the policy's entropy H in the actor's trace.
+    least_error
+        Where the mean |delta| of about the last 5000 steps is smaller than this, the actor gets delta times
+        least_error / mean |delta|. A critic that has come to expect failure, in a task whose goal was not found yet,
+        leaves hardly any error to learn from; this keeps the policy moving until it finds it. In the unit of scaled
+        rewards; 0: the actor gets delta, as published.
     """
 
     algorithm = kernels.ACTOR_CRITIC
     name, second_name = "critic", "actor"
+    default_optimizers = (Intentional(0.3), ObGD(kappa=3.0))
 
-    def _own_settings(self, entropy: float = 0.01) -> dict[int, float]:
-        if not 0 <= entropy < np.inf:
-            raise ValueError(f"entropy is {entropy}; a weight that is not negative is wanted")
-        return {kernels.ENTROPY: entropy}
+    def _own_settings(self, entropy: float = 0.01, least_error: float = 0.05) -> dict[int, float]:
+        for name, value in (("entropy", entropy), ("least_error", least_error)):
+            if not 0 <= value < np.inf:
+                raise ValueError(f"{name} is {value}; a number that is not negative is wanted")
+        return {kernels.ENTROPY: entropy, kernels.LEAST_ERROR: least_error}
 
 
 class StreamQ(ControlAgent):

@@ -16,7 +16,18 @@ import math
 
 import numpy as np
 
-from valueapprox.backprop import LAYERS, SIZES, D, X, backward, first_unit, forward, seed_output, store_gradient
+from valueapprox.backprop import (
+    LAYERS,
+    SIZES,
+    D,
+    X,
+    backward,
+    first_unit,
+    forward,
+    layer_size,
+    seed_output,
+    store_gradient,
+)
 from valueapprox.batch import mixed
 from valueapprox.compiling import kernel
 from valueapprox.optimizers import CODE, INTENTIONAL_CODE, ascend, ascend_with_gradient, follow
@@ -42,21 +53,26 @@ Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, QRC = range(6)
     LIMIT_IS_TERMINAL,
     REGULARISE,
     SAMPLE_EVERY,
+    KEEP_VALUES,
+    LEAST_ERROR,
     N_SETTINGS,
-) = range(17)
+) = range(19)
 
-# Positions in memory: the reward's scaling, the average reward, QRC's scalar trace, then the observation's statistics.
+# Positions in memory: the reward's scaling (its divisor 0 while there is none), the average reward, QRC's scalar trace,
+# the mean size of TD errors before its bias is corrected, the time, then the observation's statistics.
 (
     DISCOUNTED,
     REWARDS_SEEN,
     REWARD_MEAN,
     REWARD_SPREAD,
+    REWARD_SCALE,
     MEAN_REWARD,
     SCALAR_TRACE,
+    ERROR_SIZE,
     TIME,
     OBSERVATIONS_SEEN,
     STATISTICS,
-) = range(9)
+) = range(11)
 
 # Positions in counts: numbers drawn, steps learned from, the action to be taken, whether it is not the greedy one,
 # and whether an episode runs.
@@ -67,6 +83,7 @@ N_LEARNED, SUM_DELTA, SUM_DELTA_SQUARED, SUM_ENTROPY, SUM_SPREAD, N_SUMS = range
 
 LEARNED, BAD_INPUT, DIVERGED, NO_EPISODE = range(4)  # status
 LARGEST = 1e30  # observation or reward
+ERROR_DECAY = 0.9998  # the mean size of TD errors is over about the last 5000
 TO_53_BITS: np.uint64 = np.uint64(11)
 
 
@@ -120,8 +137,8 @@ def perceive(observation, settings, memory, scratch, learning):
 def scale_reward(reward, ended, settings, memory):
     """r / sqrt(var(u) + 1e-8), where u <- gamma u + r is the discounted sum of rewards, begun anew at an ending.
 
-    Welford's variance of u, 1 while there is one; no mean is taken off. (Stream-x: the trace is cut before the last
-    reward of an episode is added.)
+    Welford's variance of u; no mean is taken off. While all u are equal r stays as it is. (Stream-x: the trace is cut
+    before the last reward of an episode is added.)
     """
     if settings[SCALE] == 0.0:
         return reward
@@ -131,8 +148,24 @@ def scale_reward(reward, ended, settings, memory):
     n, before = memory[REWARDS_SEEN], memory[REWARD_MEAN]
     memory[REWARD_MEAN] += (memory[DISCOUNTED] - before) / n
     memory[REWARD_SPREAD] += (memory[DISCOUNTED] - before) * (memory[DISCOUNTED] - memory[REWARD_MEAN])
-    variance = memory[REWARD_SPREAD] / (n - 1.0) if n > 1.0 else 1.0
-    return reward / math.sqrt(variance + 1e-8)
+    if not memory[REWARD_SPREAD] > 0.0:
+        return reward
+    memory[REWARD_SCALE] = math.sqrt(memory[REWARD_SPREAD] / (n - 1.0) + 1e-8)
+    return reward / memory[REWARD_SCALE]
+
+
+@kernel(inline=True)
+def multiply(values, first, n, factor):
+    """Values[first : first + n] *= factor."""
+    for p in range(first, first + n):
+        values[p] *= factor
+
+
+@kernel
+def stretch_last_layer(w, spec, factor):
+    """Multiply all outputs of a network by a factor, by its last layer."""
+    size = np.int64(layer_size(spec, spec[LAYERS] - 1))
+    multiply(w, w.size - size, size, w.dtype.type(factor))
 
 
 @kernel
@@ -434,6 +467,8 @@ def step(
     """Learn from the transition into `observation`, and choose the next action unless the episode ended.
 
     delta = r - rbar + gamma V(s') - v(s), with V(s') = v(s'), max q, q(s', a') or sum pi q by the algorithm.
+    If the unit of scaled rewards has changed, all values are brought to the new one first.
+    The actor's delta is multiplied by max(1, least_error / mean |delta|).
     Returns a status. On BAD_INPUT nothing has changed; DIVERGED says that delta is not finite, and then no weight has
     changed, or that the actor's outputs are not.
     """
@@ -445,19 +480,31 @@ def step(
     algorithm = int(settings[ALGORITHM])
     policy_based = algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC)
     ended = terminated or truncated
+    old_scale = memory[REWARD_SCALE]
     r = scale_reward(reward, ended, settings, memory)
     memory[TIME] += settings[TIME_STEP]
     perceive(observation, settings, memory, there, True)
 
+    # A change of the reward's unit leaves values in the rewards' own as they are. The weights follow once delta is
+    # known to be finite; the trace does not: it forgets faster than the unit changes.
+    first, n = outputs(spec)
+    unit = 1.0
+    if settings[KEEP_VALUES] != 0.0 and old_scale > 0.0:
+        unit = old_scale / memory[REWARD_SCALE]
+        multiply(here[X], first, n, dtype(unit))
+        memory[MEAN_REWARD] *= unit
+        memory[SCALAR_TRACE] *= unit
+
     # The value of the next state, at the weights before the update.
     taken, exploring = counts[ACTION], counts[EXPLORING]
-    first, n = outputs(spec)
     v_next, best_next = 0.0, 0
     no_future = terminated or (truncated and settings[LIMIT_IS_TERMINAL] != 0.0)
     bootstrap = 0.0 if no_future else settings[GAMMA]
     chosen = False
     if not no_future:
-        v_next = np.float64(forward(w, spec, there))
+        forward(w, spec, there)
+        multiply(there[X], first, n, dtype(unit))
+        v_next = np.float64(there[X, first])
         if not policy_based:
             if algorithm == SARSA:
                 choose_by_value(there[X], first, n, settings, counts, key, False)
@@ -476,6 +523,10 @@ def step(
         return DIVERGED
 
     # Learn.
+    if unit != 1.0:
+        stretch_last_layer(w, spec, unit)
+        if algorithm == QRC:
+            stretch_last_layer(w_2, spec_2, unit)
     watkins = exploring != 0 and algorithm in (Q, QRC)
     if watkins and settings[CUT_BEFORE] != 0.0:
         clear(z)
@@ -511,9 +562,12 @@ def step(
                 entropy, spread = seed_gaussian(here_2[X], here_2[D], first_2, n_2, action, weight)
                 sums[SUM_SPREAD] += spread
             sums[SUM_ENTROPY] += entropy
+            memory[ERROR_SIZE] = ERROR_DECAY * memory[ERROR_SIZE] + (1.0 - ERROR_DECAY) * abs(delta)
+            mean_error = memory[ERROR_SIZE] / (1.0 - ERROR_DECAY ** (counts[STEPS] + 1))
+            urge = max(1.0, settings[LEAST_ERROR] / max(mean_error, 1e-12))
             improve(
                 w_2, z_2, moments_2, scalars_2, count_2, hyper_2, spec_2, here_2, before_2, stats_2,
-                decay, delta, sampled,
+                decay, urge * delta, sampled,
             )  # fmt: skip
         improve(w, z, moments, scalars, count, hyper, spec, here, before, stats, decay, delta, sampled)
     memory[MEAN_REWARD] += settings[AVERAGE_REWARD] * delta

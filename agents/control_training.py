@@ -116,7 +116,7 @@ class ControlSettings:
         "rmsprop",
         "adam",
     ] = "auto"
-    """Turns delta times the trace into an update; auto is the agent's own: obgd, and for qrc sgd."""
+    """Turns delta times the trace into an update; auto is the agent's own: obgd; stream-ac's critic intentional."""
     alpha: float | None = None
     """Step size; the optimizer's own if not given."""
     actor_alpha: float | None = None
@@ -127,6 +127,8 @@ class ControlSettings:
     """The same for the actor, or for QRC's h; 3 if not given."""
     entropy: float = 0.01
     """stream-ac: weight of the policy's entropy."""
+    least_error: float = 0.05
+    """stream-ac: where the mean TD error is smaller, the actor's is enlarged to this; 0 for never, as published."""
     epsilon: tuple[float, float, float] = (1.0, 0.01, 0.1)
     """Others: random actions at first, at last, and the share of the run's steps in between (a straight line)."""
     temperature: float | None = None
@@ -143,6 +145,8 @@ class ControlSettings:
     """Bring observations to mean 0 and variance 1 by their running statistics."""
     scale_rewards: bool = True
     """Divide rewards by the running standard deviation of their discounted sum."""
+    keep_values: bool = True
+    """When that divisor changes, keep values in the rewards' own unit as they are."""
     activation: str = "leaky_relu"
     """Of the hidden layers: linear, relu, leaky_relu, elu, sigmoid, tanh, softplus."""
     layer_norm: bool = True
@@ -168,9 +172,9 @@ class ControlSettings:
             positive(name, getattr(self, name), at_least=0)
         one_of("agent", self.agent, AGENTS)
         one_of("optimizer", self.optimizer, ("auto", *OPTIMIZERS))
-        for name in ("kappa", "actor_kappa"):
-            if getattr(self, name) is not None and not hasattr(self._own_optimizer(False), "kappa"):
-                kind = type(self._own_optimizer(False)).__name__
+        for name, second in (("kappa", False), ("actor_kappa", True)):
+            if getattr(self, name) is not None and not hasattr(self._own_optimizer(second), "kappa"):
+                kind = type(self._own_optimizer(second)).__name__
                 raise ValueError(f"{name} is {getattr(self, name)}, but {kind} has none")
         if len(self.epsilon) != 3:
             raise ValueError(f"epsilon is {self.epsilon}; first value, last value and share of the run are wanted")
@@ -210,7 +214,7 @@ class ControlSettings:
                 raise ValueError(f"time_feature is set, but {self.env} has no time limit")
         own: dict[str, Any] = {}
         if self.agent == "stream-ac":
-            own["entropy"] = self.entropy
+            own["entropy"], own["least_error"] = self.entropy, self.least_error
         if self.agent in ("stream-q", "qrc"):
             own["cut"] = self.cut
         first, last, share = self.epsilon
@@ -224,6 +228,7 @@ class ControlSettings:
             self.lam,
             normalise_observations=self.normalise_observations,
             scale_rewards=self.scale_rewards,
+            keep_values=self.keep_values,
             time_limit=limit,
             bootstrap_at_limit=self.bootstrap_at_limit,
             average_reward=self.average_reward,
