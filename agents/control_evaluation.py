@@ -13,7 +13,7 @@ import numpy as np
 
 from agents.control import ControlAgent
 from agents.control_training import ControlSettings
-from agents.evaluation import CONFIDENCE, RESAMPLES, Estimate
+from agents.evaluation import Estimate, interval_of_mean
 from agents.rollout import make_environment
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
@@ -119,7 +119,7 @@ def evaluate(
     finally:
         env.close()
     return Returns(
-        _mean(returns),
+        interval_of_mean(returns),
         float(returns.std(ddof=1)),
         float(returns.min()),
         float(returns.max()),
@@ -127,15 +127,6 @@ def evaluate(
         n_episodes,
         n_cut,
     )
-
-
-def _mean(returns: np.ndarray) -> Estimate:
-    from scipy.stats import bootstrap  # takes half a second, which a training need not wait for
-
-    interval = bootstrap(
-        (returns,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", random_state=0
-    ).confidence_interval
-    return Estimate(float(returns.mean()), float(interval.low), float(interval.high))
 
 
 def _drawn(env: gym.Env[Any, Any], settings: ControlSettings) -> gym.Env[Any, Any]:

@@ -54,6 +54,7 @@ __all__ = [
     "ControlRun",
     "ControlSettings",
     "ControlStatus",
+    "complete",
     "read_episodes",
 ]
 
@@ -552,6 +553,17 @@ class ControlRun:
         values["time/steps_per_second"] = self._rate()
         log.scalars(self.step, values)
         self.logged = self.step
+
+
+def complete(settings: ControlSettings, folder: str | Path) -> list[dict[str, Any]]:
+    """The episodes of a run, which is begun, continued or only read, as its folder has it."""
+    begun = (Path(folder) / CHECKPOINT_FILE).exists()
+    run = ControlRun(settings, folder, resume=begun)
+    if run.step < settings.steps:
+        run.train()
+    else:
+        run.env.close()
+    return read_episodes(folder)
 
 
 def read_episodes(folder: str | Path, last_step: float = math.inf) -> list[dict[str, Any]]:

@@ -195,6 +195,12 @@ def _branch(
     return np.array(returns)
 
 
+def interval_of_mean(values: np.ndarray) -> Estimate:
+    """The mean of independent values (m,), with the interval of a percentile bootstrap."""
+    rows = np.column_stack([values, np.ones(len(values))])
+    return _bootstrap(rows, lambda sums: sums[..., :1] / sums[..., 1:])[0]
+
+
 def _bootstrap(rows: np.ndarray, measures: Callable[[np.ndarray], np.ndarray]) -> list[Estimate]:
     """Estimates of measures that follow from sums of rows (m, q), with intervals from resampling the rows."""
     counts = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=RESAMPLES)

@@ -12,7 +12,7 @@ import os
 import socket
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Before Ray is imported: no usage statistics leave the machine, and `uv run` must not make workers build a
@@ -25,7 +25,7 @@ import grpc
 import ray
 from ray.exceptions import RayActorError
 
-__all__ = ["LocalWorker", "RayWorker", "Worker", "cluster"]
+__all__ = ["LocalWorker", "RayWorker", "Worker", "cluster", "spread"]
 
 # A worker steps environments; every library in it that would start a thread per core only gets in the others' way.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
@@ -107,6 +107,23 @@ def _must_have(n_cpus: int) -> None:
     there = int(ray.cluster_resources().get("CPU", 0))
     if there < n_cpus:
         raise ValueError(f"{n_cpus} workers are wanted, but Ray has {there} CPUs; start fewer workers")
+
+
+def spread(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    """Make independent calls on a connected Ray, one CPU each; yields (place in `calls`, result) as they are done.
+
+    A call whose process dies is made again, up to three times: what it does must bear that. The error of a call is
+    raised here when its turn comes.
+    """
+    task = ray.remote(function).options(num_cpus=1, max_retries=DEATHS)
+    open_calls = {task.remote(*arguments): place for place, arguments in enumerate(calls)}
+    try:
+        while open_calls:
+            (done,), _ = ray.wait(list(open_calls), num_returns=1)
+            yield open_calls.pop(done), ray.get(done)
+    finally:
+        for reference in open_calls:
+            ray.cancel(reference, force=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,262 @@
+"""Learning results over seeds: the README's tables and picture, each number by one command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from agents.console import announce_compile, console, errors_in_one_line, progress_bar
+from agents.control_training import ControlSettings, complete
+from agents.evaluation import Estimate, interval_of_mean
+from valueapprox.checkpoint import write_whole
+from valueapprox.checks import one_of, positive
+
+LATEST = 0.15  # a result at step t is the mean return of the training episodes that ended in its last 15 %
+POINTS = 60  # of a curve
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One setting, over seeds."""
+
+    settings: ControlSettings
+    marks: tuple[int, ...]
+    """Steps at which it is read."""
+    published: str = ""
+    """What the published code reaches there."""
+
+    def command(self) -> str:
+        """How to run one seed of it by hand."""
+        fresh, words = ControlSettings(), []
+        for name, value in asdict(self.settings).items():
+            if value == getattr(fresh, name) and name not in ("env", "agent", "steps"):
+                continue
+            option = f"--{name.replace('_', '-')}"
+            if isinstance(value, bool):
+                words.append(option if value else f"--no-{option[2:]}")
+            else:
+                words += [option, *(map(str, value) if isinstance(value, tuple) else (str(value),))]
+        return " ".join(["python scripts/train.py", *words])
+
+
+def experiment(env: str, agent: str, steps: int, marks: tuple[int, ...], published: str = "", **own: Any) -> Experiment:
+    """One with the defaults of `train.py` but for what is given."""
+    return Experiment(ControlSettings.from_dict({"env": env, "agent": agent, "steps": steps, **own}), marks, published)
+
+
+EXPERIMENTS = {
+    "cartpole": experiment("CartPole-v1", "stream-ac", 150_000, (20_000, 75_000, 150_000), "330 | | 480"),
+    "cartpole-q": experiment("CartPole-v1", "stream-q", 150_000, (75_000, 150_000), "440, 1 of 4 stuck |"),
+    "acrobot": experiment("Acrobot-v1", "stream-ac", 150_000, (50_000, 150_000), "-97 | -90"),
+    "mountaincar": experiment("MountainCar-v0", "stream-ac", 200_000, (50_000, 200_000)),
+    "lunarlander": experiment("LunarLander-v3", "stream-ac", 500_000, (200_000, 500_000), "50 |"),
+    "halfcheetah": experiment(
+        "HalfCheetah-v5", "stream-ac", 1_000_000, (500_000, 1_000_000), "| 2,750", hidden=(128, 128)
+    ),
+    "hopper": experiment("Hopper-v5", "stream-ac", 1_000_000, (500_000, 1_000_000), hidden=(128, 128)),
+}
+
+#: What mattered: one thing changed at a time, in compiled worlds.
+WORLDS = {
+    "CartPole": experiment("valueapprox/CartPole-v1", "stream-ac", 75_000, (75_000,)),
+    "Acrobot": experiment("valueapprox/Acrobot-v1", "stream-ac", 150_000, (150_000,)),
+    "MountainCar": experiment("valueapprox/MountainCar-v0", "stream-ac", 200_000, (200_000,)),
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "values not kept": {"keep_values": False},
+    "least error 0": {"least_error": 0.0},
+    "critic by ObGD": {"optimizer": "obgd"},
+    "all three: as published": {"keep_values": False, "least_error": 0.0, "optimizer": "obgd"},
+    "the same, limit = end, time": {
+        **{"keep_values": False, "least_error": 0.0, "optimizer": "obgd"},
+        **{"bootstrap_at_limit": False, "time_feature": True},
+    },
+    "limit = end": {"bootstrap_at_limit": False},
+    "limit = end, time feature": {"bootstrap_at_limit": False, "time_feature": True},
+    "time feature": {"time_feature": True},
+    "first layer all zero (sparse_published)": {"init": "sparse_published"},
+    "dense weights (lecun_uniform)": {"init": "lecun_uniform"},
+    "actor's kappa 1": {"actor_kappa": 1.0},
+    "actor's kappa 10": {"actor_kappa": 10.0},
+    "no layer normalisation": {"layer_norm": False},
+    "observations as they are": {"normalise_observations": False},
+    "rewards as they are": {"scale_rewards": False},
+    "no trace (lambda 0)": {"lam": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run experiments over seeds on Ray, and print the table that the README shows.
+
+    A result at step t is the mean return of the training episodes that ended in the last 15 % of the steps up to t, as
+    the agent acted while it learned; then the mean over seeds with its 95 % bootstrap interval, and the worst seed.
+
+    Runs lie in --folder and are kept: a second call reads those that are done and goes on with the others. Examples:
+      reproduce.py cartpole acrobot mountaincar
+      reproduce.py --seeds 30 --ray-address auto
+      reproduce.py --ablations
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = field(default_factory=tuple)
+    """Experiments: cartpole, cartpole-q, acrobot, mountaincar, lunarlander, halfcheetah, hopper; all if none is named."""
+    seeds: int = 10
+    """Seeds 0, 1, ... of each."""
+    ablations: bool = False
+    """Instead: what mattered, one thing changed at a time, in compiled CartPole, Acrobot and MountainCar."""
+    workers: int = 2
+    """Runs at a time on this machine."""
+    ray_address: str | None = None
+    """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
+    folder: Path = Path("runs/reproduce")
+    """Where the runs, results.json and learning.png go."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def main(options: Reproduce) -> int:
+    """Run what is missing, then print; returns the exit code."""
+    positive("seeds", options.seeds)
+    positive("workers", options.workers)
+    if options.ablations:
+        chosen = {
+            f"{world} | {change}": replace(e, settings=replace(e.settings, **what))
+            for change, what in CHANGES.items()
+            for world, e in WORLDS.items()
+        }
+    else:
+        chosen = {one_of("experiment", n, EXPERIMENTS): EXPERIMENTS[n] for n in options.names or EXPERIMENTS}
+    announce_compile("control_kernels.step")
+    curves = run(chosen, options)
+    results = {
+        name: {str(mark): [at(episodes, mark) for episodes in curves[name]] for mark in e.marks}
+        for name, e in chosen.items()
+    }
+    folder = options.folder.resolve()
+    name = "ablations" if options.ablations else "results"
+    document = json.dumps({n: {"command": chosen[n].command(), "returns": r} for n, r in results.items()}, indent=1)
+    write_whole(folder / f"{name}.json", lambda file: file.write(document.encode()))
+    if options.ablations:
+        show_ablations(results, options.seeds)
+    else:
+        show_results(chosen, results)
+        picture(chosen, curves, folder / "learning.png")
+        console.print(f"Curves: {options.folder / 'learning.png'}; numbers: {options.folder / f'{name}.json'}")
+    return 0
+
+
+def run(chosen: dict[str, Experiment], options: Reproduce) -> dict[str, list[list[dict[str, Any]]]]:
+    """The episodes of every seed of every experiment."""
+    from valueapprox.cluster import cluster, spread
+
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    calls, places = [], []
+    for name, e in chosen.items():
+        for seed in range(options.seeds):
+            where = folder / "".join(c if c.isalnum() else "-" for c in name) / f"seed-{seed}"
+            calls.append((replace(e.settings, seed=seed), where))
+            places.append((name, seed))
+    curves: dict[str, list[list[dict[str, Any]]]] = {name: [[] for _ in range(options.seeds)] for name in chosen}
+    with cluster(options.ray_address, options.workers), progress_bar("runs", len(calls), options.quiet) as show:
+        for done, (place, episodes) in enumerate(spread(complete, calls), start=1):
+            name, seed = places[place]
+            curves[name][seed] = episodes
+            show(done)
+    return curves
+
+
+def at(episodes: list[dict[str, Any]], mark: int) -> float:
+    """Mean return of the episodes that ended in the last 15 % of the steps up to `mark`."""
+    returns = [e["return"] for e in episodes if (1 - LATEST) * mark < e["step"] <= mark]
+    return float(np.mean(returns)) if returns else float("nan")
+
+
+def shown(returns: list[float]) -> tuple[str, str]:
+    """Mean with interval, and the worst seed."""
+    mean: Estimate = interval_of_mean(np.array(returns))
+    digits = 0 if abs(mean.value) >= 1000 else 1
+    text = f"{mean.value:,.{digits}f} ({mean.low:,.{digits}f} to {mean.high:,.{digits}f})"
+    return text, f"{min(returns):,.0f}"
+
+
+def show_results(chosen: dict[str, Experiment], results: dict[str, dict[str, list[float]]]) -> None:
+    """One row per experiment and mark."""
+    table = Table(title="Return while learning, mean over seeds (95 % interval)", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("", "agent", "steps", "return", "worst seed", "published code"):
+        table.add_column(column, justify="left" if column in ("", "agent") else "right")
+    for name, e in chosen.items():
+        published = [*e.published.split("|"), *[""] * len(e.marks)]
+        for mark, known in zip(e.marks, published, strict=False):
+            row = shown(results[name][str(mark)])
+            table.add_row(e.settings.env, e.settings.agent, f"{mark:,}", *row, known.strip())
+    console.print(table)
+    for e in chosen.values():
+        console.print(f"{e.command()} --seed 0")
+
+
+def show_ablations(results: dict[str, dict[str, list[float]]], n_seeds: int) -> None:
+    """One row per change, one column per world."""
+    title = f"What mattered: return over {n_seeds} seeds (95 % interval), and the worst seed"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("")
+    for world, e in WORLDS.items():
+        table.add_column(f"{world} at {e.marks[0]:,}", justify="right")
+    for change in CHANGES:
+        cells = []
+        for world in WORLDS:
+            (returns,) = results[f"{world} | {change}"].values()
+            cells.append("; ".join(shown(returns)))
+        table.add_row(change, *cells)
+    console.print(table)
+
+
+def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
+    """Learning curves: mean over seeds with its 95 % interval, and each seed thin behind it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (name, e) in enumerate(chosen.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        steps = np.linspace(0, e.settings.steps, POINTS + 1)[1:]
+        seeds = np.array([curve(episodes, steps) for episodes in curves[name]])
+        for one in seeds:
+            axes.plot(steps, one, color="C0", alpha=0.2, linewidth=0.7)
+        complete_columns = np.isfinite(seeds).all(axis=0)
+        bands = [interval_of_mean(values) for values in seeds[:, complete_columns].T]
+        if bands:
+            means, lows, highs = np.array([(b.value, b.low, b.high) for b in bands]).T
+            axes.plot(steps[complete_columns], means, color="C0", linewidth=1.8)
+            axes.fill_between(steps[complete_columns], lows, highs, color="C0", alpha=0.25, linewidth=0)
+        axes.set_title(f"{e.settings.env}, {e.settings.agent}", fontsize=10)
+        axes.set_xlabel("environment steps", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+    figure.suptitle("Return of training episodes: mean over seeds with its 95 % interval, and every seed", fontsize=11)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def curve(episodes: list[dict[str, Any]], steps: np.ndarray) -> np.ndarray:
+    """Mean return of the episodes that ended within a twentieth of the run before each of these steps."""
+    width = steps[-1] / 20
+    ends, returns = np.array([(e["step"], e["return"]) for e in episodes]).reshape(-1, 2).T
+    means = [returns[(ends > step - width) & (ends <= step)] for step in steps]
+    return np.array([m.mean() if len(m) else np.nan for m in means])
+
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        sys.exit(main(tyro.cli(Reproduce, description=Reproduce.__doc__)))
