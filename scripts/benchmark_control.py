@@ -26,7 +26,7 @@ from agents.rollout import make_environment
 from valueapprox.checks import one_of, positive
 
 CARTPOLE, CHEETAH = "CartPole-v1", "HalfCheetah-v5"
-BARE, LEARNING, COMPILED, TORCH = "bare", "learning", "learning, compiled world", "learning, PyTorch"
+BARE, LEARNING, COMPILED, TORCH = "bare environment", "learning", "learning, compiled", "learning, PyTorch"
 #: A timing of these takes as many steps more or fewer than one of CartPole-v1.
 SHARES = {CHEETAH: 0.2, COMPILED: 10.0, TORCH: 0.1}
 #: How far PyTorch's weights may lie from ours, relative to the way that ours went, and after how many steps.
@@ -188,18 +188,18 @@ def bars(env_id: str, rates: dict[str, np.ndarray]) -> list[tuple[str, bool]]:
     return found
 
 
-def results(env_id: str, rates: dict[str, np.ndarray], title: str) -> Table:
+def results(rates: dict[str, np.ndarray], title: str) -> Table:
     """One row per contender; rates (rounds,) each, in steps per second."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("")
-    for column in ("steps/s", "of the bare environment (quartiles)", "ours, in the same loop, is faster"):
+    for column in ("steps/s", "of the bare environment", "ours is faster"):
         table.add_column(column, justify="right")
     for name, values in rates.items():
         low, middle, high = np.percentile(values / rates[BARE], [25, 50, 75])
-        digits = 2 if middle >= 0.1 else 4
+        digits = 2 if middle >= 0.1 else 3
         faster = f"{np.median(rates[LEARNING] / values):.0f} times" if name == TORCH else ""
         share = f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-        table.add_row(f"{env_id}, {name}", f"{np.median(values):,.0f}", share, faster)
+        table.add_row(name, f"{np.median(values):,.0f}", share, faster)
     return table
 
 
@@ -231,7 +231,7 @@ def main(options: Benchmark) -> int:
                 learning(env_id if name == LEARNING else f"valueapprox/{env_id}", 1000, options.agent, hidden)
         rounds = [{name: time_it() for name, time_it in taking_part.items()} for _ in range(options.rounds)]
         rates = {name: np.array([measured[name] for measured in rounds]) for name in taking_part}
-        console.print(results(env_id, rates, f"{options.agent}, {'-'.join(map(str, hidden))}, in {env_id}"))
+        console.print(results(rates, f"{options.agent}, {'-'.join(map(str, hidden))}, in {env_id}"))
         if options.agent == "stream-ac" and hidden == own:
             for bar, holds in bars(env_id, rates):
                 console.print(f"  {bar}: {'[green]holds[/]' if holds else '[red]below the bar[/]'}")
