@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,18 +21,21 @@ from rich.table import Table
 import envs
 from agents import control_kernels as kernels
 from agents.console import announce_compile, console, errors_in_one_line
-from agents.control import ControlAgent, StreamAC
+from agents.control import ControlAgent
 from agents.control_training import AGENTS, ControlRun, ControlSettings
 from agents.rollout import make_environment
 from valueapprox.checks import one_of, positive
 
 CARTPOLE, CHEETAH = "CartPole-v1", "HalfCheetah-v5"
-BARE, LEARNING, COMPILED, TORCH = "bare environment", "learning", "learning, compiled", "learning, PyTorch"
+BARE, LEARNING, COMPILED = "bare environment", "learning", "learning, compiled"
+OBGD, TORCH = "published, ours", "published, PyTorch"
 #: A timing of these takes as many steps more or fewer than one of CartPole-v1.
 SHARES = {CHEETAH: 0.2, COMPILED: 10.0, TORCH: 0.1}
 #: How far PyTorch's weights may lie from ours, relative to the way that ours went, and after how many steps.
-TOLERANCE = {"float64": 1e-10, "float32": 1e-3}
+TOLERANCE = {"float64": 1e-7, "float32": 1e-3}
 CHECKED_STEPS = 300
+#: What PyTorch's version is of: stream-ac as it was published, which need not be our default.
+PUBLISHED = {"agent": "stream-ac", "optimizer": "obgd", "keep_values": False, "least_error": 0.0}
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ class Benchmark:
 
     Without options: CartPole-v1 with networks of 32-32, then HalfCheetah-v5 with 128-128 (extra [mujoco]). One thread.
     Shown are medians, and the ratio to the bare environment of the same round with its quartiles. A run of ours counts
-    as a person's does, with its log and its checkpoints; PyTorch's is the loop alone. PyTorch's stream-ac, softmax
-    policies only, is first checked to learn the same weights as ours from the same transitions; if it does not,
-    nothing is timed and the exit code is 1.
+    as a person's does, with its log and its checkpoints; PyTorch's is the loop alone. PyTorch has stream-ac as it was
+    published, for discrete actions. First it is checked to learn the same weights as ours with these settings from the
+    same transitions; if it does not, nothing is timed and the exit code is 1.
     """
 
     env: str | None = None
@@ -80,11 +84,16 @@ def bare(env_id: str, steps: int) -> float:
     return steps / (time.perf_counter() - start)
 
 
-def learning(env_id: str, steps: int, agent: str, hidden: tuple[int, ...]) -> float:
+def learning(env_id: str, steps: int, **settings: Any) -> float:
     """Steps per second of a run."""
-    settings = ControlSettings.from_dict({"env": env_id, "agent": agent, "hidden": hidden, "steps": steps})
+    run = ControlSettings.from_dict({**settings, "env": env_id, "steps": steps})
     with tempfile.TemporaryDirectory() as folder:
-        return ControlRun(settings, Path(folder) / "run").train().steps_per_second
+        return ControlRun(run, Path(folder) / "run").train().steps_per_second
+
+
+def published(env: gym.Env[Any, Any], **settings: Any) -> ControlAgent:
+    """Our agent with the published settings."""
+    return ControlSettings.from_dict({**PUBLISHED, **settings}).make_agent(env)
 
 
 def torch_learning(env_id: str, steps: int, hidden: tuple[int, ...]) -> float:
@@ -92,7 +101,7 @@ def torch_learning(env_id: str, steps: int, hidden: tuple[int, ...]) -> float:
     from torch_stream_ac import TorchStreamAC
 
     env: gym.Env = make_environment(env_id)
-    agent = TorchStreamAC.like(StreamAC(env.observation_space, env.action_space, hidden))
+    agent = TorchStreamAC.like(published(env, hidden=hidden))
     observation, _ = env.reset(seed=0)
     action = agent.start(observation)
     start = time.perf_counter()
@@ -119,7 +128,7 @@ def disagreement(env_id: str, hidden: tuple[int, ...], dtype: str) -> float:
     env: gym.Env = make_environment(env_id)
     space = env.action_space
     assert isinstance(space, spaces.Discrete), "asked for before"
-    ours = StreamAC(env.observation_space, space, hidden, dtype=dtype)
+    ours = published(env, hidden=hidden, dtype=dtype)
     env.close()
     other = TorchStreamAC.like(ours)
     firsts = [learner.w.copy() for learner in (ours.first, ours.second)]
@@ -157,14 +166,16 @@ def contenders(
     def steps(name: str) -> int:
         return max(1, round(options.steps * SHARES.get(env_id, 1.0) * SHARES.get(name, 1.0)))
 
+    own: dict[str, Any] = {"agent": options.agent, "hidden": hidden}
     found: dict[str, Callable[[], float]] = {
         BARE: lambda: bare(env_id, steps(BARE)),
-        LEARNING: lambda: learning(env_id, steps(LEARNING), options.agent, hidden),
+        LEARNING: lambda: learning(env_id, steps(LEARNING), **own),
     }
     if envs.compiled_world(f"valueapprox/{env_id}") is not None:
-        found[COMPILED] = lambda: learning(f"valueapprox/{env_id}", steps(COMPILED), options.agent, hidden)
+        found[COMPILED] = lambda: learning(f"valueapprox/{env_id}", steps(COMPILED), **own)
     if options.agent == "stream-ac" and isinstance(space, spaces.Discrete):
         if find_spec("torch"):
+            found[OBGD] = lambda: learning(env_id, steps(OBGD), hidden=hidden, **PUBLISHED)
             found[TORCH] = lambda: torch_learning(env_id, steps(TORCH), hidden)
         else:
             notes.append("no PyTorch: pip install torch brings it")
@@ -184,7 +195,7 @@ def bars(env_id: str, rates: dict[str, np.ndarray]) -> list[tuple[str, bool]]:
         ("at least 150,000 steps/s in the compiled world", middle[COMPILED] >= 150_000),
     ]
     if TORCH in rates:
-        found.append(("at least 30 times as fast as PyTorch", float(np.median(rates[LEARNING] / rates[TORCH])) >= 30.0))
+        found.append(("at least 30 times as fast as PyTorch", float(np.median(rates[OBGD] / rates[TORCH])) >= 30.0))
     return found
 
 
@@ -197,7 +208,7 @@ def results(rates: dict[str, np.ndarray], title: str) -> Table:
     for name, values in rates.items():
         low, middle, high = np.percentile(values / rates[BARE], [25, 50, 75])
         digits = 2 if middle >= 0.1 else 3
-        faster = f"{np.median(rates[LEARNING] / values):.0f} times" if name == TORCH else ""
+        faster = f"{np.median(rates[OBGD] / values):.0f} times" if name == TORCH else ""
         share = f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
         table.add_row(name, f"{np.median(values):,.0f}", share, faster)
     return table
@@ -228,7 +239,8 @@ def main(options: Benchmark) -> int:
                     return 1
         for name in (LEARNING, COMPILED):  # compiles, or loads what was compiled
             if name in taking_part:
-                learning(env_id if name == LEARNING else f"valueapprox/{env_id}", 1000, options.agent, hidden)
+                where = env_id if name == LEARNING else f"valueapprox/{env_id}"
+                learning(where, 1000, agent=options.agent, hidden=hidden)
         rounds = [{name: time_it() for name, time_it in taking_part.items()} for _ in range(options.rounds)]
         rates = {name: np.array([measured[name] for measured in rounds]) for name in taking_part}
         console.print(results(rates, f"{options.agent}, {'-'.join(map(str, hidden))}, in {env_id}"))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from agents.control import StreamAC
+from agents.control import ControlAgent
 from valueapprox import Network
 
 GAMMA, LAM, KAPPA_CRITIC, KAPPA_ACTOR, ENTROPY = 0.99, 0.8, 2.0, 3.0, 0.01
@@ -106,7 +106,7 @@ class TorchStreamAC:
         self.action = 0
 
     @classmethod
-    def like(cls, ours: StreamAC) -> TorchStreamAC:
+    def like(cls, ours: ControlAgent) -> TorchStreamAC:
         """One with the weights of ours, which has learned nothing yet."""
         return cls((ours.first.net, ours.first.w.copy()), (ours.second.net, ours.second.w.copy()))
 

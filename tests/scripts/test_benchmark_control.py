@@ -36,14 +36,14 @@ def test_it_prints_the_tables():
     assert re.search(r"bare environment +[\d,]+ +1.00 \(1.00 to 1.00\)", done.stdout)  # beside itself
     assert "learning, compiled" in done.stdout
     assert ("stream-ac, 4, in HalfCheetah-v5" in done.stdout) != ("no HalfCheetah-v5" in done.stdout)
-    assert ("learning, PyTorch" in done.stdout) != ("no PyTorch: pip install torch" in done.stdout)
+    assert ("published, PyTorch" in done.stdout) != ("no PyTorch: pip install torch" in done.stdout)
     assert "at least" not in done.stdout  # the bars are for the default networks
 
 
 def test_without_pytorch_its_row_is_left_out():
     done = run(*SMALL, "--env", "CartPole-v1", prelude=WITHOUT_TORCH)
     assert done.returncode == 0, done.stderr
-    assert "learning, PyTorch" not in done.stdout
+    assert "published" not in done.stdout
     assert "no PyTorch: pip install torch" in done.stdout
 
 
