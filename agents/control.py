@@ -31,8 +31,8 @@ FLAT_BELOW = {
     "relu": 0.0,
     "leaky_relu": 0.0,
     "elu": -3.912023,  # log 0.02
-    "sigmoid": -5.288267,  # where x (1 - x) = 0.02 / 4
-    "tanh": -2.646653,  # artanh sqrt 0.98
+    "sigmoid": -5.288242,  # where x (1 - x) = 0.02 / 4
+    "tanh": -2.644121,  # artanh sqrt 0.98
     "softplus": -3.891820,  # log(0.02 / 0.98)
 }
 DEAD_AFTER = 3000  # steps in which there was no sign of life
