@@ -18,12 +18,24 @@ from gymnasium import spaces
 from agents import control_kernels as kernels
 from agents.spaces import encoder
 from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
-from valueapprox.checks import one_of, positive, unit_interval
+from valueapprox.checks import aligned_zeros, one_of, positive, unit_interval
 from valueapprox.optimizers import N_BOUNDED, SUM_OF_STEPS
 from valueapprox.seeding import sequence
 from valueapprox.td import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
 
 __all__ = ["QRC", "ControlAgent", "ExpectedSarsa", "Sarsa", "StreamAC", "StreamQ"]
+
+#: A unit is flat, f'(psi) below 2 % of its largest value, where psi (-abs(psi) for sigmoid, tanh) is at most this.
+FLAT_BELOW = {
+    "linear": -np.inf,
+    "relu": 0.0,
+    "leaky_relu": 0.0,
+    "elu": -3.912023,  # log 0.02
+    "sigmoid": -5.288242,  # where x (1 - x) = 0.02 / 4
+    "tanh": -2.644121,  # artanh sqrt 0.98
+    "softplus": -3.891820,  # log(0.02 / 0.98)
+}
+DEAD_AFTER = 3000  # steps in which there was no sign of life
 
 
 class Learner:
@@ -35,7 +47,9 @@ class Learner:
         self.z = np.zeros_like(self.w)
         self.state = optimizer.init(self.w)
         self.hyper = optimizer.hyper(net.layer_names)
-        self.here, self.there = net.scratch(), net.scratch()
+        self.here, self.there = aligned_zeros((kernels.MOST_ALIVE + 1, net.starts[-1]), self.w.dtype), net.scratch()
+        self.here[kernels.MOST_ALIVE] = np.finfo(self.w.dtype).min
+        self.watched = np.zeros(1)  # steps that `MOST_ALIVE` is of
         self.before = np.zeros_like(self.w)
         self.stats = np.zeros((4, max(4, net.n_layers)))
 
@@ -47,7 +61,7 @@ class Learner:
         )
 
     def learned(self) -> dict[str, np.ndarray]:
-        """What a checkpoint must hold; `here` is the forward pass from which the next update starts."""
+        """What a checkpoint must hold; `here` has the forward pass from which the next update starts."""
         return {
             "w": self.w,
             "z": self.z,
@@ -56,6 +70,7 @@ class Learner:
             "n_updates": self.state.n_updates,
             "here": self.here,
             "stats": self.stats,
+            "watched": self.watched,
         }
 
     def diagnostics(self, n_steps: float) -> dict[str, float]:
@@ -71,9 +86,24 @@ class Learner:
         if n_steps > 0 and self.state.scalars[SUM_OF_STEPS] > 0:
             values["step_size"] = self.state.scalars[SUM_OF_STEPS] / n_steps
             values["bounded"] = self.state.scalars[N_BOUNDED] / n_steps
+        values |= self._dead_units(n_steps)
         self.stats[:] = 0.0
         self.state.scalars[SUM_OF_STEPS] = self.state.scalars[N_BOUNDED] = 0.0
         return values
+
+    def _dead_units(self, n_steps: float) -> dict[str, float]:
+        """Share of each hidden layer's units that were flat whenever watched, once there were steps enough."""
+        self.watched += n_steps
+        if self.watched < DEAD_AFTER:
+            return {}
+        net, best = self.net, self.here[kernels.MOST_ALIVE]
+        shares = {
+            f"dead_units/{name}": float(np.mean(best[start : start + units] <= FLAT_BELOW[net.hidden]))
+            for name, start, units in zip(net.layer_names, net.starts[1:], net.sizes[1:-1], strict=False)
+        }
+        best[:] = np.finfo(best.dtype).min
+        self.watched[:] = 0.0
+        return shares
 
 
 class ControlAgent:
@@ -325,6 +355,10 @@ class ControlAgent:
                 values["actor/entropy"] = self.sums[kernels.SUM_ENTROPY] / seen
                 if self.first_action is None:
                     values["actor/spread"] = self.sums[kernels.SUM_SPREAD] / seen
+        if self.algorithm != kernels.ACTOR_CRITIC and self.settings[kernels.TEMPERATURE] == 0.0:
+            values["agent/epsilon"] = float(kernels.epsilon_now(self.settings, self.counts))
+        if self.settings[kernels.AVERAGE_REWARD] > 0.0:
+            values["agent/mean_reward"] = float(self.memory[kernels.MEAN_REWARD])
         for name, learner in ((self.name, self.first), (self.second_name, self.second)):
             if name:
                 values |= {f"{name}/{tag}": number for tag, number in learner.diagnostics(seen).items()}

@@ -23,6 +23,7 @@ __all__ = ["Film", "Returns", "evaluate"]
 
 MOST_STEPS = 100_000  # of an episode in an environment without a time limit
 MOST_FRAMES = 1000  # of a film
+SMALLEST_FRAME = 200  # pixels of its longer side; smaller ones are enlarged
 
 
 @dataclass(frozen=True)
@@ -146,4 +147,8 @@ def _frame(env: gym.Env[Any, Any], settings: ControlSettings) -> np.ndarray:
         picture = env.render()
     except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         raise ValueError(f"{settings.env} cannot be drawn: {error}") from None
-    return np.array(picture, np.uint8)
+    pixels = np.asarray(picture)
+    if pixels.dtype.kind == "f":  # MinAtar's colours are shares of 1, and each cell of its world is a pixel
+        pixels = np.round(255 * pixels)
+    enlarged = max(1, SMALLEST_FRAME // max(pixels.shape[:2]))
+    return pixels.astype(np.uint8).repeat(enlarged, 0).repeat(enlarged, 1)

@@ -16,8 +16,15 @@ import math
 
 import numpy as np
 
+from valueapprox.activations import SIGMOID, TANH
 from valueapprox.backprop import (
+    HAT,
+    HIDDEN_CODE,
+    LAYER_NORM,
     LAYERS,
+    NORM,
+    PSI,
+    ROWS,
     SIZES,
     D,
     X,
@@ -84,6 +91,8 @@ N_LEARNED, SUM_DELTA, SUM_DELTA_SQUARED, SUM_ENTROPY, SUM_SPREAD, N_SUMS = range
 LEARNED, BAD_INPUT, DIVERGED, NO_EPISODE = range(4)  # status
 LARGEST = 1e30  # observation or reward
 ERROR_DECAY = 0.9998  # the mean size of TD errors is over about the last 5000
+MOST_ALIVE = ROWS  # one more row of the scratch for s, see `remember_units`
+WATCH_EVERY = 3  # steps; each would cost 1 % in a compiled world
 TO_53_BITS: np.uint64 = np.uint64(11)
 
 
@@ -343,6 +352,24 @@ def clear(z):
 
 
 @kernel(inline=True)
+def remember_units(spec, scratch):
+    """Keep for each hidden unit the pre-activation at which it was most alive; the log says how many never were.
+
+    That is the largest psi, as the activation sees it: behind LayerNorm if there is one. For sigmoid and tanh, which
+    are flat on both sides, it is the largest -abs(psi).
+    """
+    psi = scratch[HAT] if spec[NORM] == LAYER_NORM else scratch[PSI]
+    best = scratch[MOST_ALIVE]
+    start, stop = first_unit(spec, 1), first_unit(spec, spec[LAYERS])  # with the gaps between layers, where all is 0
+    if spec[HIDDEN_CODE] in (SIGMOID, TANH):
+        for j in range(start, stop):
+            best[j] = max(best[j], -abs(psi[j]))
+    else:
+        for j in range(start, stop):
+            best[j] = max(best[j], psi[j])
+
+
+@kernel(inline=True)
 def improve(w, z, moments, scalars, count, hyper, spec, scratch, before, stats, decay, delta, sampled):
     """`backward`, then z <- decay z + gradient and the optimizer's step along delta z; norms for the log if asked."""
     backward(w, spec, scratch, False)
@@ -570,6 +597,9 @@ def step(
                 decay, urge * delta, sampled,
             )  # fmt: skip
         improve(w, z, moments, scalars, count, hyper, spec, here, before, stats, decay, delta, sampled)
+    if counts[STEPS] % WATCH_EVERY == 0:
+        remember_units(spec, here)
+        remember_units(spec_2, here_2)
     memory[MEAN_REWARD] += settings[AVERAGE_REWARD] * delta
     counts[STEPS] += 1
     sums[N_LEARNED] += 1.0

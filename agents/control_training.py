@@ -468,6 +468,7 @@ class ControlRun:
                         "update / weight norm per layer": [rf"{name}/update_ratio/.*"],
                         "weight norm per layer": [rf"{name}/weight_norm/.*"],
                         "step size": [rf"{name}/step_size"],
+                        "dead units per layer": [rf"{name}/dead_units/.*"],
                     }
                     for name in names
                 }

@@ -88,6 +88,8 @@ def make_environment(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
 
 @contextmanager
 def _helpful(env_id: str) -> Iterator[None]:
+    if env_id.startswith("MinAtar/"):
+        _register_minatar(env_id)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the error says the same
@@ -105,6 +107,19 @@ def _helpful(env_id: str) -> Iterator[None]:
         raise ValueError(str(error)) from None
     except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
         raise ValueError(f"{env_id} cannot be built: {error}") from None
+
+
+def _register_minatar(env_id: str) -> None:
+    """Register MinAtar's environments: Gymnasium, since 1.0, does not look for what packages bring."""
+    if "MinAtar/Breakout-v1" in gym.registry:
+        return
+    try:
+        from minatar.gym import register_envs
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{env_id} needs a package that is not installed: pip install 'valueapprox[minatar]'"
+        ) from None
+    register_envs()
 
 
 def make_rollout(task: Task, numbers: list[int]) -> CompiledRollout | GymnasiumRollout:

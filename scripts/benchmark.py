@@ -61,6 +61,7 @@ class Benchmark:
     More examples:
       benchmark.py --quick --networks 4-64-1 --dtypes float32
       benchmark.py --rounds 41 --json benchmark.json
+      benchmark.py --control
     """
 
     networks: tuple[str, ...] = ("4-64-1", "17-128-1", "128-128-1")
@@ -81,6 +82,8 @@ class Benchmark:
     """Write the microseconds of every round to this file."""
     seed: int = 0
     """Of the weights and transitions."""
+    control: bool = False
+    """Time agents that learn to act instead; benchmark_control.py does the same, and has options of its own."""
 
     def __post_init__(self) -> None:
         for network in self.networks:
@@ -288,6 +291,10 @@ def processor() -> str:
 
 def main(options: Benchmark) -> int:
     """Check, time, print; returns the exit code."""
+    if options.control:
+        import benchmark_control as control
+
+        return control.main(control.Benchmark(steps=50_000, rounds=3) if options.quick else control.Benchmark())
     if options.quick:
         options = replace(options, rounds=3, seconds=0.005, transitions=200, runs=4)
     about = machine()

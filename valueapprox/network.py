@@ -303,9 +303,10 @@ class Network:
 
     def layer_norms(self, vector: ArrayLike) -> dict[str, float]:
         """Euclidean norm of each layer's part of anything shaped like w: weights, a gradient, a trace, an update."""
-        parts = as_floats("vector", vector, np.dtype(np.float64), (self.size,))
+        # Not np.linalg.norm: for a long part it asks BLAS, whose threads then wait for more in a loop, on all cores.
+        squares = np.square(as_floats("vector", vector, np.dtype(np.float64), (self.size,)))
         return {
-            name: float(np.linalg.norm(parts[start:stop]))
+            name: float(np.sqrt(squares[start:stop].sum()))
             for name, start, stop in zip(self.layer_names, self.bounds, self.bounds[1:], strict=False)
         }
 

@@ -550,7 +550,10 @@ def bounded_step(w, z, delta, factor, spec, moments, scalars, count, hyper):
 
 @kernel
 def ascend_with_gradient(w, z, g, delta, decay, spec, moments, scalars, count, hyper):
-    """The steps of the optimizers that want the newest gradient g (P,) beside the trace z (P,) and its decay."""
+    """The steps of the optimizers that want the newest gradient g (P,) beside the trace z (P,) and its decay.
+
+    g may be overwritten: Intentional keeps D z there, whose roots and quotients are then found once.
+    """
     dtype = w.dtype.type
     factor = schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
     count[0] += 1
@@ -576,7 +579,9 @@ def ascend_with_gradient(w, z, g, delta, decay, spec, moments, scalars, count, h
             moments[1, p] = beta2 * moments[1, p] + rest2 * g[p] * g[p]
             scale = one / (np.sqrt(moments[1, p] * correction) + epsilon)
         size += g[p] * g[p] * scale
-        trace_size += z[p] * z[p] * scale
+        scaled = scale * z[p]
+        trace_size += scaled * z[p]
+        g[p] = scaled
     kept = np.float64(decay)
     scalars[GRADIENT_SIZE] += (1.0 - kept) * (np.float64(size) - scalars[GRADIENT_SIZE])
     mean_size = scalars[GRADIENT_SIZE] / (1.0 - kept**t)
@@ -593,8 +598,7 @@ def ascend_with_gradient(w, z, g, delta, decay, spec, moments, scalars, count, h
     scalars[SUM_OF_STEPS] += step
     along = dtype(step * error)
     for p in range(w.size):
-        scale = one / (np.sqrt(moments[1, p] * correction) + epsilon) if rms else one
-        w[p] += along * scale * z[p]
+        w[p] += along * g[p]
 
 
 @kernel(inline=True)

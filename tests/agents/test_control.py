@@ -1321,7 +1321,7 @@ def test_measuring_changes_no_learned_bit(name, dtype):
     for state in (a, b):
         for name in ("first", "second"):
             state[f"{name}/scalars"][3:] = 0.0  # sums for the log
-    assert_same(a, b, but=("sums", "first/stats", "second/stats"))
+    assert_same(a, b, but=("sums", "first/stats", "second/stats", "first/watched", "second/watched"))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -1341,6 +1341,8 @@ def test_the_tags_of_the_log(name):
         expected.add("actor/spread")
     if name == "qrc":
         expected |= {f"h/{tag}" for tag in per_network}
+    if name in VALUE_BASED:
+        expected.add("agent/epsilon")
     assert set(shown) == expected
     assert all(math.isfinite(number) for number in shown.values())
     if bounded:
