@@ -120,8 +120,8 @@ class ControlAgent:
         Units of each hidden layer; the actor, or h of QRC, has a network of its own with the same ones.
     optimizer, second_optimizer
         Of the value network, and of the actor or QRC's h: any optimizers of valueapprox. If not given, ObGD(kappa=2);
-        for actor-critics Intentional(0.3) and ObGD(kappa=3); for QRC, whose direction is not a trace alone, SGD(1e-3)
-        and SGD(1e-4).
+        for actor-critics Intentional(0.3, largest_error=1) and ObGD(kappa=3); for QRC, whose direction is not a trace
+        alone, SGD(1e-3) and SGD(1e-4).
     gamma, lam
         Discount and trace decay, in [0, 1].
     normalise_observations
@@ -461,7 +461,7 @@ class StreamAC(ControlAgent):
 
     algorithm = kernels.ACTOR_CRITIC
     name, second_name = "critic", "actor"
-    default_optimizers = (Intentional(0.3), ObGD(kappa=3.0))
+    default_optimizers = (Intentional(0.3, largest_error=1.0), ObGD(kappa=3.0))
 
     def _own_settings(self, entropy: float = 0.01, least_error: float = 0.05) -> dict[int, float]:
         for name, value in (("entropy", entropy), ("least_error", least_error)):

@@ -77,8 +77,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "critic by ObGD": {"optimizer": "obgd"},
     "all three: as published": {"keep_values": False, "least_error": 0.0, "optimizer": "obgd"},
     "the same, limit = end, time": {
-        **{"keep_values": False, "least_error": 0.0, "optimizer": "obgd"},
-        **{"bootstrap_at_limit": False, "time_feature": True},
+        "keep_values": False, "least_error": 0.0, "optimizer": "obgd",
+        "bootstrap_at_limit": False, "time_feature": True,
     },
     "limit = end": {"bootstrap_at_limit": False},
     "limit = end, time feature": {"bootstrap_at_limit": False, "time_feature": True},

@@ -59,7 +59,7 @@ CONSTANT_CODE, LINEAR_CODE, INVERSE_TIME_CODE, COSINE_CODE, STEP_CODE, EXPONENTI
 
 # Positions in the kernel's vector of hyper-parameters.
 CODE, SCHEDULE, SCHEDULE_FINAL, SCHEDULE_STEPS, BETA1, BETA2, EPSILON, CLIP_NORM, CLIP_LAYER_NORM = range(9)
-KAPPA, RMS, NORMALISE, ALPHA = range(9, 13)
+KAPPA, RMS, NORMALISE, LARGEST_ERROR, ALPHA = range(9, 14)
 
 # Positions in an optimizer's scalars: those of Intentional, then what the log shows.
 GRADIENT_SIZE, SQUARED_ERROR, ERROR_SIZE, SUM_OF_STEPS, N_BOUNDED, N_SCALARS = range(6)
@@ -202,11 +202,11 @@ class Optimizer:
         object.__setattr__(self, "alpha", _step_sizes(self.alpha))
         if not isinstance(self.schedule, Schedule):
             raise ValueError(f"schedule is {self.schedule!r}; one like LinearDecay(steps=1000) is wanted")
-        for name in ("clip_norm", "clip_layer_norm"):
-            bound = getattr(self, name)
+        for name in ("clip_norm", "clip_layer_norm", "largest_error"):
+            bound = getattr(self, name, None)
             if bound is not None:
                 if not bound > 0:
-                    raise ValueError(f"{name} is {bound}; a norm to clip to is positive, or None for no clipping")
+                    raise ValueError(f"{name} is {bound}; what to clip to is positive, or None for no clipping")
                 object.__setattr__(self, name, float(bound))
         for name in ("beta", "beta1", "beta2", "clip_decay"):
             if hasattr(self, name):
@@ -236,7 +236,7 @@ class Optimizer:
         return [float(a) for a in np.broadcast_to(alphas, len(layers))]
 
     def hyper(self, layers: Sequence[str]) -> np.ndarray:
-        """The settings as the kernel reads them, (12 + L,) float64; an unset clip is 0."""
+        """The settings as the kernel reads them, (13 + L,) float64; an unset clip is 0."""
         first = getattr(self, "beta1", getattr(self, "beta", getattr(self, "clip_decay", 0.0)))
         return np.array(
             [
@@ -250,6 +250,7 @@ class Optimizer:
                 getattr(self, "kappa", getattr(self, "clip", 0.0)),
                 getattr(self, "rms", True),
                 getattr(self, "normalise", False),
+                getattr(self, "largest_error", None) or 0.0,
                 *self.layer_alphas(layers),
             ]
         )
@@ -383,6 +384,7 @@ class Intentional(Optimizer):
     S <- S + (1 - gamma lambda) (sum g^2 D - S);  a = alpha / sqrt(S / (1 - (gamma lambda)^t) sum z^2 D)
     c <- b c + (1 - b) delta^2;  |delta| is clipped at `clip` sqrt(c / (1 - b^t)), b = clip_decay, c_0 = 1
     w <- w + a delta D z;  with normalise=True, for actors, delta is divided by its running mean size first.
+    With largest_error, |delta| is clipped there as well: rare large errors would make steps as large.
     Needs the gradient g beside the trace z. Without rms, trace and clipping it is normalised LMS for a linear v.
     """
 
@@ -393,6 +395,7 @@ class Intentional(Optimizer):
     clip_decay: float = 0.9998
     rms: bool = True
     normalise: bool = False
+    largest_error: float | None = None
     code = INTENTIONAL_CODE
     n_moments = 2
     needs_gradient = True
@@ -590,6 +593,8 @@ def ascend_with_gradient(w, z, g, delta, decay, spec, moments, scalars, count, h
     b = hyper[BETA1]
     scalars[SQUARED_ERROR] = b * scalars[SQUARED_ERROR] + (1.0 - b) * error * error
     cap = hyper[KAPPA] * math.sqrt(scalars[SQUARED_ERROR] / (1.0 - b**t))
+    if hyper[LARGEST_ERROR] > 0.0:
+        cap = min(cap, hyper[LARGEST_ERROR])
     scalars[N_BOUNDED] += 1.0 if abs(error) > cap else 0.0
     error = max(min(error, cap), -cap)
     if hyper[NORMALISE] != 0.0:

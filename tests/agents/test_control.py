@@ -111,14 +111,14 @@ def obgd(kappa, alpha=1.0):
     return rule
 
 
-def intentional(alpha, normalise=False, beta2=0.999, epsilon=1e-8, clip=20.0, b=0.9998):
+def intentional(alpha, normalise=False, beta2=0.999, epsilon=1e-8, clip=20.0, b=0.9998, largest=np.inf):
     def rule(w, z, g, delta, decay, t, m):
         m["nu"] = beta2 * m.get("nu", 0.0) + (1 - beta2) * g**2
         D = 1 / (np.sqrt(m["nu"] / (1 - beta2**t)) + epsilon)
         m["S"] = m.get("S", 0.0) + (1 - decay) * ((g**2 * D).sum() - m.get("S", 0.0))
         step = alpha / max(math.sqrt(m["S"] / (1 - decay**t) * (z**2 * D).sum()), 1e-8)
         m["c"] = b * m.get("c", 1.0) + (1 - b) * delta**2
-        cap = clip * math.sqrt(m["c"] / (1 - b**t))
+        cap = min(largest, clip * math.sqrt(m["c"] / (1 - b**t)))
         error = min(max(delta, -cap), cap)
         if normalise:
             m["m"] = b * m.get("m", 0.0) + (1 - b) * abs(error)
@@ -264,7 +264,8 @@ OPTIMIZERS = {
     "obgd, the whole recipe": (ObGD(kappa=2.0), ObGD(kappa=3.0), obgd(2.0), obgd(3.0), RECIPE),
     "obgd, bare": (ObGD(0.1), ObGD(0.05, 1.0), obgd(2.0, 0.1), obgd(1.0, 0.05), PLAIN | {"time_limit": 7}),
     "intentional": (
-        *(Intentional(0.05), Intentional(0.02, normalise=True), intentional(0.05), intentional(0.02, True)),
+        *(Intentional(0.05, largest_error=0.5), Intentional(0.02, normalise=True)),
+        *(intentional(0.05, largest=0.5), intentional(0.02, True)),
         {"activation": "tanh", "layer_norm": True, "scale_rewards": False},
     ),
     "sgd, values not kept": (
