@@ -108,7 +108,7 @@ class Reproduce:
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = field(default_factory=tuple)
-    """Experiments: cartpole, cartpole-q, acrobot, mountaincar, lunarlander, halfcheetah, hopper; all if none is named."""
+    """Of cartpole, cartpole-q, acrobot, mountaincar, lunarlander, halfcheetah, hopper; all if none is named."""
     seeds: int = 10
     """Seeds 0, 1, ... of each."""
     ablations: bool = False

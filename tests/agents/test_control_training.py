@@ -292,9 +292,10 @@ def test_settings_survive_json():
 
 
 def test_the_optimizers_that_settings_make():
-    assert [change(SMALL).make_optimizer(second) for second in (False, True)] == [ObGD(kappa=2.0), ObGD(kappa=3.0)]
+    for agent in AGENTS:
+        own = change(SMALL, agent=agent)
+        assert tuple(own.make_optimizer(second) for second in (False, True)) == AGENTS[agent].default_optimizers
     qrc = change(SMALL, agent="qrc")
-    assert tuple(qrc.make_optimizer(second) for second in (False, True)) == AGENTS["qrc"].default_optimizers
     faster = change(qrc, alpha=0.01)
     assert [faster.make_optimizer(second).alpha for second in (False, True)] == [0.01, qrc.make_optimizer(True).alpha]
     chosen = change(SMALL, optimizer="obgd", alpha=0.5, kappa=1.0, actor_kappa=4.0)
