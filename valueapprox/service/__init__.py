@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = [  # noqa: F822  (found by __getattr__)
+__all__ = [
     "Client",
     "Closed",
     "InvalidTransitions",
