@@ -6,7 +6,7 @@ w (m, P), moments (m, q, P), scalars (m, 5)   weights and the optimizer's state,
 count (m, 2)        updates of each network; in count[0, 1] the transitions learned
 traces (S, k, P)    one for each stream and prediction
 inward (S, k)       discounts of the transition that led into the stream's present state; at a start gamma_i
-hyper (12 + L + 1 + 2 k,)  the optimizer's hyper-parameters, then SAMPLE_EVERY, lambda_i, gamma_i of the predictions
+hyper (12 + L + 2 + 2 k,)  the optimizer's hyper-parameters, then SAMPLE_EVERY and LIMIT, then lambda_i, then gamma_i
 stats (4, max(4, L)) and errors (2, k)   sums since the last log: rows as in `valueapprox.td`; delta and delta^2
 scratch (m, 5, N), v_next (k,), delta (k,), along (P,), squares (L,)   may be lost
 w_before, moments_before, scalars_before   as w, moments, scalars: what to return to if an update overflows
@@ -49,6 +49,8 @@ from valueapprox.td import (
     load_row,
 )
 
+SAMPLE_EVERY, LIMIT, FIRST_LAMBDA = range(3)  # entries of hyper behind those of the optimizer
+
 
 @kernel
 def copy(source, target):
@@ -59,12 +61,12 @@ def copy(source, target):
 
 
 @kernel
-def all_finite(array):
-    """Whether a matrix holds neither NaN nor infinity. Counts, since a loop that may leave early is not vectorised."""
+def all_below(array, limit):
+    """Whether all of a matrix is below a limit in size, and no NaN. Counts, as a loop that may end early is scalar."""
     wrong = 0
     for i in range(array.shape[0]):
         for p in range(array.shape[1]):
-            wrong += 0 if abs(array[i, p]) < np.inf else 1
+            wrong += 0 if abs(array[i, p]) < limit else 1
     return wrong == 0
 
 
@@ -164,13 +166,15 @@ def learn_predictions(
     the stream are cut after the update if it ended, and before it where `cut` says so. Sutton & Barto 2018, sec. 12.8.
 
     stream (n,) which traces; cut, terminated, truncated (n,); s, s_next (n, d); c (n, k); discounts (n, k), or (1, k)
-    for all. Writes td_error (n, k) and status (n,): LEARNED, or DIVERGED where delta or the update is not finite. Then
-    td_error is NaN and nothing has changed, but that the stream's traces are cut: a gradient is missing in them.
+    for all. Writes td_error (n, k) and status (n,): LEARNED, or DIVERGED where delta is not finite or a weight would
+    leave the limit. Then td_error is NaN and nothing has changed, but that the stream's traces are cut: a gradient is
+    missing in them.
     """
     dtype = w.dtype.type
     k, networks = traces.shape[1], w.shape[0]
-    every = int(hyper[ALPHA + spec[LAYERS]])
-    first_lam = ALPHA + spec[LAYERS] + 1
+    first_own = ALPHA + spec[LAYERS]
+    first_lam = first_own + FIRST_LAMBDA
+    every = int(hyper[first_own + SAMPLE_EVERY])
     for t in range(stream.size):
         place = stream[t]
         z = traces[place]
@@ -208,9 +212,9 @@ def learn_predictions(
                     for p in range(along.size):
                         along[p] += delta[i] * z[i, p]
                 ascend(w[0], along, dtype(1), spec, moments[0], scalars[0], count[0, :TRANSITIONS], hyper)
-            fine = all_finite(w) and all_finite(scalars)
+            fine = all_below(w, dtype(hyper[first_own + LIMIT])) and all_below(scalars, np.inf)
             for j in range(networks):
-                fine = fine and all_finite(moments[j])
+                fine = fine and all_below(moments[j], dtype(np.inf))
             if not fine:
                 copy(w_before, w)
                 copy(scalars_before, scalars)

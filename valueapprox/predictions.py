@@ -114,7 +114,8 @@ class Predictions:
         self._w = aligned_zeros((networks, net.size), self._dtype)
         for row in self._w:
             row[:] = net.init(rng, scheme)
-        self._hyper = np.concatenate([self.optimizer.hyper(net.layer_names), [0.0], self.lams, self.discounts])
+        limit = float(np.finfo(self._dtype).max) ** (1 / (net.n_layers + 1))
+        self._hyper = np.concatenate([self.optimizer.hyper(net.layer_names), [0.0, limit], self.lams, self.discounts])
         self._discounts = np.array([self.discounts])
         self._count = np.zeros((networks, 2), np.int64)
         self._stats, self._errors = np.zeros((4, max(4, net.n_layers))), np.zeros((2, k))
@@ -169,11 +170,11 @@ class Predictions:
     @property
     def sample_every(self) -> int:
         """Every how many transitions the per-layer norms are measured for `diagnostics`; 0, as at first, is never."""
-        return int(self._hyper[-2 * self.n_predictions - 1])
+        return int(self._hyper[-2 * self.n_predictions - 2])
 
     @sample_every.setter
     def sample_every(self, transitions: int) -> None:
-        self._hyper[-2 * self.n_predictions - 1] = positive("sample_every", transitions, at_least=0)
+        self._hyper[-2 * self.n_predictions - 2] = positive("sample_every", transitions, at_least=0)
 
     # --- predictions --------------------------------------------------------------------------------------------------
 
@@ -229,9 +230,10 @@ class Predictions:
         Returns
         -------
         Learned
-            td_errors (n, k) before each update, and status (n,). Where a TD error or an updated weight would be NaN or
-            infinite the status is td.DIVERGED and nothing is learned; the stream's traces are cut, since they would
-            lack a gradient from there on.
+            td_errors (n, k) before each update, and status (n,). Where a TD error would be NaN or infinite, or a
+            weight larger than M^(1 / (L + 1)), M the largest number of the dtype and L the number of layers (7e12 for
+            float32 and two layers: beyond, values overflow), the status is td.DIVERGED and nothing is learned; the
+            stream's traces are cut, since they would lack a gradient from there on.
 
         Raises
         ------
@@ -277,7 +279,8 @@ class Predictions:
         td_errors, status = np.empty(c.shape), np.empty(len(stream), np.uint8)
         own = [self._w, self._traces, self._inward, self._moments, self._scalars, self._count]
         own += [self.net.spec, self._hyper, self._stats, self._errors, self._scratch, *self._rooms]
-        learn_predictions(*own, stream, cut, s, c, s_next, terminated, truncated, discounts, td_errors, status)
+        given = [stream, cut, s, c, s_next, terminated, truncated, discounts, td_errors, status]
+        learn_predictions(*own, *given)
         return Learned(td_errors, status)
 
     def cut_traces(self, stream: int | None = None) -> None:

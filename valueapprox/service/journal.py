@@ -289,7 +289,7 @@ class Journal:
     def forget(self, position: int, retain_bytes: int = 0) -> None:
         """Remove the oldest segments that hold only records before `position`, but for about `retain_bytes`."""
         found = segments(self.folder)
-        ends = [segment.first for segment in found[1:]] + [self.next]
+        ends = [*(segment.first for segment in found[1:]), self.next][: len(found)]
         covered = [
             segment.path
             for segment, end in zip(found, ends, strict=True)

@@ -136,7 +136,7 @@ class ServiceSettings:
     sample_every
         Every how many updates the per-layer norms are measured; 0 is never.
     read_only
-        Refuse to learn.
+        Refuse to learn. Other weights may still be loaded.
     """
 
     net: Network

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 from valueapprox import checkpoint as files
 from valueapprox import td
 from valueapprox.checkpoint import CheckpointError
-from valueapprox.checks import as_floats
+from valueapprox.checks import as_floats, as_numbers
 from valueapprox.network import Network
 from valueapprox.predictions import Predictions
 from valueapprox.service.journal import Journal, JournalError, read
@@ -197,6 +197,8 @@ class Service:
     folder
         Where journal and checkpoint lie. If they are there already, the service goes on from them. None: nothing is
         kept.
+    weights
+        Initial weights (P,) or (m, P) instead of those of `settings.seed`, where the folder holds none yet.
 
     Raises
     ------
@@ -219,8 +221,10 @@ class Service:
     >>> service.close()
     """
 
-    def __init__(self, settings: ServiceSettings, folder: str | Path | None = None) -> None:
-        self._start(settings, None if folder is None else Path(folder), settings.learner, 0)
+    def __init__(
+        self, settings: ServiceSettings, folder: str | Path | None = None, *, weights: ArrayLike | None = None
+    ) -> None:
+        self._start(settings, folder, weights, 0)
 
     @classmethod
     def open(cls, folder: str | Path, **changes: Any) -> Service:
@@ -248,24 +252,18 @@ class Service:
             settings = ServiceSettings(v.net, v.optimizer, (v.gamma,), (v.lam,))
             w, version = v.w[None], v.n_transitions
         settings = replace(settings, **{"read_only": folder is None, **changes})
-
-        def learner() -> Predictions:
-            fresh = settings.learner()
-            fresh.w = w
-            return fresh
-
         self = cls.__new__(cls)
-        self._start(settings, None if folder is None else Path(folder), learner, version)
+        self._start(settings, folder, w, version)
         return self
 
     def _start(
         self,
         settings: ServiceSettings,
-        folder: Path | None,
-        make: Callable[[], Predictions],
+        folder: str | Path | None,
+        weights: ArrayLike | None,
         version: int,
     ) -> None:
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder = settings, None if folder is None else Path(folder)
         self.notices: list[str] = []
         self._streams = Streams(settings.max_streams)
         self._version, self._position = version, 0
@@ -278,13 +276,13 @@ class Service:
         self._checkpoint_version, self._checkpoint_time = -1, time.monotonic()
         self._journal_bytes = 0  # since the last checkpoint
         self._last_learned = 0.0
-        if folder is None:
-            self._learner = make()
+        if self.folder is None:
+            self._begin(weights)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock_file = _lock(folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock_file = _lock(self.folder)
             try:
-                self._recover(make)
+                self._recover(weights)
             except BaseException:
                 os.close(self._lock_file)
                 raise
@@ -296,6 +294,7 @@ class Service:
         self.n_inputs, self.n_predictions = settings.net.n_inputs, len(settings.names)
         self._rate = 1e5  # transitions per second, a running guess for retry_after
         self._publish()
+        self._warm_up()
         self._wake = threading.Condition()
         self._queue: deque[Job] = deque()
         self._waiting = 0  # transitions in the queue
@@ -306,7 +305,21 @@ class Service:
 
     # --- recovery and checkpoints -------------------------------------------------------------------------------------
 
-    def _recover(self, make: Callable[[], Predictions]) -> None:
+    def _begin(self, weights: ArrayLike | None) -> None:
+        self._learner = self.settings.learner()
+        if weights is not None:
+            self._learner.w = _finite(weights, self._learner.w)
+
+    def _warm_up(self) -> None:
+        """Compile, or load from the cache, what requests will call."""
+        for n in (1, 2):
+            self._learner.predict(np.zeros((n, self.n_inputs)))
+        self._learner.input_gradients(np.zeros((1, self.n_inputs)))
+        if not self.settings.read_only:
+            small = Predictions(Network((1, 1), dtype=self.net.dtype))
+            small.learn(0, np.zeros((1, 1)), np.zeros((1, 1)), np.zeros((1, 1)))
+
+    def _recover(self, weights: ArrayLike | None) -> None:
         """Bring the learner to where the last acknowledgement was: the checkpoint, and the journal behind it."""
         assert self.folder is not None
         settings, path = self.settings, self.folder / CHECKPOINT
@@ -315,7 +328,7 @@ class Service:
         else:
             if any(self.folder.glob("journal-*.log")):
                 raise JournalError(f"{self.folder} holds a journal but no {CHECKPOINT}, without which it says nothing")
-            self._learner = make()
+            self._begin(weights)
         replayed = 0
         for number, payload in read(self.folder, self._position):
             try:
@@ -658,12 +671,9 @@ class Service:
         StorageError
             If they could not be written down; the old weights are still in use.
         """
-        shape, dtype = self._snapshot.w.shape, np.dtype(self.net.dtype)
         if isinstance(weights, str | Path):
             weights = _weights_from(Path(weights), self.net)
-        w = as_floats("weights", np.atleast_2d(np.asarray(weights)), dtype, shape).copy()
-        if not np.isfinite(w).all():
-            raise ValueError(f"weights[{int(np.argmax(~np.isfinite(w)))}] is not finite")
+        w = _finite(weights, self._snapshot.w)
 
         def swap() -> int:
             if self._journal is not None:
@@ -811,6 +821,17 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _finite(weights: ArrayLike, like: np.ndarray) -> np.ndarray:
+    """Weights as `like` is, copied."""
+    array = as_numbers("weights", weights)
+    with np.errstate(over="ignore"):
+        w = as_floats("weights", array[None] if array.ndim == 1 else array, like.dtype, like.shape).copy()
+    if not np.isfinite(w).all():
+        place = tuple(map(int, np.argwhere(~np.isfinite(w))[0]))
+        raise ValueError(f"weights{list(place)} is {w[place]}; finite numbers are wanted")
+    return w
 
 
 def _length(job: Job) -> int:
