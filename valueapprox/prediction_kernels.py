@@ -221,6 +221,8 @@ def learn_predictions(
                 for j in range(networks):
                     copy(moments_before[j], moments[j])
                     count[j, UPDATES] -= 1
+            elif sampled:
+                sample_norms(w, w_before, z, spec, squares, stats)
         ended = terminated[t] or truncated[t]
         for i in range(k):
             inward[place, i] = gamma[i]
@@ -234,8 +236,6 @@ def learn_predictions(
             for layer in range(squares.size):
                 squares[layer] = 0.0
             continue
-        if sampled:
-            sample_norms(w, w_before, z, spec, squares, stats)
         count[0, TRANSITIONS] += 1
         stats[TOTALS, N_TRANSITIONS] += 1.0
         for i in range(k):
