@@ -28,6 +28,19 @@ from starlette.routing import request_response
 
 from valueapprox.network import Network
 from valueapprox.service.bodies import JSON, NPY, NPZ, BodyError, numbers, read_npy, read_npz, write_npy, write_npz
+from valueapprox.service.messages import (
+    GAP,
+    STATUS_NAMES,
+    Closed,
+    InvalidTransitions,
+    LearnResult,
+    QueueFull,
+    ReadOnly,
+    ServiceError,
+    StorageError,
+    Transitions,
+    Values,
+)
 from valueapprox.service.metrics import Metrics
 from valueapprox.service.schemas import (
     ARRAYS_TEXT,
@@ -47,19 +60,6 @@ from valueapprox.service.schemas import (
     WeightsAnswer,
     parse,
     transitions_from,
-)
-from valueapprox.service.service import (
-    GAP,
-    STATUS_NAMES,
-    Closed,
-    InvalidTransitions,
-    LearnResult,
-    QueueFull,
-    ReadOnly,
-    ServiceError,
-    StorageError,
-    Transitions,
-    Values,
 )
 
 __all__ = ["Limits", "Served", "create_app"]
@@ -291,7 +291,7 @@ class _Application:
         kind, field, headers, status = type(error).__name__, None, {}, 503
         if isinstance(error, InvalidTransitions):
             status, field = 422, error.field
-            if self.requests.k == 1:
+            if self.requests.k == 1 and self._kind(request, NPZ) == JSON:
                 field = {"cumulants": "reward", "discounts": "discount"}.get(field, field)
         elif isinstance(error, QueueFull):
             status, headers = 429, {"retry-after": str(math.ceil(error.retry_after))}
@@ -307,7 +307,13 @@ class _Application:
             404: ("NotFound", f"there is no {path}; /docs lists what there is"),
             405: ("NotAllowed", f"{path} does not take {request.method}"),
         }.get(error.status_code, ("Invalid", str(error.detail)))
-        return error_answer(error.status_code, kind, None, message, self.service.version, error.headers)
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        if error.status_code == 405:
+            methods = {
+                m for r in self.app.routes if getattr(r, "path", None) == path for m in getattr(r, "methods", ())
+            }
+            headers["allow"] = ", ".join(sorted(methods))
+        return error_answer(error.status_code, kind, None, message, self.service.version, headers)
 
     # --- requests ---
 
@@ -367,15 +373,15 @@ class _Application:
             options[name] = value
         return options
 
-    async def _states(self, request: Request, body: bytes, model: Any) -> tuple[np.ndarray, Any]:
-        """The states (n, d), and the rest of a JSON body."""
+    async def _states(self, request: Request) -> np.ndarray:
+        """The states (n, d) in a body, as JSON or npy."""
+        body = await self._body(request)
         if self._kind(request, NPY) == JSON:
-            parsed = parse(model, body)
-            return np.array(parsed.states, self.net.dtype), parsed
+            return np.array(parse(self.requests.states, body).states, self.net.dtype)
         states = numbers("states", read_npy(body, "states"), self.net.dtype, (None, self.service.n_inputs))
         if not 1 <= len(states) <= self.limits.max_states:
             raise BodyError(422, "states", f"has {len(states)} rows; 1 to {self.limits.max_states} are taken at a time")
-        return states, None
+        return states
 
     # --- answers ---
 
@@ -401,18 +407,14 @@ class _Application:
     async def values(self, request: Request) -> Response:
         """What states are worth: v(s) for each prediction."""
         self._options(request)
-        states, _ = await self._states(request, await self._body(request), self.requests.states)
+        states = await self._states(request)
         values, version = await self.batcher.values(states)
         return self._array(request, "values", values, version)
 
     async def gradients(self, request: Request) -> Response:
         """Why a state is worth that: how a prediction changes with each input, d v / d s."""
-        k = self.requests.k
-        options = self._options(request, output=tuple(map(str, range(k))))
-        states, parsed = await self._states(request, await self._body(request), self.requests.point)
-        if parsed is not None and options and "output" in parsed.model_fields_set:
-            raise BodyError(422, "output", "is given twice")
-        output = int(options["output"]) if options else (0 if parsed is None else parsed.output)
+        options = self._options(request, output=tuple(map(str, range(self.requests.k))))
+        states, output = await self._states(request), int(options.get("output", 0))
         loop = asyncio.get_running_loop()
         gradients, version = (
             self.service.gradients(states, output)
@@ -510,6 +512,10 @@ class _Application:
     async def put_weights(self, request: Request) -> Response:
         """Go on with other weights: an npy array (P,), or (m, P) with one row per network. Traces are cut."""
         self._options(request)
+        if self.service.settings.read_only and self.token is None:
+            raise ReadOnly(
+                "this service only answers; its weights can be replaced by whoever has its token, if it has one"
+            )
         body = await self._body(request)
         named = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if named != NPY:
@@ -624,7 +630,7 @@ class _Application:
         add("POST", "/v1/values", self.values, refused | {200: {**_json_of(ValuesAnswer), **npy}},
             body(content("States") | npy, **states_npy))  # fmt: skip
         add("POST", "/v1/gradients", self.gradients, refused | {200: {**_json_of(GradientsAnswer), **npy}},
-            body(content("GradientsAt") | npy, **states_npy) | {"parameters": [output]})  # fmt: skip
+            body(content("States") | npy, **states_npy) | {"parameters": [output]})  # fmt: skip
         learned = {**_json_of(OneLearned, ManyLearned), **npz}
         add("POST", "/v1/transitions", self.learn,
             refused | {200: learned, 403: Error, 409: learned, 503: Error},

@@ -33,7 +33,7 @@ class BodyError(Exception):
 def write_npy(array: np.ndarray) -> bytes:
     """An array as the bytes of a .npy file."""
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
+    np.lib.format.write_array(file, np.asarray(array, order="C"), (1, 0), allow_pickle=False)
     return file.getvalue()
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from valueapprox.checks import as_numbers, positive
 from valueapprox.service.bodies import JSON, NPY, NPZ, read_npy, read_npz, write_npy, write_npz
-from valueapprox.service.service import (
+from valueapprox.service.messages import (
     Closed,
     Gradients,
     InvalidTransitions,

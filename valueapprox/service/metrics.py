@@ -75,7 +75,7 @@ class _ServiceCollector(Collector):
             "n_updates": "Updates of the weights",
             "journal_bytes": "Size of the journal",
             "journal_segments": "Files of the journal",
-            "last_checkpoint_version": "Version of the weights in the last checkpoint",
+            "checkpoint_version": "Version of the weights in the last checkpoint",
             "checkpoint_age_seconds": "Age of the last checkpoint",
             "uptime_seconds": "Since the service started",
         }

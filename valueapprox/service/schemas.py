@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from valueapprox.service.bodies import BodyError, numbers
-from valueapprox.service.service import (
+from valueapprox.service.messages import (
     STATUS_NAMES,
     Gradients,
     LearnResult,
@@ -184,6 +184,11 @@ class About(BaseModel):
 # --- requests ---
 
 
+def _whole(value: Any) -> Any:
+    """7.0 is an integer in JSON, which knows one kind of number."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 class Requests:
     """The models of requests to one service: how many numbers a state has is part of them.
 
@@ -216,19 +221,13 @@ class Requests:
                 ),
             }
         self.states = create_model("States", __config__=STRICT, states=(states, ...))
-        self.point = create_model(
-            "GradientsAt",
-            __config__=STRICT,
-            states=(states, ...),
-            output=(Annotated[int, Field(ge=0, lt=k)], Field(0, description="which prediction")),
-        )
         name = Field(min_length=1, max_length=200, description="printable", json_schema_extra={"format": "printable"})
         transition: Any = create_model(
             "Transition",
             __config__=STRICT,
             stream=(Annotated[str, name], ...),
             sequence=(
-                Annotated[int, Field(ge=0, le=LATEST_SEQUENCE)],
+                Annotated[int, Field(ge=0, le=LATEST_SEQUENCE), BeforeValidator(_whole)],
                 Field(description="number of the transition in its stream; the next one has the next number"),
             ),
             state=(state, ...),
@@ -245,7 +244,7 @@ class Requests:
     def components(self) -> dict[str, Any]:
         """Their schemas, by name, for the OpenAPI description."""
         found: dict[str, Any] = {}
-        for model in (self.states, self.point, self.transitions):
+        for model in (self.states, self.transitions):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             found |= schema.pop("$defs", {})
             found[model.__name__] = schema
@@ -371,19 +370,20 @@ def parse(model: Any, body: bytes) -> Any:
     try:
         return model.__pydantic_validator__.validate_json(body)
     except ValidationError as error:
-        raise _first(error, model) from None
+        raise _first(error, model, body) from None
 
 
-def _first(error: ValidationError, model: Any) -> BodyError:
+def _first(error: ValidationError, model: Any, body: bytes) -> BodyError:
     problems = error.errors(include_url=False, include_input=True)
     if problems[0]["type"] == "json_invalid":
-        found = "the body is empty; JSON is wanted" if "EOF" in problems[0]["msg"] else problems[0]["msg"]
-        return BodyError(400, None, found.replace("Invalid JSON", "the body is not JSON"))
+        if not body.strip():
+            return BodyError(400, None, "the body is empty; JSON is wanted")
+        return BodyError(400, None, problems[0]["msg"].replace("Invalid JSON", "the body is not JSON"))
     # A name that nobody knows is more telling than the field that is then missing.
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return BodyError(422, field[:200] or None, _reason(problem, model) + more)
+    return BodyError(422, field[:200] if problem["loc"] else None, _reason(problem, model) + more)
 
 
 def _reason(problem: Any, model: Any) -> str:

@@ -118,7 +118,7 @@ def set_up_logs(as_json: bool) -> None:
     """Write what happens to stderr, one line per event."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(as_json))
-    for name, level in (("valueapprox.service", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("valueapprox.service", logging.INFO), ("uvicorn", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
