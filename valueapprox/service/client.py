@@ -116,15 +116,20 @@ class Client:
             batch = Transitions.of(**parts)
         elif parts:
             raise TypeError("a batch and parts were given; one of them is wanted")
+        if any("\0" in name for name in batch.names):  # an array of text drops it at a name's end
+            raise InvalidTransitions("stream", "a stream's name holds a zero byte; printable characters are wanted")
         arrays = {
             "names": np.array(batch.names, np.str_),
-            **{
-                name: getattr(batch, name)
-                for name in ("stream", "sequence", "state", "cumulants", "next_state", "terminated", "truncated")
-            },
+            "stream": np.asarray(batch.stream),
+            "sequence": np.asarray(batch.sequence),
+            "state": np.asarray(batch.state),
+            "cumulants": np.asarray(batch.cumulants),
+            "next_state": np.asarray(batch.next_state),
+            "terminated": _flags(batch.terminated),
+            "truncated": _flags(batch.truncated),
         }
         if batch.discounts is not None:
-            arrays["discounts"] = batch.discounts
+            arrays["discounts"] = np.asarray(batch.discounts)
         answer = self._ask("POST", "/v1/transitions", write_npz(arrays), NPZ, accept=NPZ, fine=(200, 409))
         found = read_npz(answer.body)
         return LearnResult(answer.version, found["status"], found["td_errors"], found["expected"])
@@ -270,6 +275,12 @@ class _Answer:
         if self.status in (400, 409, 413, 415, 422):
             return ValueError(text)
         return ServiceError(f"{url} answered {self.status}: {text}")
+
+
+def _flags(value: ArrayLike) -> np.ndarray:
+    """Ones and zeros as booleans; anything else as it is, for the service to refuse."""
+    array = np.asarray(value)
+    return array.astype(np.bool_) if array.dtype.kind in "iuf" and np.isin(array, (0, 1)).all() else array
 
 
 def _array(name: str, value: ArrayLike) -> np.ndarray:
