@@ -366,7 +366,8 @@ def _whole(name: str, value: ArrayLike, n: int, most: int) -> np.ndarray:
     array = _sized(name, _numbers(name, value), n)
     if array.dtype.kind == "b" or (array.dtype.kind == "f" and not (array % 1 == 0).all()):
         raise InvalidTransitions(name, f"{name} holds {array.dtype}; whole numbers are wanted")
-    _must((array >= 0) & (array <= most), name, array, f"a whole number from 0 to {most}")
+    exact = min(most, 2**53) if array.dtype.kind == "f" else most  # beyond, a float64 may not be what was meant
+    _must((array >= 0) & (array <= exact), name, array, f"a whole number from 0 to {exact}")
     return np.array(array, np.int64)
 
 
