@@ -21,7 +21,7 @@ from agents.control_training import KIND, ControlRun
 from agents.training import CHECKPOINT_FILE
 from valueapprox import Network, checkpoint
 from valueapprox.optimizers import OPTIMIZERS
-from valueapprox.service import Service, ServiceSettings
+from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
 OPERATION = (
@@ -134,8 +134,11 @@ def main(options: Serve) -> int:
     with ExitStack() as stack:
         listener = server.listen(options.host, options.port)  # before the seconds that loading may take
         stack.callback(listener.close)
-        service = make_service(options)
-        stack.callback(service.close)
+        try:
+            service = make_service(options)
+        except (ServiceError, JournalError) as error:
+            raise ValueError(str(error)) from error
+        stack.callback(close, service)
         for notice in service.notices:
             server.log.info(notice)
         if options.data is not None and options.log_every > 0 and not service.settings.read_only:
@@ -157,6 +160,14 @@ def main(options: Serve) -> int:
             f"Stopped at version {service.version:,}. Continue: python scripts/serve.py --data {options.data}"
         )
     return 0
+
+
+def close(service: Service) -> None:
+    """Finish what waits and write the checkpoint."""
+    try:
+        service.close()
+    except ServiceError as error:
+        raise OSError(str(error)) from error
 
 
 def make_service(options: Serve) -> Service:
