@@ -741,7 +741,7 @@ class Service:
         ready (values are served), learning (bool), reason (str, why it does not learn), version, queued (transitions
         that wait), queue_limit, n_streams, n_traces, n_updates; counts since the start: learned, duplicates, rejected,
         diverged, refused (queue full); durability, journal_bytes, journal_segments, checkpoint_version,
-        checkpoint_age_seconds, checkpoint_error, uptime_seconds.
+        checkpoint_age_seconds, checkpoint_error, uptime_seconds, pid.
         """
         now, journal = time.monotonic(), self._journal
         if self._broken is not None:
@@ -770,6 +770,7 @@ class Service:
             "checkpoint_age_seconds": now - self._checkpoint_time if self.folder is not None else None,
             "checkpoint_error": self._checkpoint_error,
             "uptime_seconds": now - self._began,
+            "pid": os.getpid(),
         }
 
     def diagnostics(self) -> dict[str, float]:
