@@ -373,6 +373,23 @@ def test_what_is_learned_may_not_change_between_runs(tmp_path):
     Service(replace(SETTINGS, seed=5, max_batch=10), tmp_path).close()
 
 
+def test_arrays_may_be_used_again_once_they_were_submitted(service):
+    batch = transitions("a", 0, 10)
+    batch = replace(batch, **{name: getattr(batch, name).copy() for name in ("state", "cumulants", "next_state")})
+    release = blocked(service)
+    future = service.submit(batch)
+    for array in (batch.state, batch.cumulants, batch.next_state, batch.sequence, batch.stream):
+        array[...] = 77
+    release.set()
+    np.testing.assert_array_equal(future.result().td_errors, learner().learn(0, *rows(transitions("a", 0, 10)))[0])
+
+
+def test_a_folder_that_cannot_be_used_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"file cannot be used as a folder of the service: .*exists"):
+        Service(SETTINGS, tmp_path / "file")
+
+
 def test_a_folder_belongs_to_one_service(tmp_path):
     with Service(SETTINGS, tmp_path), pytest.raises(StorageError, match=rf"another service has {tmp_path}; end it"):
         Service(SETTINGS, tmp_path)
@@ -806,6 +823,8 @@ def test_transitions_from_what_is_at_hand():
     assert several.terminated.tolist() == [False, False]
     mixed = Transitions.of(["b", "a", "b"], [1, 1, 2], np.ones((3, 3)), np.ones((3, 2)), np.ones((3, 3)))
     assert (mixed.names, mixed.stream.tolist()) == (("b", "a"), [0, 1, 0])
+    with pytest.raises(InvalidTransitions, match=r"stream holds \['a'\]; names are wanted"):
+        Transitions.of([["a"]], 1, np.ones((1, 3)), np.ones(1), np.ones((1, 3)))
     with pytest.raises(InvalidTransitions, match="sequence is one number; with several streams each wants its own"):
         Transitions.of(["b", "a"], 1, np.ones((2, 3)), np.ones(2), np.ones((2, 3)))
 
@@ -909,7 +928,9 @@ def test_a_record_holds_what_was_put_in():
         ({"on_gap": "ignore"}, "on_gap is 'ignore'"),
         ({"max_streams": 0}, "max_streams is 0; a whole number of at least 1"),
         ({"max_known_streams": 5, "max_streams": 6}, "max_known_streams is 5, less than max_streams, 6"),
-        ({"checkpoint_seconds": 0}, "checkpoint_seconds is 0; a positive number is wanted"),
+        ({"checkpoint_seconds": 0}, "checkpoint_seconds is 0; a positive, finite number is wanted"),
+        ({"checkpoint_seconds": np.inf}, "checkpoint_seconds is inf"),
+        ({"seed": -1}, "seed is -1"),
         ({"retain_bytes": -1}, "retain_bytes is -1"),
     ],
 )

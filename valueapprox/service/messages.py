@@ -174,10 +174,10 @@ class ServiceSettings:
             object.__setattr__(self, name, positive(name, getattr(self, name)))
         for name in ("checkpoint_transitions", "checkpoint_bytes"):
             object.__setattr__(self, name, positive(name, getattr(self, name)))
-        for name in ("retain_bytes", "sample_every"):
+        for name in ("retain_bytes", "sample_every", "seed"):
             object.__setattr__(self, name, positive(name, getattr(self, name), at_least=0))
-        if not self.checkpoint_seconds > 0:
-            raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}; a positive number is wanted")
+        if not 0 < self.checkpoint_seconds < np.inf:
+            raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}; a positive, finite number is wanted")
         if self.max_known_streams < self.max_streams:
             raise ValueError(
                 f"max_known_streams is {self.max_known_streams}, less than max_streams, {self.max_streams}; a stream "
@@ -281,6 +281,8 @@ class Transitions:
         many = [stream] if isinstance(stream, str) else list(stream)
         places: dict[str, int] = {}
         for name in many:
+            if not isinstance(name, str):
+                raise InvalidTransitions("stream", f"stream holds {name!r:.50}; names are wanted")
             places.setdefault(name, len(places))
         if isinstance(stream, str):
             index = np.zeros(n, np.int64)
@@ -298,7 +300,7 @@ class Transitions:
         return cls(tuple(places), index, numbers, states, signals, next_states, flags[0], flags[1], gammas)
 
     def checked(self, net: Network, k: int, max_batch: int) -> Transitions:
-        """The same with arrays as the kernel takes them.
+        """The same with arrays as the kernel takes them, copied, so that the caller may use its own again.
 
         Raises
         ------
@@ -324,7 +326,8 @@ class Transitions:
         flags = []
         for name, value in (("terminated", self.terminated), ("truncated", self.truncated)):
             array = _sized(name, _numbers(name, value), n)
-            _must((array == 0) | (array == 1), name, array, "a boolean")
+            if array.dtype != np.bool_:
+                _must((array == 0) | (array == 1), name, array, "a boolean")
             flags.append(array.astype(np.bool_))
         sequence = _whole("sequence", self.sequence, n, 2**63 - 1)
         stream = _whole("stream", self.stream, n, len(self.names) - 1)
@@ -351,9 +354,10 @@ def _numbers(name: str, value: ArrayLike) -> np.ndarray:
 def _floats(name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
-            return as_floats(name, value, dtype, shape)
+            array = as_floats(name, value, dtype, shape)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidTransitions(name, str(error)) from None
+    return array.copy() if array is value else array
 
 
 def _sized(name: str, array: np.ndarray, n: int) -> np.ndarray:
@@ -364,7 +368,9 @@ def _sized(name: str, array: np.ndarray, n: int) -> np.ndarray:
 
 def _whole(name: str, value: ArrayLike, n: int, most: int) -> np.ndarray:
     array = _sized(name, _numbers(name, value), n)
-    if array.dtype.kind == "b" or (array.dtype.kind == "f" and not (array % 1 == 0).all()):
+    with np.errstate(invalid="ignore"):
+        whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and (array % 1 == 0).all())
+    if not whole:
         raise InvalidTransitions(name, f"{name} holds {array.dtype}; whole numbers are wanted")
     exact = min(most, 2**53) if array.dtype.kind == "f" else most  # beyond, a float64 may not be what was meant
     _must((array >= 0) & (array <= exact), name, array, f"a whole number from 0 to {exact}")

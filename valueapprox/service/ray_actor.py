@@ -43,6 +43,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # iso
 __all__ = ["RemoteService", "connect", "start"]
 
 NAMESPACE = "valueapprox"
+IDLE_SECONDS = 10.0  # after which a thread that sends requests ends
 MOST_ROWS = 16_384  # transitions, or states, in a message, unless one request has more
 
 
@@ -131,8 +132,9 @@ class _Lane:
     def _send(self) -> None:
         while True:
             with self._wake:
-                while not self._queue:
-                    self._wake.wait()
+                if not self._queue and not self._wake.wait_for(lambda: bool(self._queue), IDLE_SECONDS):
+                    self._thread = None
+                    return
                 group = [self._queue.popleft()]
                 rows = len(group[0][0])
                 while self._queue and rows + len(self._queue[0][0]) <= MOST_ROWS:

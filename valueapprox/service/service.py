@@ -279,7 +279,6 @@ class Service:
         if self.folder is None:
             self._begin(weights)
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock_file = _lock(self.folder)
             try:
                 self._recover(weights)
@@ -494,7 +493,7 @@ class Service:
         if self.folder is not None and self._version != self._checkpoint_version:
             limit = RETRY_SECONDS if self._checkpoint_error else self.settings.checkpoint_seconds
             waits.append(max(0.01, self._checkpoint_time + limit - time.monotonic()))
-        return min(waits, default=None)
+        return min(*waits, threading.TIMEOUT_MAX) if waits else None
 
     def _look_after(self) -> None:
         if self._pending and time.monotonic() - self._diagnosed >= DIAGNOSTICS_SECONDS:
@@ -884,7 +883,11 @@ def _said(value: Any) -> str:
 
 def _lock(folder: Path) -> int:
     """Hold the folder until the descriptor is closed, or its process ends."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be used as a folder of the service: {error}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
