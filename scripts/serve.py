@@ -6,10 +6,11 @@ import json
 import shlex
 import signal
 import sys
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -22,6 +23,9 @@ from agents.training import CHECKPOINT_FILE
 from valueapprox import Network, checkpoint
 from valueapprox.optimizers import OPTIMIZERS
 from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
+
+if TYPE_CHECKING:
+    from valueapprox.service.ray_actor import RemoteService
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
 OPERATION = (
@@ -109,6 +113,13 @@ class Serve:
     """Port to listen on; 0 takes a free one."""
     token_file: Path | None = None
     """File with a token that requests must carry: authorization: Bearer TOKEN."""
+    ray_serve: str | None = None
+    """Serve the Ray actor of this name under Ray Serve, with replicas that read with weights of their own. With --new
+    or --data the actor is started, if there is none; it ends with this process."""
+    ray_address: str | None = None
+    """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
+    replicas: tuple[int, int] = (1, 2)
+    """Of Ray Serve: at least and at most how many, as the load asks for."""
     log_every: float = 10.0
     """Seconds between two points of the TensorBoard log in the data folder; 0 for no log."""
     log_json: bool = False
@@ -131,6 +142,9 @@ def main(options: Serve) -> int:
             "(openssl rand -hex 32 > FILE)"
         )
     server.set_up_logs(options.log_json)
+    limits = Limits(max_body=options.max_body, max_states=options.max_states)
+    if options.ray_serve is not None:
+        return serve_on_ray(options, options.ray_serve, token, limits)
     with ExitStack() as stack:
         listener = server.listen(options.host, options.port)  # before the seconds that loading may take
         stack.callback(listener.close)
@@ -148,7 +162,7 @@ def main(options: Serve) -> int:
             service,
             listener,
             token=token,
-            limits=Limits(max_body=options.max_body, max_states=options.max_states),
+            limits=limits,
             log_requests=options.log_requests,
             on_start=lambda: announce(service, options, listener.getsockname()[1]),
         )
@@ -174,9 +188,7 @@ def make_service(options: Serve) -> Service:
     """The service that the options describe."""
     if options.new and options.checkpoint is not None:
         raise ValueError("--new and --checkpoint were given; one of them is wanted")
-    # What is not given stays as it was, in a folder that goes on, or is as ServiceSettings has it.
-    given = {name: getattr(options, name) for name in OPERATION}
-    operation = {name: value for name, value in given.items() if value is not None}
+    operation = chosen(options)
     if options.new:
         return Service(new_settings(options, operation), options.data)
     if options.checkpoint is not None:
@@ -189,6 +201,12 @@ def make_service(options: Serve) -> Service:
     if options.data is not None:
         return Service.open(options.data, **operation)
     raise ValueError("there is nothing to serve: --checkpoint runs/NAME, --new --inputs N, or --data FOLDER is wanted")
+
+
+def chosen(options: Serve) -> dict[str, Any]:
+    """How it operates, as far as that was given: the rest stays as it was in a folder that goes on."""
+    given = {name: getattr(options, name) for name in OPERATION}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def new_settings(options: Serve, operation: dict[str, Any]) -> ServiceSettings:
@@ -218,6 +236,45 @@ def new_settings(options: Serve, operation: dict[str, Any]) -> ServiceSettings:
         seed=options.seed,
         **operation,
     )
+
+
+# --- Ray Serve --------------------------------------------------------------------------------------------------------
+
+
+def serve_on_ray(options: Serve, name: str, token: str | None, limits: Any) -> int:
+    """The same under Ray Serve, until asked to stop; returns the exit code."""
+    from valueapprox.cluster import cluster
+    from valueapprox.service import ray_actor, ray_serve, server
+
+    if options.checkpoint is not None:
+        raise ValueError("--checkpoint is served by one process; with --ray-serve, --new or --data is wanted")
+    if options.new and options.inputs is None:
+        new_settings(options, {})  # says what is missing, before Ray starts
+    server.listen(options.host, options.port).close()  # a port that is taken is said at once
+    operation = chosen(options)
+    asked = threading.Event()
+    with cluster(options.ray_address, max(options.replicas)), ExitStack() as stack:
+        try:
+            learner = ray_actor.connect(name)
+        except LookupError:
+            if options.new:
+                settings = new_settings(options, operation)
+            elif options.data is not None:
+                stored = checkpoint.load(options.data / CHECKPOINT_FILE).meta["settings"]
+                settings = replace(ServiceSettings.from_dict(stored), **operation)
+            else:
+                raise
+            learner = ray_actor.start(name, settings, options.data)
+            stack.callback(learner.stop)
+        ray_serve.deploy(
+            name, host=options.host, port=options.port, replicas=options.replicas, token=token, limits=limits
+        )
+        stack.callback(ray_serve.withdraw, name)
+        announce(learner, options, options.port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: asked.set())
+        asked.wait()
+    return 0
 
 
 # --- control runs -----------------------------------------------------------------------------------------------------
@@ -273,7 +330,7 @@ def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
 # --- what a person sees -----------------------------------------------------------------------------------------------
 
 
-def announce(service: Service, options: Serve, port: int) -> None:
+def announce(service: Service | RemoteService, options: Serve, port: int) -> None:
     """Say where it is, what it serves, and what to type."""
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -558,8 +558,12 @@ class _Application:
     async def health(self, request: Request) -> Response:
         """Everything that the service knows of its own state."""
         self._options(request)
-        health = self.service.health()
+        health = await self._health()
         return self._json(health, version=int(health.get("version", self.service.version)))
+
+    async def _health(self) -> dict[str, Any]:
+        """In another thread, since the service may be elsewhere."""
+        return await asyncio.get_running_loop().run_in_executor(None, self.service.health)
 
     async def healthz(self, request: Request) -> Response:
         """Whether the process answers."""
@@ -569,7 +573,7 @@ class _Application:
     async def readyz(self, request: Request) -> Response:
         """Whether values are served; 503 if not."""
         self._options(request)
-        health = self.service.health()
+        health = await self._health()
         answer = {
             "ready": bool(health.get("ready")),
             "learning": bool(health.get("learning")),
