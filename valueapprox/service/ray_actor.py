@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from valueapprox.service.messages import (
     QueueFull,
     ServiceError,
     ServiceSettings,
+    StorageError,
     Transitions,
     Values,
     Weights,
@@ -43,6 +45,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # iso
 __all__ = ["RemoteService", "connect", "start"]
 
 NAMESPACE = "valueapprox"
+RELEASE_SECONDS = 30.0  # that a restarted actor waits for the folder
 IDLE_SECONDS = 10.0  # after which a thread that sends requests ends
 MOST_ROWS = 16_384  # transitions, or states, in a message, unless one request has more
 
@@ -53,10 +56,19 @@ class _Host:
     def __init__(self, settings: ServiceSettings, folder: str | None) -> None:
         # An error here is kept for whoever asks, since Ray would give the text of it only.
         self._error: BaseException | None = None
-        try:
-            self._service = Service(settings, folder)
-        except Exception as error:  # noqa: BLE001
-            self._error = error
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        deadline = time.monotonic() + (RELEASE_SECONDS if again else 0.0)
+        while True:
+            try:
+                self._service = Service(settings, folder)
+            except StorageError as error:  # the process that this one replaces may not quite be gone
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                self._error = error
+            except Exception as error:  # noqa: BLE001
+                self._error = error
+            break
 
     def _there(self) -> Service:
         if self._error is not None:
