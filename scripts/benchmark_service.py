@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +21,21 @@ from typing import Any
 import numpy as np
 import tyro
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
-from agents.console import announce_compile, console, errors_in_one_line
-from valueapprox.service import Client
+from agents.console import announce_compile, errors_in_one_line
+from valueapprox import Adam, Network
+from valueapprox.service import Client, ServiceSettings, Transitions
 from valueapprox.service.bodies import NPY, NPZ, write_npy, write_npz
 
 SERVE = Path(__file__).with_name("serve.py")
+AT_ONCE = 64  # calls of the Ray actor that are on their way
 WARM = 0.3  # seconds before a timing that are not counted
+
+console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 140
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,8 @@ class Benchmark:
     """Time a 4-64-1 value service: one server process, and clients that are connections of this process.
 
     The clients write prepared bytes and count answers, so that the load costs little beside the server, with which it
-    shares the machine. The last column compares with the bar that is aimed at. Shown are the median over the rounds
-    and their quartiles. A last row measures the Python client.
+    shares the machine. Shown are the median over the rounds and their quartiles, and how they compare with the bar that
+    is aimed at.
     """
 
     seconds: float = 2.0
@@ -189,13 +197,12 @@ class Streams:
         while True:
             t = self.next.get(name, 0)
             self.next[name] = t + n
-            yield request("/v1/transitions", write_npz(self.arrays(name, t, n)), NPZ)
+            yield request("/v1/transitions", write_npz({"stream": np.array(name), **self.arrays(t, n)}), NPZ)
 
-    def arrays(self, name: str, t: int, n: int) -> dict[str, np.ndarray]:
+    def arrays(self, t: int, n: int) -> dict[str, np.ndarray]:
         """n transitions of a stream."""
         start = t % (100_000 - n)
         return {
-            "stream": np.array(name),
             "sequence": np.arange(t, t + n),
             "state": self.state[start : start + n],
             "cumulants": np.ones((n, 1)),
@@ -254,6 +261,60 @@ def http_rows(options: Benchmark, batch_port: int, every_port: int) -> list[Row]
     ]  # fmt: skip
 
 
+@contextmanager
+def ray_rows(options: Benchmark, folder: Path) -> Iterator[list[Row]]:
+    """What is timed with the Ray actor: calls that do not wait for each other's answers."""
+    from valueapprox.cluster import cluster
+    from valueapprox.service import start
+
+    n = 4 * options.batch
+    streams = Streams("r")
+    settings = ServiceSettings(Network((4, 64, 1)), Adam(1e-4), durability="batch")
+    with cluster(None, 2):
+        actor = start("benchmark", settings, folder)
+
+        def pipelined(submit: Callable[[], Any]) -> Callable[[], Load]:
+            def run() -> Load:
+                times: list[float] = []
+                waiting: deque[tuple[float, Any]] = deque()
+                end = time.perf_counter() + options.seconds
+                began = time.perf_counter()
+                while waiting or time.perf_counter() < end:
+                    while len(waiting) < AT_ONCE and time.perf_counter() < end:
+                        waiting.append((time.perf_counter(), submit()))
+                    sent, future = waiting.popleft()
+                    future.result(60)
+                    times.append(time.perf_counter() - sent)
+                seconds = time.perf_counter() - began
+                return Load(len(times) / seconds, float(np.median(times)), float(np.percentile(times, 99)))
+
+            return run
+
+        def batch() -> Any:
+            t = streams.next.get("r", 0)
+            streams.next["r"] = t + n
+            return actor.submit(Transitions.of("r", **streams.arrays(t, n)))
+
+        state = streams.state[:1]
+        try:
+            yield [
+                Row("values, calls that do not wait", "calls", 1, 1500, None,
+                    pipelined(lambda: actor.submit_values(state))),
+                Row(f"learn, batches of {n}, batch", "transitions", n, 1e5, None, pipelined(batch)),
+            ]  # fmt: skip
+        finally:
+            actor.stop()
+
+
+def rounds(options: Benchmark, rows: list[Row]) -> list[list[Load]]:
+    """Time them in turns."""
+    loads: list[list[Load]] = [[] for _ in rows]
+    for _ in range(options.rounds):
+        for row, found in zip(rows, loads, strict=True):
+            found.append(row.time())
+    return loads
+
+
 def main(options: Benchmark) -> int:
     """Time, print; returns the exit code."""
     announce_compile()
@@ -264,12 +325,11 @@ def main(options: Benchmark) -> int:
             server("--data", f"{folder}/every", "--durability", "every", *plain) as every_port,
         ):
             rows = http_rows(options, batch_port, every_port)
-            loads: list[list[Load]] = [[] for _ in rows]
-            for _ in range(options.rounds):
-                for row, found in zip(rows, loads, strict=True):
-                    found.append(row.time())
-            show("HTTP, one server process, 4-64-1, float32", rows, loads)
-    console.print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}", highlight=False)
+            show("HTTP, one server process, 4-64-1, float32", rows, rounds(options, rows))
+        if options.ray:
+            with ray_rows(options, Path(folder) / "ray") as rows:
+                show("Ray actor, 4-64-1, float32", rows, rounds(options, rows))
+    console.print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
     console.print(f"Command: python scripts/benchmark_service.py {' '.join(sys.argv[1:])}".rstrip())
     return 0
 

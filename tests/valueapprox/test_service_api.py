@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import http.client
 import io
 import json
@@ -27,10 +28,10 @@ LINEAR = Network((2, 1), bias=False, dtype="float64")  # v(s) = w . s
 FORM = "application/x-www-form-urlencoded"
 
 
-def make(**changes):
+def make(folder=None, **changes):
     """A linear value function: alpha 0.5, gamma 0.9, no trace."""
     plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "scheme": "zeros"}
-    return Service(ServiceSettings(**{**plain, **changes}))
+    return Service(ServiceSettings(**{**plain, **changes}), folder)
 
 
 class Answer:
@@ -540,6 +541,28 @@ def test_what_is_not_http_gets_an_answer_all_the_same(fixed):
         status, body = read_answer(other)
     assert status == 400
     assert json.loads(body)["error"]["message"] == "this is not HTTP"
+
+
+def test_when_the_disk_is_full_learning_stops_and_values_are_served(tmp_path):
+    with make(folder=tmp_path) as service, Running(service) as url:
+        post(url, "/v1/transitions", transition(0))
+        append = service._journal.append
+
+        def full(payload):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        service._journal.append = full
+        answer = post(url, "/v1/transitions", transition(1))
+        assert (answer.status, answer.error["type"], answer.headers["Retry-After"]) == (503, "StorageError", "5")
+        assert "No space left" in answer.error["message"]
+        assert post(url, "/v1/values", {"states": [[1, 1]]}).json == {"values": [[0.5]], "version": 1}
+        ready = ask(url, "GET", "/readyz")
+        assert (ready.status, ready.json["learning"]) == (200, False)
+        assert "No space left" in ready.json["reason"]
+        assert samples(ask(url, "GET", "/metrics").body.decode())["valueapprox_learning"] == 0
+        service._journal.append = append
+        assert post(url, "/v1/transitions", transition(1)).json["status"] == "learned"
+        assert ask(url, "GET", "/readyz").json["learning"]
 
 
 def test_a_full_queue_says_when_to_come_again():

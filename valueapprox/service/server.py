@@ -35,6 +35,7 @@ KEEP_ALIVE = 75.0  # seconds that an idle connection is kept
 MOST_CONNECTIONS = 512
 END_SECONDS = 30  # that requests have to be finished when the process is asked to end
 SHORTEST_TOKEN = 16
+WATCH_SECONDS = 1.0
 LOG_FOLDER = "log"
 log = logging.getLogger("valueapprox.service")
 
@@ -189,6 +190,35 @@ class TelemetryLog:
             self._log.close()
 
 
+class _Watch:
+    """Logs when learning stops, and when it goes on: a full disk, a checkpoint that cannot be written."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._seen = self._look()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def _look(self) -> tuple[str, str]:
+        health = self.service.health()
+        return str(health.get("reason") or ""), str(health.get("checkpoint_error") or "")
+
+    def _run(self) -> None:
+        while not self._stop.wait(WATCH_SECONDS):
+            now = self._look()
+            for what, before, reason in zip(("learning", "checkpoints"), self._seen, now, strict=True):
+                if reason and reason != before:
+                    log.error(f"{what} stopped", extra={"reason": reason})
+                elif before and not reason:
+                    log.info(f"{what} go on" if what == "checkpoints" else f"{what} goes on")
+            self._seen = now
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +312,7 @@ class Running:
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="http", daemon=True)
 
     def __enter__(self) -> str:
+        """Start; gives the address."""
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.005)
@@ -343,5 +374,6 @@ def serve(
     server = _server(service, host, {"token": token, "limits": limits, "log_requests": log_requests})
     on_start()
     log.info("serving", extra={"host": host, "port": port, "version": service.version})
-    server.run([listener])
+    with contextlib.closing(_Watch(service)):
+        server.run([listener])
     log.info("stopped", extra={"version": service.version})
