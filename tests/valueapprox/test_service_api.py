@@ -543,6 +543,31 @@ def test_what_is_not_http_gets_an_answer_all_the_same(fixed):
     assert json.loads(body)["error"]["message"] == "this is not HTTP"
 
 
+def test_a_body_that_breaks_off_in_nonsense_is_no_failure_of_the_service(fixed, caplog):
+    for end in (b"zz\r\n", b"5\r\n{\r\n", b"", b"-1\r\n"):
+        with socket.create_connection(tuple(fixed.removeprefix("http://").split(":")), timeout=10) as broken:
+            broken.sendall(b"POST /v1/values HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+            time.sleep(0.02)
+            broken.sendall(end)
+            if not end.startswith((b"zz", b"-1")):
+                continue
+            status, body = read_answer(broken)
+            assert (status, json.loads(body)["error"]["message"]) == (400, "this is not HTTP")
+    one = b"POST /v1/values HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n" + b'{"states": [[1, 2]]}'
+    with socket.create_connection(tuple(fixed.removeprefix("http://").split(":")), timeout=10) as hasty:
+        hasty.sendall(one + one + one)
+        response = http.client.HTTPResponse(hasty)
+        response.begin()
+        assert json.loads(response.read())["values"] == [[5.0]]
+    for _ in range(20):
+        with socket.create_connection(tuple(fixed.removeprefix("http://").split(":")), timeout=10) as hasty:
+            hasty.sendall(one + one + b"\x00nonsense\r\n\r\n" + one)
+            hasty.recv(10_000)
+    time.sleep(0.1)
+    assert ask(fixed, "GET", "/healthz").status == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_when_the_disk_is_full_learning_stops_and_values_are_served(tmp_path):
     with make(folder=tmp_path) as service, Running(service) as url:
         post(url, "/v1/transitions", transition(0))
@@ -605,6 +630,9 @@ def test_a_token_opens_everything_but_probes_and_the_description():
         key = {"Authorization": "Bearer 0123456789abcdef"}
         assert post(url, "/v1/values", {"states": [[1, 1]]}, **key).status == 200
         assert ask(url, "GET", "/v1", Host="anything", **key).status == 200
+        for host in ("[", "a b", "\xff", ""):  # a name that is no name is no failure
+            assert ask(url, "GET", "/nothing/", Host=host, **key).status == 404
+            assert ask(url, "GET", "/v1/values/", Host=host, **key).status == 404
         description = ask(url, "GET", "/openapi.json").json
         assert description["paths"]["/v1/values"]["post"]["security"] == [{"token": []}]
         assert "security" not in description["paths"]["/healthz"]["get"]

@@ -82,6 +82,7 @@ MEANING = {
 OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # without a token: probes, and what describes the API
 AS_JSON = ("", JSON, "application/x-www-form-urlencoded")  # the last is what `curl -d` says if nobody tells it
 IN_THE_LOOP = 8192  # states whose forward pass is short enough not to be handed to another thread
+PARSED_IN_THE_LOOP = 2**18  # bytes of JSON, likewise
 PAGE = Path(__file__).with_name("page.html")
 log = logging.getLogger("valueapprox.service")
 
@@ -264,7 +265,8 @@ class _Application:
         self.batcher = Batcher(service)
         self.reading = 0
         self.app = FastAPI(
-            title="Value service", version="1", docs_url=None, redoc_url=None, summary=self._summary(),
+            title="Value service", version="1", docs_url=None, redoc_url=None, redirect_slashes=False,
+            summary=self._summary(),
             description="The header x-version of every answer is the version of the weights.",
         )  # fmt: skip
         self._routes()
@@ -302,7 +304,7 @@ class _Application:
         return error_answer(status, kind, field, str(error), self.service.version, headers)
 
     def _on_http_error(self, request: Request, error: Any) -> Response:
-        path = request.url.path[:200]
+        path = request.scope["path"][:200]  # request.url would read the host, which may be anything
         kind, message = {
             404: ("NotFound", f"there is no {path}; /docs lists what there is"),
             405: ("NotAllowed", f"{path} does not take {request.method}"),
@@ -349,6 +351,12 @@ class _Application:
     def _too_large(self, size: int) -> BodyError:
         return BodyError(413, None, f"the body has {size:,} bytes or more; at most {self.limits.max_body:,} are taken")
 
+    async def _aside(self, body: bytes, read: Callable[[], Any]) -> Any:
+        """`read()`, in another thread if the body is large, so that others are answered meanwhile."""
+        if len(body) <= PARSED_IN_THE_LOOP:
+            return read()
+        return await asyncio.get_running_loop().run_in_executor(None, read)
+
     def _kind(self, request: Request, binary: str) -> str:
         """JSON, or the binary type that this route takes."""
         named = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -377,7 +385,7 @@ class _Application:
         """The states (n, d) in a body, as JSON or npy."""
         body = await self._body(request)
         if self._kind(request, NPY) == JSON:
-            return np.array(parse(self.requests.states, body).states, self.net.dtype)
+            return await self._aside(body, lambda: np.array(parse(self.requests.states, body).states, self.net.dtype))
         states = numbers("states", read_npy(body, "states"), self.net.dtype, (None, self.service.n_inputs))
         if not 1 <= len(states) <= self.limits.max_states:
             raise BodyError(422, "states", f"has {len(states)} rows; 1 to {self.limits.max_states} are taken at a time")
@@ -434,16 +442,20 @@ class _Application:
         body = await self._body(request)
         single = False
         if self._kind(request, NPZ) == JSON:
-            try:
-                single = "transitions" not in pydantic_core.from_json(body, allow_partial=False)
-            except (ValueError, TypeError):  # the model says what is wrong
-                single = True
-            parsed = parse(self.requests.transition if single else self.requests.transitions, body)
-            batch = self.requests.arrays([parsed] if single else parsed.transitions)
+            single, batch = await self._aside(body, lambda: self._from_json(body))
         else:
             batch = transitions_from(read_npz(body), self.service)
         result = await self._acknowledged(self.service.submit(batch))
         return self._learned(request, batch, result, single)
+
+    def _from_json(self, body: bytes) -> tuple[bool, Transitions]:
+        """Transitions, and whether it is a single one."""
+        try:
+            single = "transitions" not in pydantic_core.from_json(body)
+        except (ValueError, TypeError):  # the model says what is wrong
+            single = True
+        parsed = parse(self.requests.transition if single else self.requests.transitions, body)
+        return single, self.requests.arrays([parsed] if single else parsed.transitions)
 
     async def _acknowledged(self, future: Future[Any]) -> Any:
         """Wait for another thread without holding this one up."""

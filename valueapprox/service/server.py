@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from valueapprox.service.api import LOOPBACK, create_app, error_answer
 from valueapprox.service.schemas import Limits
@@ -230,6 +230,7 @@ class _Connection(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._cycles: list[RequestResponseCycle] = []  # requests whose answer is not complete, and perhaps the last one
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
             self._end(503, f"there are {MOST_CONNECTIONS} connections already; try again")
@@ -238,6 +239,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_here()
+        self._forsake()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -257,7 +259,9 @@ class _Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_is_here()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
         super().on_headers_complete()
+        self._cycles.append(self.cycle)
 
     def send_400_response(self, msg: str) -> None:
         self._end(400, "this is not HTTP")
@@ -271,10 +275,21 @@ class _Connection(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _forsake(self) -> None:
+        """Tell the application that nobody waits; uvicorn tells it for the last of several requests only."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def _end(self, status: int, message: str) -> None:
         """Answer without the application, and hang up."""
         self._head_is_here()
         if self.transport.is_closing():
+            return
+        self._forsake()
+        if any(cycle.response_started and not cycle.response_complete for cycle in self._cycles):
+            self.transport.close()
             return
         answer = error_answer(status, "Invalid", None, message, self.service.version, {"connection": "close"})
         lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in answer.raw_headers), b"\r\n"]
@@ -333,6 +348,7 @@ def _server(service: Service, host: str, options: dict[str, Any]) -> _Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=int(KEEP_ALIVE),
         timeout_graceful_shutdown=END_SECONDS,
     )
