@@ -1,0 +1,370 @@
+"""Serve a value function over HTTP: it answers what states are worth, learns from what arrives, survives crashes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tyro
+
+from agents.console import console, errors_in_one_line
+from agents.control import ControlAgent
+from agents.control_kernels import NORMALISE, OBSERVATIONS_SEEN, REWARD_SPREAD, REWARDS_SEEN, SCALE, STATISTICS
+from agents.control_training import KIND, ControlRun
+from agents.training import CHECKPOINT_FILE
+from valueapprox import Network, checkpoint
+from valueapprox.optimizers import OPTIMIZERS
+from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
+
+if TYPE_CHECKING:
+    from valueapprox.service.ray_actor import RemoteService
+
+EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
+OPERATION = (
+    "durability", "on_gap", "max_streams", "max_batch", "max_queue", "checkpoint_seconds", "retain_bytes",
+)  # fmt: skip
+EPSILON = 1e-8  # that the agents' normalisers add to a variance
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a value function over HTTP: it answers what states are worth, and learns from the transitions it is sent.
+
+    What a run has learned, read-only; or with --data, going on from there:
+      serve.py --checkpoint runs/NAME
+      serve.py --checkpoint runs/NAME --data service/
+
+    A new one, which learns from what arrives; and the same one again after it was stopped, or has crashed:
+      serve.py --new --inputs 4 --hidden 64 --gamma 0.99 --lam 0.9 --data service/
+      serve.py --data service/
+
+    Three predictions from one network: the same signal over one, ten and a hundred steps:
+      serve.py --new --inputs 8 --gamma 0 0.9 0.99 --names now soon later --data service/
+
+    Its address, an example to paste, and where to read on are printed when it is ready. Ctrl-C or SIGTERM ends it:
+    what has come is finished, a checkpoint written. Others than this machine are let in with --host and --token-file.
+    """
+
+    checkpoint: Path | None = None
+    """A run's folder, its checkpoint file, or what ValueFunction.save wrote. Of a control run: its critic, or the
+    values of its actions, with the run's normalisation built in."""
+    new: bool = False
+    """Start with a new network, if --data does not hold a service already."""
+    data: Path | None = None
+    """Folder of journal, checkpoint and log. What lies there already goes on. Without it nothing is kept."""
+
+    inputs: int | None = None
+    """New: length of a state."""
+    hidden: tuple[int, ...] = (64,)
+    """New: units of each hidden layer; none for a linear function."""
+    activation: str = "relu"
+    """New: of the hidden layers: linear, relu, leaky_relu, elu, sigmoid, tanh, softplus."""
+    layer_norm: bool = False
+    """New: normalise the pre-activations of hidden layers."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """New: of weights and arithmetic."""
+    gamma: tuple[float, ...] = (0.99,)
+    """New: discount of each prediction, in [0, 1]."""
+    lam: tuple[float, ...] = (0.9,)
+    """New: trace decay of each prediction, or one for all, in [0, 1]."""
+    names: tuple[str, ...] = ()
+    """New: what the predictions are called."""
+    separate: bool = False
+    """New: a network for each prediction instead of one for all."""
+    optimizer: Literal["sgd", "momentum", "rmsprop", "adam", "obgd", "adaptiveobgd"] = "adam"
+    """New: turns delta times the trace into an update."""
+    alpha: float | None = None
+    """New: step size; the optimizer's own if not given."""
+    seed: int = 0
+    """New: of the initial weights."""
+
+    durability: Literal["batch", "every", "none"] | None = None
+    """batch, the default: all that waits shares one write that is forced to disk before the answers; every: each has
+    its own; none: no journal, a crash loses what came after the last checkpoint."""
+    on_gap: Literal["reject", "cut"] | None = None
+    """When sequence numbers are missing in a stream: reject the transition (the default), or cut the trace and learn
+    it."""
+    max_streams: int | None = None
+    """Streams that have a trace, 256 by default; beyond it the one not used for longest loses its trace."""
+    max_batch: int | None = None
+    """Transitions in a request; 65,536 by default."""
+    max_queue: int | None = None
+    """Transitions that may wait, 262,144 by default; beyond it the answer is 429."""
+    checkpoint_seconds: float | None = None
+    """Seconds between two checkpoints while something is learned; 60 by default."""
+    retain_bytes: int | None = None
+    """How much of the journal is kept that the last checkpoint covers; 0 by default."""
+
+    max_states: int = 65_536
+    """States in a request for values."""
+    max_body: int = 16 * 2**20
+    """Bytes of a request's body."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine's, which requires a token."""
+    port: int = 8800
+    """Port to listen on; 0 takes a free one."""
+    token_file: Path | None = None
+    """File with a token that requests must carry: authorization: Bearer TOKEN."""
+    ray_serve: str | None = None
+    """Serve the Ray actor of this name under Ray Serve, with replicas that read with weights of their own. With --new
+    or --data the actor is started, if there is none; it ends with this process."""
+    ray_address: str | None = None
+    """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
+    replicas: tuple[int, int] = (1, 2)
+    """Of Ray Serve: at least and at most how many, as the load asks for."""
+    log_every: float = 10.0
+    """Seconds between two points of the TensorBoard log in the data folder; 0 for no log."""
+    log_json: bool = False
+    """Log in JSON, one object per line."""
+    log_requests: bool = False
+    """Log every request."""
+
+
+def main(options: Serve) -> int:
+    """Serve until asked to stop; returns the exit code."""
+    try:
+        from valueapprox.service import server
+        from valueapprox.service.schemas import Limits
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{EXTRA} ({error.name} is missing)") from None
+    token = None if options.token_file is None else server.read_token(options.token_file)
+    if token is None and not server.is_loopback(options.host):
+        raise ValueError(
+            f"--host {options.host} lets other machines in; --token-file FILE is required for that "
+            "(openssl rand -hex 32 > FILE)"
+        )
+    server.set_up_logs(options.log_json)
+    limits = Limits(max_body=options.max_body, max_states=options.max_states)
+    if options.ray_serve is not None:
+        return serve_on_ray(options, options.ray_serve, token, limits)
+    with ExitStack() as stack:
+        listener = server.listen(options.host, options.port)  # before the seconds that loading may take
+        stack.callback(listener.close)
+        try:
+            service = make_service(options)
+        except (ServiceError, JournalError) as error:
+            raise ValueError(str(error)) from error
+        stack.callback(close, service)
+        for notice in service.notices:
+            server.log.info(notice)
+        if options.data is not None and options.log_every > 0 and not service.settings.read_only:
+            log = server.TelemetryLog(service, options.data / server.LOG_FOLDER, options.log_every)
+            stack.callback(log.close)
+        server.serve(
+            service,
+            listener,
+            token=token,
+            limits=limits,
+            log_requests=options.log_requests,
+            on_start=lambda: announce(service, options, listener.getsockname()[1]),
+        )
+        # What is left is to write the checkpoint: a second signal must not keep it from that.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+    if options.data is not None and not service.settings.read_only:
+        console.print(
+            f"Stopped at version {service.version:,}. Continue: python scripts/serve.py --data {options.data}"
+        )
+    return 0
+
+
+def close(service: Service) -> None:
+    """Finish what waits and write the checkpoint."""
+    try:
+        service.close()
+    except ServiceError as error:
+        raise OSError(str(error)) from error
+
+
+def make_service(options: Serve) -> Service:
+    """The service that the options describe."""
+    if options.new and options.checkpoint is not None:
+        raise ValueError("--new and --checkpoint were given; one of them is wanted")
+    operation = chosen(options)
+    if options.new:
+        return Service(new_settings(options, operation), options.data)
+    if options.checkpoint is not None:
+        path = options.checkpoint
+        if path.is_dir():
+            path = path / CHECKPOINT_FILE
+        if checkpoint.load(path).meta.get("kind") == KIND:
+            return control_service(path, options, operation)
+        return Service.from_checkpoint(path, options.data, **operation)
+    if options.data is not None:
+        return Service.open(options.data, **operation)
+    raise ValueError("there is nothing to serve: --checkpoint runs/NAME, --new --inputs N, or --data FOLDER is wanted")
+
+
+def chosen(options: Serve) -> dict[str, Any]:
+    """How it operates, as far as that was given: the rest stays as it was in a folder that goes on."""
+    given = {name: getattr(options, name) for name in OPERATION}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def new_settings(options: Serve, operation: dict[str, Any]) -> ServiceSettings:
+    """What a new service learns."""
+    if options.inputs is None:
+        raise ValueError("--new was given without --inputs, the length of a state")
+    k = len(options.gamma)
+    lams = options.lam * k if len(options.lam) == 1 else options.lam
+    if len(lams) != k:
+        raise ValueError(f"--gamma has {k} numbers and --lam {len(lams)}; one for each prediction is wanted")
+    if not k:
+        raise ValueError("--gamma has no numbers; one for each prediction is wanted")
+    optimizers = {name.lower(): cls for name, cls in OPTIMIZERS.items()}
+    optimizer = optimizers[options.optimizer]()
+    if options.alpha is not None:
+        optimizer = replace(optimizer, alpha=options.alpha)
+    outputs = 1 if options.separate else k
+    sizes = (options.inputs, *options.hidden, outputs)
+    net = Network(sizes, options.activation, layer_norm=options.layer_norm, dtype=options.dtype)
+    return ServiceSettings(
+        net=net,
+        optimizer=optimizer,
+        discounts=options.gamma,
+        lams=lams,
+        names=options.names or (("value",) if k == 1 else ()),
+        separate=options.separate,
+        seed=options.seed,
+        **operation,
+    )
+
+
+# --- Ray Serve --------------------------------------------------------------------------------------------------------
+
+
+def serve_on_ray(options: Serve, name: str, token: str | None, limits: Any) -> int:
+    """The same under Ray Serve, until asked to stop; returns the exit code."""
+    from valueapprox.cluster import cluster
+    from valueapprox.service import ray_actor, ray_serve, server
+
+    if options.checkpoint is not None:
+        raise ValueError("--checkpoint is served by one process; with --ray-serve, --new or --data is wanted")
+    if options.new and options.inputs is None:
+        new_settings(options, {})  # says what is missing, before Ray starts
+    server.listen(options.host, options.port).close()  # a port that is taken is said at once
+    operation = chosen(options)
+    asked = threading.Event()
+    with cluster(options.ray_address, max(options.replicas)), ExitStack() as stack:
+        try:
+            learner = ray_actor.connect(name)
+        except LookupError:
+            if options.new:
+                settings = new_settings(options, operation)
+            elif options.data is not None:
+                stored = checkpoint.load(options.data / CHECKPOINT_FILE).meta["settings"]
+                settings = replace(ServiceSettings.from_dict(stored), **operation)
+            else:
+                raise
+            learner = ray_actor.start(name, settings, options.data)
+            stack.callback(learner.stop)
+        ray_serve.deploy(
+            name, host=options.host, port=options.port, replicas=options.replicas, token=token, limits=limits
+        )
+        stack.callback(ray_serve.withdraw, name)
+        announce(learner, options, options.port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: asked.set())
+        asked.wait()
+    return 0
+
+
+# --- control runs -----------------------------------------------------------------------------------------------------
+
+
+def control_service(path: Path, options: Serve, operation: dict[str, Any]) -> Service:
+    """The critic of a control run, or the values of its actions; read-only."""
+    if options.data is not None:
+        raise ValueError(
+            f"{path} is of a control run, whose values are of a policy that learned along; it is served without --data"
+        )
+    agent, settings = ControlRun.load_agent(path)
+    net, w = folded(agent)
+    k = net.n_outputs
+    names = ("value",) if k == 1 else tuple(f"action {i}" for i in range(k))
+    described = ServiceSettings(
+        net=net,
+        discounts=(settings.gamma,) * k,
+        lams=(settings.lam,) * k,
+        names=names,
+        read_only=True,
+        **operation,
+    )
+    return Service(described, None, weights=w)
+
+
+def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
+    """An ordinary network with the agent's normalisers built in: states and values in the environment's own units.
+
+    x = (s - mean) / sd, and values are of rewards r / c. So W' = W / sd and b' = b - (mean / sd) W in the first layer,
+    W' = c W and b' = c b in the last. In float64, since mean / sd may be large. A time feature stays as it is.
+    """
+    net, w = replace(agent.first.net, dtype="float64"), agent.first.w.astype(np.float64)
+    layers = [(weights.copy(), None if biases is None else biases.copy()) for weights, biases in net.unpack(w)]
+    memory, d = agent.memory, agent.encode.size
+    if agent.settings[NORMALISE]:
+        n = memory[OBSERVATIONS_SEEN]
+        mean, spread = memory[STATISTICS : STATISTICS + d], memory[STATISTICS + d : STATISTICS + 2 * d]
+        sd = np.sqrt((spread / (n - 1.0) if n > 1 else np.ones(d)) + EPSILON)
+        weights, biases = layers[0]
+        assert biases is not None, "the agents' networks have biases"
+        biases -= (mean / sd) @ weights[:d]
+        weights[:d] /= sd[:, None]
+    if agent.settings[SCALE]:
+        n = memory[REWARDS_SEEN]
+        scale = np.sqrt((memory[REWARD_SPREAD] / (n - 1.0) if n > 1 else 1.0) + EPSILON)
+        for part in layers[-1]:
+            if part is not None:
+                part *= scale
+    return net, net.pack(layers)
+
+
+# --- what a person sees -----------------------------------------------------------------------------------------------
+
+
+def announce(service: Service | RemoteService, options: Serve, port: int) -> None:
+    """Say where it is, what it serves, and what to type."""
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    settings, d, k = service.settings, service.n_inputs, service.n_predictions
+    about = ", ".join(
+        f"{name} (gamma {gamma:g}, lambda {lam:g})"
+        for name, gamma, lam in zip(service.names, settings.discounts, settings.lams, strict=True)
+    )
+    state = [round(0.1 * (i + 1), 1) for i in range(d)]
+    key = (
+        ""
+        if options.token_file is None
+        else f'-H "authorization: Bearer $(cat {shlex.quote(str(options.token_file))})" '
+    )
+    console.print(f"Serving     {url}  version {service.version:,}")
+    console.print(f"Network     {settings.net}{' for each prediction' * settings.separate}", markup=False)
+    console.print(f"Predicts    {about}", markup=False)
+    if settings.read_only:
+        console.print("Learns      nothing: read-only")
+    elif options.data is None:
+        console.print("Learns      from /v1/transitions, and keeps nothing: --data FOLDER would")
+    else:
+        console.print(f"Learns      from /v1/transitions; kept in {options.data}, durability {settings.durability}")
+    ask = json.dumps({"states": [state]})
+    console.print(f"\nAsk it      curl -s {key}{url}/v1/values -d '{ask}'", markup=False)
+    if not settings.read_only:
+        signals = {"reward": 1.0} if k == 1 else {"cumulants": [1.0] * k}
+        transition = {"stream": "try", "sequence": 0, "state": state, **signals, "next_state": state}
+        teach = json.dumps({**transition, "terminated": False})
+        console.print(f"Teach it    curl -s {key}{url}/v1/transitions -d '{teach}'", markup=False)
+    console.print(f"Read on     {url}/docs   (Ctrl-C ends it)\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        sys.exit(main(tyro.cli(Serve, description=Serve.__doc__)))

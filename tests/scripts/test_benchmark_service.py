@@ -1,0 +1,18 @@
+"""The benchmark of the service runs and prints its table. No timing is asserted."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_service.py"
+
+
+def test_it_prints_what_was_measured_beside_the_bars():
+    options = ("--seconds", "0.2", "--rounds", "1", "--clients", "2", "--states", "64", "--batch", "8")
+    done = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^ +(values|learn), .*?([\d,]+) \([\d,]+ to [\d,]+\) (\w+)", done.stdout, re.MULTILINE)
+    assert [unit for _, _, unit in rows] == ["requests"] * 3 + ["values"] + ["transitions"] * 4
+    assert all(int(rate.replace(",", "")) > 0 for _, rate, _ in rows)
+    assert "Command: python scripts/benchmark_service.py --seconds 0.2" in done.stdout

@@ -1,0 +1,395 @@
+"""The process that serves: a socket, limits on connections, logs, an orderly end; and the same under Ray Serve.
+
+SIGTERM and Ctrl-C end it in order: nobody new is let in, requests that have come are answered, the service writes its
+checkpoint. A second Ctrl-C does not wait for requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from valueapprox.service.api import LOOPBACK, create_app, error_answer
+from valueapprox.service.schemas import Limits
+from valueapprox.service.service import Service
+
+__all__ = ["Running", "TelemetryLog", "listen", "read_token", "serve", "set_up_logs"]
+
+LARGEST_HEAD = 32 * 2**10  # bytes of a request's address and headers
+HEAD_SECONDS = 10.0  # until they have come
+KEEP_ALIVE = 75.0  # seconds that an idle connection is kept
+MOST_CONNECTIONS = 512
+END_SECONDS = 30  # that requests have to be finished when the process is asked to end
+SHORTEST_TOKEN = 16
+WATCH_SECONDS = 1.0
+LOG_FOLDER = "log"
+log = logging.getLogger("valueapprox.service")
+
+
+# --- before it starts -------------------------------------------------------------------------------------------------
+
+
+def read_token(path: str | Path) -> str:
+    """The token in a file: one line of at least 16 printable characters without blanks.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    text = Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    if len(text) < SHORTEST_TOKEN or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(
+            f"{path} holds no token: one line of at least {SHORTEST_TOKEN} letters, digits or signs is wanted, as "
+            "`openssl rand -hex 32` prints"
+        )
+    return text
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises
+    ------
+    ConnectionError
+        If the address is taken, or not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, OverflowError, UnicodeError) as error:
+        raise ConnectionError(f"{host}:{port} is no address to listen on ({error})") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(MOST_CONNECTIONS)
+    except OSError as error:
+        listener.close()
+        raise ConnectionError(f"cannot listen on {host}:{port} ({error.strerror}); another --port helps") from None
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can call the address."""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+
+
+class _Lines(logging.Formatter):
+    """One line per event: JSON for programs, or text for people."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {name: value for name, value in vars(record).items() if name not in PLAIN}
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        if self.as_json:
+            when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+            event = {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **facts}
+            if trace:
+                event["trace"] = trace
+            return json.dumps(event, default=str)
+        when = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = "" if record.levelno <= logging.INFO else f" {record.levelname.lower()}:"
+        words = "".join(f"  {n}={v:.4g}" if isinstance(v, float) else f"  {n}={v}" for n, v in facts.items())
+        return f"{when}{level} {record.getMessage()}{words}" + (f"\n{trace}" if trace else "")
+
+
+def set_up_logs(as_json: bool) -> None:
+    """Write what happens to stderr, one line per event."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(as_json))
+    for name, level in (("valueapprox.service", logging.INFO), ("uvicorn", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+
+
+class TelemetryLog:
+    """A service's diagnostics in TensorBoard's event files and as JSON Lines, at an interval, by a thread of its own.
+
+    The x axis is the version, the number of transitions learned. It lies in a folder of its own, which a restart goes
+    on with.
+    """
+
+    def __init__(self, service: Service, folder: Path, seconds: float) -> None:
+        from valueapprox.telemetry import METRICS_FILE, RunLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.service, self.seconds = service, seconds
+        known = (folder / METRICS_FILE).exists()
+        self._log = RunLog(folder, resume_step=service.version if known else None)
+        if not known:
+            self._log.layout(
+                {
+                    "Value function": {
+                        "gradient norm per layer": [r"value/grad_norm/.*"],
+                        "trace norm per layer": [r"value/trace_norm/.*"],
+                        "update / weight norm per layer": [r"value/update_ratio/.*"],
+                        "weight norm per layer": [r"value/weight_norm/.*"],
+                        "error": [r"value/td_error/rms.*"],
+                    }
+                }
+            )
+        self._logged = self._version = service.version
+        self._when = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.seconds):
+            try:
+                self.write()
+            except OSError as error:  # a full disk must not end the thread: there may be room again
+                log.warning("the diagnostics could not be logged", extra={"reason": str(error)})
+
+    def write(self) -> None:
+        """Log where the service is, if it has learned something since the last time."""
+        health, now = self.service.health(), time.monotonic()
+        version = int(health["version"])
+        if version == self._logged:
+            return
+        values = {f"value/{tag}": number for tag, number in self.service.diagnostics().items()}
+        values["time/steps_per_second"] = (version - self._version) / max(now - self._when, 1e-9)
+        for name in ("queued", "n_streams", "journal_bytes"):
+            if health.get(name) is not None:
+                values[f"service/{name}"] = float(health[name])
+        self._log.scalars(version, values)
+        self._log.flush()
+        self._logged = self._version = version
+        self._when = now
+
+    def close(self) -> None:
+        """Log the last values and close the files."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            self.write()
+        finally:
+            self._log.close()
+
+
+class _Watch:
+    """Logs when learning stops, and when it goes on: a full disk, a checkpoint that cannot be written."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._seen = self._look()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def _look(self) -> tuple[str, str]:
+        health = self.service.health()
+        return str(health.get("reason") or ""), str(health.get("checkpoint_error") or "")
+
+    def _run(self) -> None:
+        while not self._stop.wait(WATCH_SECONDS):
+            now = self._look()
+            for what, before, reason in zip(("learning", "checkpoints"), self._seen, now, strict=True):
+                if reason and reason != before:
+                    log.error(f"{what} stopped", extra={"reason": reason})
+                elif before and not reason:
+                    log.info(f"{what} go on" if what == "checkpoints" else f"{what} goes on")
+            self._seen = now
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+class _Connection(HttpToolsProtocol):
+    """uvicorn's connection, with the bounds on the head of a request that its parser does not have."""
+
+    service: Service  # set by `serve`
+    _head_size = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._cycles: list[RequestResponseCycle] = []  # requests whose answer is not complete, and perhaps the last one
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            self._end(503, f"there are {MOST_CONNECTIONS} connections already; try again")
+            return
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_here()
+        self._forsake()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        waited = self._head_timer is not None
+        super().data_received(data)
+        if waited and self._head_timer is not None and not self.transport.is_closing():
+            self._head_size += len(data)
+            if self._head_size > LARGEST_HEAD:
+                self._end(431, f"the head of the request has more than {LARGEST_HEAD:,} bytes")
+
+    def on_message_begin(self) -> None:
+        if self._head_timer is None:  # a further request on the same connection
+            self._expect_head()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_here()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
+        super().on_headers_complete()
+        self._cycles.append(self.cycle)
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(400, "this is not HTTP")
+
+    def _expect_head(self) -> None:
+        self._head_size = 0
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end, 408, "the head of the request took too long")
+
+    def _head_is_here(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _forsake(self) -> None:
+        """Tell the application that nobody waits; uvicorn tells it for the last of several requests only."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+    def _end(self, status: int, message: str) -> None:
+        """Answer without the application, and hang up."""
+        self._head_is_here()
+        if self.transport.is_closing():
+            return
+        self._forsake()
+        if any(cycle.response_started and not cycle.response_complete for cycle in self._cycles):
+            self.transport.close()
+            return
+        answer = error_answer(status, "Invalid", None, message, self.service.version, {"connection": "close"})
+        lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in answer.raw_headers), b"\r\n"]
+        self.transport.write(b"".join([*lines, bytes(answer.body)]))
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends with its own exit code after a signal instead of dying of it once more."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Running:
+    """An application being served by a thread of this process: for tests, notebooks, and scripts that do other things.
+
+    >>> with Running(service) as url:  # doctest: +SKIP
+    ...     Client(url).values(states)
+    """
+
+    def __init__(self, service: Service, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
+        self._listener = listen(host, port)
+        self.url = f"http://{host}:{self._listener.getsockname()[1]}"
+        self._server = _server(service, host, options)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="http", daemon=True)
+
+    def __enter__(self) -> str:
+        """Start; gives the address."""
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.005)
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+def _server(service: Service, host: str, options: dict[str, Any]) -> _Server:
+    app = create_app(service, **options)
+    config = uvicorn.Config(
+        app,
+        http=type("_Connection", (_Connection,), {"service": service}),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(KEEP_ALIVE),
+        timeout_graceful_shutdown=END_SECONDS,
+    )
+    return _Server(config)
+
+
+def serve(
+    service: Service,
+    listener: socket.socket,
+    *,
+    token: str | None = None,
+    limits: Limits | None = None,
+    log_requests: bool = False,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until a signal comes, then finish what has come. The service stays open.
+
+    Parameters
+    ----------
+    service
+        What is served.
+    listener
+        From `listen`.
+    token
+        That requests must carry. Required if others than this machine can call.
+    limits, log_requests
+        See `create_app`.
+    on_start
+        Called before the first request.
+
+    Raises
+    ------
+    ValueError
+        If other machines can call and there is no token.
+    """
+    host, port = listener.getsockname()[:2]
+    if token is None and not is_loopback(host):
+        raise ValueError(f"listening on {host} lets other machines in; --token-file is required for that")
+    server = _server(service, host, {"token": token, "limits": limits, "log_requests": log_requests})
+    on_start()
+    log.info("serving", extra={"host": host, "port": port, "version": service.version})
+    with contextlib.closing(_Watch(service)):
+        server.run([listener])
+    log.info("stopped", extra={"version": service.version})
