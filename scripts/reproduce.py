@@ -62,6 +62,7 @@ EXPERIMENTS = {
         "HalfCheetah-v5", "stream-ac", 1_000_000, (500_000, 1_000_000), "| 2,750", hidden=(128, 128)
     ),
     "hopper": experiment("Hopper-v5", "stream-ac", 1_000_000, (500_000, 1_000_000), hidden=(128, 128)),
+    "breakout": experiment("MinAtar/Breakout-v1", "stream-q", 1_000_000, (500_000, 1_000_000)),
 }
 
 #: What mattered: one thing changed at a time, in compiled worlds.
@@ -77,8 +78,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "critic by ObGD": {"optimizer": "obgd"},
     "all three: as published": {"keep_values": False, "least_error": 0.0, "optimizer": "obgd"},
     "the same, limit = end, time": {
-        "keep_values": False, "least_error": 0.0, "optimizer": "obgd",
-        "bootstrap_at_limit": False, "time_feature": True,
+        "keep_values": False,
+        "least_error": 0.0,
+        "optimizer": "obgd",
+        "bootstrap_at_limit": False,
+        "time_feature": True,
     },
     "limit = end": {"bootstrap_at_limit": False},
     "limit = end, time feature": {"bootstrap_at_limit": False, "time_feature": True},
@@ -108,13 +112,15 @@ class Reproduce:
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = field(default_factory=tuple)
-    """Of cartpole, cartpole-q, acrobot, mountaincar, lunarlander, halfcheetah, hopper; all if none is named."""
+    """cartpole, cartpole-q, acrobot, mountaincar, lunarlander, halfcheetah, hopper, breakout; all if none is named."""
     seeds: int = 10
     """Seeds 0, 1, ... of each."""
     ablations: bool = False
     """Instead: what mattered, one thing changed at a time, in compiled CartPole, Acrobot and MountainCar."""
     workers: int = 2
     """Runs at a time on this machine."""
+    share: float = 1.0
+    """Of the steps of each run; less than 1 to try it out."""
     ray_address: str | None = None
     """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
     folder: Path = Path("runs/reproduce")
@@ -127,6 +133,8 @@ def main(options: Reproduce) -> int:
     """Run what is missing, then print; returns the exit code."""
     positive("seeds", options.seeds)
     positive("workers", options.workers)
+    if not 0 < options.share <= 1:
+        raise ValueError(f"share is {options.share}; a number above 0, up to 1, is wanted")
     if options.ablations:
         chosen = {
             f"{world} | {change}": replace(e, settings=replace(e.settings, **what))
@@ -135,6 +143,7 @@ def main(options: Reproduce) -> int:
         }
     else:
         chosen = {one_of("experiment", n, EXPERIMENTS): EXPERIMENTS[n] for n in options.names or EXPERIMENTS}
+    chosen = {name: shortened(e, options.share) for name, e in chosen.items()}
     announce_compile("control_kernels.step")
     curves = run(chosen, options)
     results = {
@@ -152,6 +161,12 @@ def main(options: Reproduce) -> int:
         picture(chosen, curves, folder / "learning.png")
         console.print(f"Curves: {options.folder / 'learning.png'}; numbers: {options.folder / f'{name}.json'}")
     return 0
+
+
+def shortened(e: Experiment, share: float) -> Experiment:
+    """The same with fewer steps."""
+    steps = round(share * e.settings.steps)
+    return Experiment(replace(e.settings, steps=steps), tuple(round(share * mark) for mark in e.marks), e.published)
 
 
 def run(chosen: dict[str, Experiment], options: Reproduce) -> dict[str, list[list[dict[str, Any]]]]:

@@ -1,0 +1,69 @@
+"""scripts/reproduce.py: what it computes, and the whole for a few steps on real Ray."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import reproduce  # noqa: E402
+import train  # noqa: E402
+
+EPISODES = [{"step": step, "return": value} for step, value in ((10, 1.0), (86, 5.0), (100, 7.0), (101, 50.0))]
+
+
+def test_a_result_is_the_mean_of_the_last_fifteen_percent():
+    # Steps 86 and 100 lie in (85, 100]; 10 is earlier and 101 later.
+    assert reproduce.at(EPISODES, 100) == 6.0
+    assert np.isnan(reproduce.at(EPISODES, 50))  # none ended in (42.5, 50]
+
+
+def test_a_point_of_a_curve_is_the_mean_of_a_twentieth_of_the_run():
+    steps = np.array([50.0, 102.0, 200.0])  # windows of 10 steps
+    np.testing.assert_array_equal(reproduce.curve(EPISODES, steps), [np.nan, (7.0 + 50.0) / 2, np.nan])
+
+
+@pytest.mark.parametrize("experiment", [*reproduce.EXPERIMENTS.values(), *reproduce.WORLDS.values()])
+def test_the_command_that_is_printed_starts_the_same_run(experiment):
+    program, script, *options = shlex.split(experiment.command())
+    assert (program, script) == ("python", "scripts/train.py")
+    assert tyro.cli(train.Control, args=options).settings == experiment.settings
+
+
+def test_every_change_changes_a_setting():
+    fresh = reproduce.ControlSettings()
+    for name, change in reproduce.CHANGES.items():
+        assert all(getattr(fresh, setting) != value for setting, value in change.items()), name
+
+
+@pytest.mark.ray
+def test_what_was_run_is_not_run_again(local_ray, tmp_path, capsys):
+    options = reproduce.Reproduce(("cartpole", "cartpole-q"), seeds=2, share=0.02, folder=tmp_path, quiet=True)
+    assert reproduce.main(options) == 0
+    first = (tmp_path / "results.json").read_text()
+    results = json.loads(first)
+    assert set(results) == {"cartpole", "cartpole-q"}
+    assert set(results["cartpole"]["returns"]) == {"400", "1500", "3000"}
+    assert all(8 < value <= 500 for value in results["cartpole"]["returns"]["3000"])
+    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
+    table = capsys.readouterr().out
+    assert "CartPole-v1" in table
+    assert "python scripts/train.py --env CartPole-v1 --agent stream-q --steps 3000 --seed 0" in table
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.npz")}
+    assert len(made) == 4
+    assert reproduce.main(options) == 0
+    assert (tmp_path / "results.json").read_text() == first
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_an_unknown_experiment_is_named(start_script, tmp_path):
+    done = start_script("reproduce.py", "cartpool", "--folder", tmp_path)
+    assert done.returncode == 2
+    assert "cartpool" in done.stderr
+    assert "cartpole" in done.stderr
