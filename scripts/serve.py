@@ -31,6 +31,7 @@ EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[s
 OPERATION = (
     "durability", "on_gap", "max_streams", "max_batch", "max_queue", "checkpoint_seconds", "retain_bytes",
 )  # fmt: skip
+LOG_FOLDER = "log"  # in the data folder
 EPSILON = 1e-8  # that the agents' normalisers add to a variance
 
 
@@ -54,8 +55,7 @@ class Serve:
     """
 
     checkpoint: Path | None = None
-    """A run's folder, its checkpoint file, or what ValueFunction.save wrote. Of a control run: its critic, or the
-    values of its actions, with the run's normalisation built in."""
+    """A run's folder, its checkpoint file, or what ValueFunction.save wrote; of a control run, its critic or q."""
     new: bool = False
     """Start with a new network, if --data does not hold a service already."""
     data: Path | None = None
@@ -87,11 +87,9 @@ class Serve:
     """New: of the initial weights."""
 
     durability: Literal["batch", "every", "none"] | None = None
-    """batch, the default: all that waits shares one write that is forced to disk before the answers; every: each has
-    its own; none: no journal, a crash loses what came after the last checkpoint."""
+    """Before an answer: a write forced to disk for all that wait (batch, the default), for every one, or none."""
     on_gap: Literal["reject", "cut"] | None = None
-    """When sequence numbers are missing in a stream: reject the transition (the default), or cut the trace and learn
-    it."""
+    """When numbers are missing in a stream: reject the transition (the default), or cut the trace and learn it."""
     max_streams: int | None = None
     """Streams that have a trace, 256 by default; beyond it the one not used for longest loses its trace."""
     max_batch: int | None = None
@@ -114,8 +112,7 @@ class Serve:
     token_file: Path | None = None
     """File with a token that requests must carry: authorization: Bearer TOKEN."""
     ray_serve: str | None = None
-    """Serve the Ray actor of this name under Ray Serve, with replicas that read with weights of their own. With --new
-    or --data the actor is started, if there is none; it ends with this process."""
+    """Serve the Ray actor of this name under Ray Serve; --new or --data starts it, if there is none."""
     ray_address: str | None = None
     """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
     replicas: tuple[int, int] = (1, 2)
@@ -156,7 +153,7 @@ def main(options: Serve) -> int:
         for notice in service.notices:
             server.log.info(notice)
         if options.data is not None and options.log_every > 0 and not service.settings.read_only:
-            log = server.TelemetryLog(service, options.data / server.LOG_FOLDER, options.log_every)
+            log = server.TelemetryLog(service, options.data / LOG_FOLDER, options.log_every)
             stack.callback(log.close)
         server.serve(
             service,
@@ -354,6 +351,8 @@ def announce(service: Service | RemoteService, options: Serve, port: int) -> Non
         console.print("Learns      from /v1/transitions, and keeps nothing: --data FOLDER would")
     else:
         console.print(f"Learns      from /v1/transitions; kept in {options.data}, durability {settings.durability}")
+        if options.log_every > 0 and options.ray_serve is None:
+            console.print(f"Log         tensorboard --logdir {options.data / LOG_FOLDER}", markup=False)
     ask = json.dumps({"states": [state]})
     console.print(f"\nAsk it      curl -s {key}{url}/v1/values -d '{ask}'", markup=False)
     if not settings.read_only:

@@ -36,7 +36,6 @@ MOST_CONNECTIONS = 512
 END_SECONDS = 30  # that requests have to be finished when the process is asked to end
 SHORTEST_TOKEN = 16
 WATCH_SECONDS = 1.0
-LOG_FOLDER = "log"
 log = logging.getLogger("valueapprox.service")
 
 
