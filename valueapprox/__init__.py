@@ -26,6 +26,7 @@ from valueapprox.optimizers import (
     StepDecay,
     VarianceAdjusted,
 )
+from valueapprox.predictions import Predictions
 from valueapprox.value_function import DivergenceError, ValueFunction
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Network",
     "ObGD",
     "Optimizer",
+    "Predictions",
     "RMSProp",
     "ReduceOnPlateau",
     "StepDecay",

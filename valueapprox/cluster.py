@@ -25,7 +25,7 @@ import grpc
 import ray
 from ray.exceptions import RayActorError
 
-__all__ = ["LocalWorker", "RayWorker", "Worker", "cluster", "spread"]
+__all__ = ["LocalWorker", "RayWorker", "Worker", "cluster", "must_answer", "spread"]
 
 # A worker steps environments; every library in it that would start a thread per core only gets in the others' way.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
@@ -58,7 +58,7 @@ def cluster(address: str | None = None, n_cpus: int = 2) -> Iterator[None]:
                     address="local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet
                 )
         else:
-            _must_answer(address)
+            must_answer(address)
             try:
                 ray.init(address=address, runtime_env={"env_vars": ONE_THREAD}, **quiet)
             except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
@@ -82,7 +82,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def _must_answer(address: str) -> None:
+def must_answer(address: str) -> None:
     """Ray waits a minute for a cluster that is not there; a socket knows at once."""
     if address in ("auto", "local"):
         return

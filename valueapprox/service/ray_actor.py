@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox.checks import as_floats
-from valueapprox.cluster import _must_answer  # first, since it sets what Ray reads when it is imported
+from valueapprox.cluster import must_answer  # first, since it sets what Ray reads when it is imported
 from valueapprox.service.messages import (
     Gradients,
     LearnResult,
@@ -341,7 +341,7 @@ def _join(address: str | None) -> None:
     if ray.is_initialized():
         return
     address = address or "auto"
-    _must_answer(address)
+    must_answer(address)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
