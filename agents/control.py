@@ -16,14 +16,16 @@ import numpy as np
 from gymnasium import spaces
 
 from agents import control_kernels as kernels
+from agents.policies import Policy, uniform
 from agents.spaces import encoder
 from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
+from valueapprox.backprop import X
 from valueapprox.checks import aligned_zeros, one_of, positive, unit_interval
 from valueapprox.optimizers import N_BOUNDED, SUM_OF_STEPS
 from valueapprox.seeding import sequence
 from valueapprox.td import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
 
-__all__ = ["QRC", "ControlAgent", "ExpectedSarsa", "Sarsa", "StreamAC", "StreamQ"]
+__all__ = ["QRC", "ControlAgent", "ExpectedSarsa", "Sarsa", "StreamAC", "StreamQ", "StreamTD"]
 
 #: A unit is flat, f'(psi) below 2 % of its largest value, where psi (-abs(psi) for sigmoid, tanh) is at most this.
 FLAT_BELOW = {
@@ -107,7 +109,7 @@ class Learner:
 
 
 class ControlAgent:
-    """What control agents share: `StreamAC`, `StreamQ`, `Sarsa`, `ExpectedSarsa` and `QRC`.
+    """What control agents share: `StreamAC`, `StreamQ`, `Sarsa`, `ExpectedSarsa`, `QRC` and `StreamTD`.
 
     At an ending `end(reward, observation, terminated)` is called with the final observation. Terminated: its value is
     0. Cut by a time limit: its value is bootstrapped. After the update, either clears the eligibility traces.
@@ -271,14 +273,14 @@ class ControlAgent:
         status = kernels.begin(self._state(observation), *self.arrays)
         if status != kernels.LEARNED:
             self.fail(status, 0.0, observation)
-        return self.action()
+        return self._next_action(observation)
 
     def step(self, reward: float, observation: Any) -> Any:
         """Learn from the transition into `observation`, and return the next action."""
         status = kernels.step(self._state(observation), float(reward), False, False, *self.arrays)
         if status != kernels.LEARNED:
             self.fail(status, reward, observation)
-        return self.action()
+        return self._next_action(observation)
 
     def end(self, reward: float, observation: Any, terminated: bool) -> None:
         """Learn from the last transition of an episode. `terminated` False: it was cut here, and bootstraps."""
@@ -292,6 +294,10 @@ class ControlAgent:
         dtype = np.float32 if state.dtype == np.float32 else np.float64
         # Read-only or strided arrays are other types to Numba, for which the kernels would be compiled anew.
         return state if state.dtype == dtype and state.flags.carray else np.array(state, dtype, order="C")
+
+    def _next_action(self, observation: Any) -> Any:
+        """The answer of `start` and `step`: what the kernel has chosen at this observation."""
+        return self.action()
 
     def action(self) -> Any:
         """The action that was chosen last, as the environment takes it."""
@@ -355,7 +361,7 @@ class ControlAgent:
                 values["actor/entropy"] = self.sums[kernels.SUM_ENTROPY] / seen
                 if self.first_action is None:
                     values["actor/spread"] = self.sums[kernels.SUM_SPREAD] / seen
-        if self.algorithm != kernels.ACTOR_CRITIC and self.settings[kernels.TEMPERATURE] == 0.0:
+        if self.algorithm not in (kernels.ACTOR_CRITIC, kernels.TD) and self.settings[kernels.TEMPERATURE] == 0.0:
             values["agent/epsilon"] = float(kernels.epsilon_now(self.settings, self.counts))
         if self.settings[kernels.AVERAGE_REWARD] > 0.0:
             values["agent/mean_reward"] = float(self.memory[kernels.MEAN_REWARD])
@@ -517,3 +523,129 @@ class QRC(ControlAgent):
             kernels.REGULARISE: regularise,
             kernels.CUT_BEFORE: one_of("cut", cut, ("after", "before")) == "before",
         }
+
+
+class StreamTD(ControlAgent):
+    """TD(lambda): predicts the discounted sum of rewards under a policy that it is given, and does not change.
+
+    delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
+
+    Any action space will do. `epsilon`, `temperature` and `second_optimizer` mean nothing here.
+
+    policy
+        ``policy(observation, rng) -> action``, which must be a function of these two alone; None for uniform random. It
+        is asked after the step's learning, so that an error of its own leaves a transition that was learned from.
+    """
+
+    algorithm = kernels.TD
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        policy: Policy | None = None,
+        **settings: Any,
+    ) -> None:
+        if policy is not None and not callable(policy):
+            raise TypeError(f"policy is {policy!r}; a function (observation, rng) -> action is wanted, or None")
+        super().__init__(observation_space, action_space, **settings)
+        self.policy = uniform(action_space) if policy is None else policy
+        self.rng = np.random.default_rng(sequence(settings.get("seed", 0), "policy", 0))
+        self._action: Any = None
+        self._scratch = self.first.net.scratch(), self.second.net.scratch()
+
+    def _algorithm(self, action_space: gym.Space[Any]) -> tuple[int, int]:
+        return self.algorithm, 1
+
+    def _next_action(self, observation: Any) -> Any:
+        self._action = self.policy(observation, self.rng)
+        return self._action
+
+    def action(self) -> Any:
+        """The policy's last action. A restored agent knows it if the space has a shape: Discrete, Box, Multi-...
+
+        Raises
+        ------
+        RuntimeError
+            If there was none yet, or it is not known.
+        """
+        if self._action is None:
+            raise RuntimeError("no action is known: start and step return the policy's")
+        return self._action
+
+    def value(self, observation: Any, elapsed: int | None = None) -> float:
+        """v at an observation, in the rewards' own unit, with the normalisers as they stand. Nothing changes.
+
+        Parameters
+        ----------
+        observation
+            As the environment gives it.
+        elapsed
+            With `time_limit`: the number of steps from the episode's start to this observation. None: as many as the
+            running episode has, or 0 where none runs.
+
+        Raises
+        ------
+        ValueError
+            If the observation is not finite.
+        DivergenceError
+            If the value is not.
+        """
+        memory = self.memory.copy()
+        if elapsed is not None:
+            memory[kernels.TIME] = elapsed * self.settings[kernels.TIME_STEP] - 0.5
+        elif not self.counts[kernels.RUNNING]:
+            memory[kernels.TIME] = -0.5
+        here, here_2 = self._scratch
+        status = kernels.act(
+            *(self._state(observation), True, self.settings, memory, self.counts, self.key, self._action_values),
+            *(self.first.w, self.first.net.spec, here, self.second.w, self.second.net.spec, here_2),
+        )
+        if status == kernels.BAD_INPUT:
+            raise ValueError(f"the observation is {observation}; finite numbers up to {kernels.LARGEST:g} are wanted")
+        v = float(here[X, self.first.net.starts[-2]]) * (memory[kernels.REWARD_SCALE] or 1.0)
+        if not np.isfinite(v):
+            raise DivergenceError("the value is infinite or NaN")
+        return v
+
+    def actor(self, seed: int = 0, greedy: bool = True) -> Actor:
+        """Acts by the policy with random numbers of its own. `greedy` changes nothing."""
+        return PolicyActor(self, seed, greedy)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """As for the other agents; with the last action, and where the policy's generator stands, as copies."""
+        bits: Any = self.rng.bit_generator.state
+        words = [part for name in ("state", "inc") for part in divmod(bits["state"][name], 2**64)]
+        arrays = super().state_dict()
+        arrays["policy"] = np.array([*words, bits["has_uint32"], bits["uinteger"]], np.uint64)
+        shape = self.action_space.shape
+        if shape is not None:
+            action = np.zeros(shape) if self._action is None else self._action
+            arrays["action"] = np.array(action, self.action_space.dtype).reshape(shape)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state_dict` gave, of an agent that was made with the same arguments."""
+        super().restore(arrays)
+        state, state_low, inc, inc_low, has_uint32, uinteger = (int(word) for word in arrays["policy"])
+        self.rng.bit_generator.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": state << 64 | state_low, "inc": inc << 64 | inc_low},
+            "has_uint32": has_uint32,
+            "uinteger": uinteger,
+        }
+        self._action = None
+        if self.counts[kernels.RUNNING] and self.action_space.shape is not None:
+            action = arrays["action"].copy()
+            self._action = action if self.first_action is None else int(action)
+
+
+class PolicyActor(Actor):
+    """Acts by the policy that a `StreamTD` is given."""
+
+    def __init__(self, agent: StreamTD, seed: int, greedy: bool) -> None:
+        super().__init__(agent, seed, greedy)
+        self.policy, self.rng = agent.policy, np.random.default_rng(sequence(seed, "evaluation"))
+
+    def _act(self, observation: Any) -> Any:
+        return self.policy(observation, self.rng)

@@ -40,7 +40,7 @@ from valueapprox.compiling import kernel
 from valueapprox.optimizers import CODE, INTENTIONAL_CODE, ascend, ascend_with_gradient, follow
 from valueapprox.td import finite, sample_norms
 
-Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, QRC = range(6)
+Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, QRC, TD = range(7)
 
 # Positions in settings.
 (
@@ -449,8 +449,13 @@ def arrive(observation, settings, memory, counts, key, action, w, spec, here, w_
 
 @kernel(inline=True)
 def choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, here_2, greedy):
-    """The action at the state in `here`, whose first network has run; DIVERGED if the actor gives NaN or infinity."""
+    """The action at the state in `here`, whose first network has run; DIVERGED if the actor gives NaN or infinity.
+
+    For TD there is nothing to choose: its actions come from elsewhere.
+    """
     status = LEARNED
+    if algorithm == TD:
+        return status
     if algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC):
         for i in range(spec_2[SIZES]):
             here_2[X, i] = here[X, i]
@@ -506,6 +511,7 @@ def step(
     dtype = w.dtype.type
     algorithm = int(settings[ALGORITHM])
     policy_based = algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC)
+    state_value = policy_based or algorithm == TD  # one output, v(s)
     ended = terminated or truncated
     old_scale = memory[REWARD_SCALE]
     r = scale_reward(reward, ended, settings, memory)
@@ -532,7 +538,7 @@ def step(
         forward(w, spec, there)
         multiply(there[X], first, n, dtype(unit))
         v_next = np.float64(there[X, first])
-        if not policy_based:
+        if not state_value:
             if algorithm == SARSA:
                 choose_by_value(there[X], first, n, settings, counts, key, False)
                 chosen = True
@@ -544,7 +550,7 @@ def step(
                 for a in range(n):
                     if there[X, first + a] == dtype(v_next):
                         best_next = a
-    v = np.float64(here[X, first] if policy_based else here[X, first + taken])
+    v = np.float64(here[X, first] if state_value else here[X, first + taken])
     delta = r - memory[MEAN_REWARD] + bootstrap * v_next - v
     if not finite(dtype(delta)):
         return DIVERGED
@@ -578,7 +584,7 @@ def step(
         if sampled:
             sample_norms(w, z, before, spec, here, stats)
     else:
-        seed_output(here, spec, 0 if policy_based else taken)
+        seed_output(here, spec, 0 if state_value else taken)
         if policy_based:
             first_2, n_2 = outputs(spec_2)
             sign = 1.0 if delta > 0.0 else (-1.0 if delta < 0.0 else 0.0)

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.control import ControlAgent
-from agents.control_kernels import ACTION, DIVERGED, LEARNED, begin, step
+from agents.control_kernels import ACTION, DIVERGED, LEARNED, TD, begin, step
 from agents.spaces import encoder
 from envs import World, env_state, restore_env_state
 from envs.dynamics import observe, reset_state, step_state
@@ -104,6 +104,8 @@ class CompiledLoop:
     @staticmethod
     def fits(agent: ControlAgent, env: gym.Env[Any, Any], world: World) -> bool:
         """Whether nothing stands between world and agent that the loop does not know."""
+        if agent.algorithm == TD:  # its actions are not the kernel's
+            return False
         return env_state(env) is not None and encoder(env.observation_space).size == world.n_observation
 
     def run(self, n: int) -> Chunk:
