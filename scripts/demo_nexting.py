@@ -53,7 +53,7 @@ COLORS = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#000000")  # of Okabe & I
 def robot(steps: int, rng: np.random.Generator) -> np.ndarray:
     """What a small robot's sensors give as it patrols a pen: (steps, 8), ten steps a second, in the order of SENSORS.
 
-    It follows the walls of 3 m by 1.4 m counter-clockwise, a lap in some 18 s. A lamp stands in a corner, where it is
+    It follows the walls of 3 m by 1.4 m counter-clockwise, a lap in some 20 s. A lamp stands in a corner, where it is
     dazzled: in four laps of ten it sees the wall too late and bumps into it; elsewhere that is rare. On a carpet along
     a wall it takes more current. Every two minutes or so something blocks its wheels for two or three seconds. When its
     battery is low, it stops at the dock on its way until the battery is full. The motors heat up slowly, with the

@@ -12,8 +12,8 @@ from matplotlib.image import imread
 from valueapprox.service import Service
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo_nexting.py"
-STEPS = 4000
-LEARNED = 3799  # all but the first twentieth, 200, and the last, of which no next one is known
+STEPS = 10_000  # with 4,000, some predictions are still worse than the mean, and which ones depends on the seed
+LEARNED = 9499  # all but the first twentieth, 500, and the last, of which no next one is known
 
 spec = importlib.util.spec_from_file_location("demo_nexting", DEMO)
 demo = sys.modules["demo_nexting"] = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
@@ -104,11 +104,12 @@ def test_predictions_beat_the_mean_and_the_present_value(run):
     found = errors(printed)
     assert tuple(found) == demo.SENSORS
     assert all(table.shape == (4, 3) for table in found.values())
-    # The lamp comes round with every lap.
+    # The lamp comes round with every lap. Seeds 0 to 5 gave 0.07 to 0.15, 0.04 to 0.11, 0.09 to 0.19, 0.18 to 0.59 on
+    # the four scales; one step ahead the present value is better than that, 0.01 or 0.02.
     learned, now, mean = found["light_right"].T
-    assert (learned < 0.5).all()
+    assert (learned < mean).all()
+    assert (learned < [0.3, 0.25, 0.4, 0.9]).all()
     assert (learned[1:] < now[1:]).all()
-    assert (mean > 0.9).all()
 
 
 def test_picture_data_and_learner_are_left(run):
