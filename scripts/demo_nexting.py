@@ -1,0 +1,548 @@
+"""Nexting: what will every sensor of a robot do within a step, a second, ten? A picture of predictions and returns."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from agents.console import announce_compile, console, errors_in_one_line, progress_bar
+from valueapprox import Adam, Network
+from valueapprox.checkpoint import write_whole
+from valueapprox.checks import positive, unit_interval
+from valueapprox.optimizers import InverseTime
+from valueapprox.seeding import sequence
+from valueapprox.service import Client, Service, ServiceError, ServiceSettings, Transitions
+from valueapprox.tables import TableError, read_table
+
+PICTURE, DATA, SERVICE = "nexting.png", "stream.csv", "service"
+SERVE = Path(__file__).with_name("serve.py")
+STREAM = "signals"
+TRACES = (0.8, 0.95, 0.99)  # decays of the slow traces in the state
+FARTHEST = 5.0  # standard deviations that an entry of the state may be away from 0
+CALIBRATION = 20  # one part in so many of the stream is only looked at, for the scale of each signal
+LEFT = 0.01  # weight of what is missing of a return at which it counts as complete
+LEAST = 400  # steps to learn from and be judged
+WINDOW = 600  # steps that are drawn
+MOST_AT_ONCE = 4096  # steps in a batch
+POINTS = 150  # of a learning curve
+AVERAGED = 12  # and each is a mean over one part in so many of the stream
+LONG, WIDE = 3.0, 1.4  # metres, of the robot's pen
+
+SENSORS = (
+    "light_left", "light_right", "wall_ahead", "bump", "current_left", "current_right", "temperature", "battery",
+)  # fmt: skip
+DRAWN = ("light_right", "wall_ahead", "bump", "current_left", "temperature")
+COLORS = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#000000")  # of Okabe & Ito 2008
+
+
+def robot(steps: int, rng: np.random.Generator) -> np.ndarray:
+    """What a small robot's sensors give as it patrols a pen: (steps, 8), ten steps a second, in the order of SENSORS.
+
+    It follows the walls of 3 m by 1.4 m counter-clockwise, a lap in some 20 s. A lamp stands in a corner, where it is
+    dazzled: in four laps of ten it sees the wall too late and bumps into it; elsewhere that is rare. On a carpet along
+    a wall it takes more current. Every two minutes or so something blocks its wheels for two or three seconds. When its
+    battery is low, it stops at the dock on its way until the battery is full. The motors heat up slowly, with the
+    square of their current.
+
+    Light and nearness of the wall ahead in [0, 1], bump 0 or 1, currents in A, temperature in degrees Celsius, battery
+    in V; all with noise, rounded to four decimals.
+    """
+    out = np.empty((steps, len(SENSORS)))
+    noise, luck = rng.normal(size=(steps, 8)), rng.random((steps, 3))
+    x, y, angle, v, wall, charge, temperature = 0.4, 0.3, 0.0, 0.0, 0, 0.8, 35.0
+    mode, left, late = "drive", 0, False
+    for t in range(steps):
+        ahead, beside = ((LONG - x, y), (WIDE - y, LONG - x), (x, WIDE - y), (y, x))[wall % 4]
+        error = wall * math.pi / 2 - angle
+        bump, stall = 0.0, 0.0
+        # What it wants: a speed in m/s and a turn in rad/s.
+        if mode == "drive":
+            wanted, turn = 0.4, 1.2 * error + 1.5 * (0.3 - beside)
+            if ahead < (0.13 if late else 0.35 + 0.02 * noise[t, 0]):
+                mode, left = ("back", 7) if late else ("turn", 0)
+                bump = float(late)
+                wall, late = wall + (not late), False
+            elif luck[t, 0] < 1 / 1000:
+                mode, left = "stuck", 15 + int(15 * luck[t, 1])
+            elif wall % 4 == 0 and charge < 0.35 and 0.9 < x < 1.1:
+                mode = "charge"
+        elif mode == "turn":
+            wanted, turn = 0.15, 1.6 if error > 0.15 else 1.2 * error
+            if error < 0.15:
+                mode, late = "drive", luck[t, 2] < (0.4 if wall % 4 == 2 else 0.02)
+        elif mode == "back":
+            wanted, turn, left, bump = -0.25, 0.0, left - 1, float(left > 5)
+            if left == 0:
+                mode, wall = "turn", wall + 1
+        elif mode == "stuck":
+            wanted, turn, left, stall = 0.0, 0.0, left - 1, 1.0
+            mode = "stuck" if left else "drive"
+        else:
+            wanted, turn = 0.0, 0.0
+            mode = "drive" if charge > 0.95 else "charge"
+        turn += 0.1 * noise[t, 1] * (wanted != 0)
+        before = v
+        v = 0.0 if stall else v + 0.5 * (wanted - v)
+        angle += 0.1 * turn
+        x = min(max(x + 0.1 * v * math.cos(angle), 0.12), LONG - 0.12)
+        y = min(max(y + 0.1 * v * math.sin(angle), 0.12), WIDE - 0.12)
+        carpet = 1.7 if 1.4 < x < 2.4 and y < 0.7 else 1.0
+        effort = 0.6 * max(0.0, v - before)
+        idle = 0.05 if mode == "charge" else 0.15
+        currents = [
+            idle + carpet * 0.9 * abs(v + side * 0.1 * turn) + effort + 1.4 * stall + 0.02 * noise[t, 3 + i]
+            for i, side in enumerate((-1, 1))
+        ]
+        heat = currents[0] ** 2 + currents[1] ** 2
+        temperature += (22.0 - temperature) / 700 + 0.05 * heat
+        charge += 0.003 if mode == "charge" else -2.5e-4 * sum(currents)
+        volts = 11.0 + 1.6 * charge - 0.1 * sum(currents) + 0.4 * (mode == "charge")
+        to_lamp, far = math.atan2(WIDE - y, -x), math.hypot(x, WIDE - y)
+        lights = [
+            (0.25 + 0.75 * max(0.0, math.cos(to_lamp - angle - side * math.pi / 4))) / (1 + (far / 0.7) ** 2)
+            for side in (1, -1)
+        ]
+        near = math.exp(-max(0.0, ahead - 0.12) / 0.3)
+        out[t] = (
+            *(light + 0.01 * noise[t, 5 + i] for i, light in enumerate(lights)),
+            near + 0.02 * noise[t, 2],
+            bump,
+            *currents,
+            temperature + 0.05 * noise[t, 0],
+            volts + 0.01 * noise[t, 7],
+        )
+    return np.round(out, 4)
+
+
+def returns(signals: np.ndarray, gamma: float) -> np.ndarray:
+    """G_t = sum_k gamma^k c_{t+k+1} (n, m) of what came of signals c (n, m); late ones lack the most. G_n-1 = 0."""
+    G = np.zeros(signals.shape)
+    for t in range(len(signals) - 2, -1, -1):
+        G[t] = signals[t + 1] + gamma * G[t + 1]
+    return G
+
+
+def states(z: np.ndarray) -> np.ndarray:
+    """States (n, 4 m): standardised signals z (n, m), and x <- b x + (1 - b) z of each for every b of TRACES."""
+    parts = [z]
+    for decay in TRACES:
+        trace = np.empty_like(z)
+        trace[0] = z[0]
+        for t in range(1, len(z)):
+            trace[t] = decay * trace[t - 1] + (1 - decay) * z[t]
+        parts.append(trace)
+    return np.clip(np.concatenate(parts, axis=1), -FARTHEST, FARTHEST)
+
+
+@dataclass(frozen=True)
+class DemoNexting:
+    """Learn what every signal of a live stream will do next, on several time scales, through the value service.
+
+    Nexting (Modayil, White and Sutton 2014, arXiv 1112.1133): for every signal c and every discount gamma there is a
+    prediction of G_t = c_t+1 + gamma c_t+2 + gamma^2 c_t+3 + ..., learned by TD(lambda) while the signals come. gamma =
+    0, 0.8, 0.95, 0.9875 look 1 / (1 - gamma) = 1, 5, 20, 80 steps ahead. The signals are those of a simulated robot
+    that drives round a pen with a lamp, a carpet and a charging dock, or the columns of your CSV file.
+
+    Every batch of steps is predicted first and learned from afterwards, and each is in the service's journal before it
+    is acknowledged. The state is made of all signals, less their mean and in standard deviations, both of the first
+    twentieth of the stream, which is not learned from; and of three slow traces of each, exponential averages over some
+    5, 20 and 100 steps, which say what was before. A prediction has a network of its own, and Adam.
+
+    When all is known, predictions are compared with the returns that came. The table shows mean squared errors divided
+    by the variance of the return, over the last quarter: 0 is perfect, 1 no better than knowing the mean. Beside it:
+    now, the present value for ever, c_t / (1 - gamma); and mean, the mean of the signal so far, / (1 - gamma).
+
+    More examples:
+      demo_nexting.py --http                                     # the same from a server in a process of its own
+      demo_nexting.py --csv plant.csv --ignore time --draw flow pressure
+      demo_nexting.py --gamma 0 0.9 0.99 --steps 100000
+    """
+
+    csv: Path | None = None
+    """A CSV file with a header and a row for each step, instead of the robot. All columns are numbers."""
+    ignore: tuple[str, ...] = ()
+    """Columns of the CSV file to leave out."""
+    steps: int = 40_000
+    """Of the robot, ten a second."""
+    gamma: tuple[float, ...] = (0.0, 0.8, 0.95, 0.9875)
+    """Discounts of the predictions of each signal, at least 0 and less than 1."""
+    lam: float = 0.9
+    """Trace decay lambda of all predictions, in [0, 1]."""
+    hidden: int = 32
+    """Units (ReLU) in the hidden layer of each prediction's network."""
+    alpha: float = 0.01
+    """Step size of Adam at the start."""
+    halve: int = 1500
+    """Steps after which the step size is half of that: alpha / (1 + t / halve)."""
+    batch: int = 64
+    """Steps that are predicted, then sent to be learned, at a time."""
+    http: bool = False
+    """Start a server in a process of its own, and predict and learn over HTTP."""
+    draw: tuple[str, ...] = ()
+    """Signals in the picture; five of the robot's, or the first five columns, if not given."""
+    seed: int = 0
+    """Of robot and initial weights."""
+    out: Path | None = None
+    """Folder for picture, data and service; runs/demo-nexting-TIME if not given."""
+    quiet: bool = False
+    """No progress bar; the results only."""
+
+
+class Learner(Protocol):
+    """What a Service in this process and a Client of one elsewhere have in common."""
+
+    def values(self, states: np.ndarray) -> Any:
+        """Predictions at states."""
+
+    def learn(self, batch: Transitions) -> Any:
+        """Learn from transitions, and wait until they are kept."""
+
+
+class Errors(NamedTuple):
+    """Normalised mean squared errors (m, scales) of what was learned and of two that learn nothing."""
+
+    learned: np.ndarray
+    now: np.ndarray
+    mean: np.ndarray
+
+
+class Result(NamedTuple):
+    """Predictions and returns, all (n, m, scales), of standardised signals; and which steps are judged."""
+
+    predicted: np.ndarray
+    came: np.ndarray
+    judged: slice
+    errors: Errors
+
+
+def main(options: DemoNexting) -> int:
+    """Learn, print, draw; returns the exit code."""
+    check(options)
+    folder = options.out or Path("runs") / f"demo-nexting-{time.strftime('%Y%m%d-%H%M%S')}"
+    for name in (PICTURE, DATA, SERVICE):
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder / name} exists; choose another --out")
+    names, signals = read(options)
+    drawn = list(dict.fromkeys(options.draw)) or [name for name in DRAWN if name in names] or list(names[: len(DRAWN)])
+    for name in drawn:
+        if name not in names:
+            raise ValueError(f"--draw {name}: there is no such signal; there are {', '.join(names)}")
+    n, start = len(signals), len(signals) // CALIBRATION
+    end = n - 1 - horizon(max(options.gamma))
+    if end - start < LEAST:
+        raise ValueError(
+            f"{n} steps are too few: with gamma {max(options.gamma):g}, {horizon(max(options.gamma))} at the end lack "
+            f"a complete return, and {LEAST} beside the first twentieth are wanted to learn from"
+        )
+    announce_compile("prediction_kernels.learn_predictions")
+    mean, spread = signals[:start].mean(axis=0), signals[:start].std(axis=0)
+    spread = np.where(spread > 1e-12 * np.abs(mean), spread, 1.0)  # of one that has not moved yet
+    z = (signals - mean) / spread
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.csv is None:
+        lines = [",".join(names), *(",".join(f"{value:.4f}" for value in row) for row in signals.tolist())]
+        write_whole(folder / DATA, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    predicted = np.zeros((n, len(names) * len(options.gamma)))
+    try:
+        with (
+            service(settings(options, names), folder, options.http) as learner,
+            progress_bar("learning", n - 1 - start, options.quiet) as advance,
+        ):
+            began = time.perf_counter()
+            lost = follow(learner, z, start, options, predicted, advance)
+            seconds = time.perf_counter() - began
+    except ServiceError as error:
+        raise ValueError(str(error)) from error
+    result = judge(predicted.reshape(n, len(names), -1), z, options.gamma, start, end)
+    door = "over HTTP" if options.http else "in this process"
+    console.print(
+        f"{len(names)} signals, {len(options.gamma)} time scales: {predicted.shape[1]} predictions; {n - 1 - start:,} "
+        f"steps learned {door}, durability batch, in {seconds:.1f} s: {(n - 1 - start) / seconds:,.0f} steps/s"
+    )
+    if lost:
+        console.print(f"[red]{lost} steps were not learned from: they would have made a weight infinite[/]")
+    console.print(table(names, options.gamma, result))
+    figure = draw(names, drawn, options.gamma, result, mean, spread, start)
+    write_whole(folder / PICTURE, lambda file: figure.savefig(file, format="png", dpi=100))
+    console.print(f"\nPicture   {folder / PICTURE}", markup=False)
+    if options.csv is None:
+        console.print(f"Data      {folder / DATA}", markup=False)
+    console.print(
+        f"Learner   {folder / SERVICE}\nAsk it    python scripts/serve.py --data {shlex.quote(str(folder / SERVICE))}",
+        markup=False,
+    )
+    return 0
+
+
+def check(options: DemoNexting) -> None:
+    """Refuse what cannot be learned, in the words of the options."""
+    for name in ("steps", "hidden", "halve", "batch"):
+        positive(name, getattr(options, name))
+    positive("seed", options.seed, at_least=0)
+    unit_interval("lam", options.lam)
+    if options.batch > MOST_AT_ONCE:
+        raise ValueError(f"batch is {options.batch}; at most {MOST_AT_ONCE} are wanted")
+    if not 0 < options.alpha < np.inf:
+        raise ValueError(f"alpha is {options.alpha}; a positive number is wanted")
+    if not options.gamma or len(set(options.gamma)) != len(options.gamma):
+        raise ValueError("gamma wants different discounts, at least one")
+    for gamma in options.gamma:
+        if not 0 <= gamma < 1:
+            raise ValueError(f"gamma is {gamma:g}; at least 0 and less than 1 is wanted")
+    if options.ignore and options.csv is None:
+        raise ValueError("--ignore is for the columns of a --csv file")
+
+
+def read(options: DemoNexting) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the signals, and the signals (n, m)."""
+    if options.csv is None:
+        rng = np.random.default_rng(sequence(options.seed, "robot"))
+        return SENSORS, robot(options.steps, rng)
+    columns = read_table(options.csv)
+    left_out = columns.pick(options.ignore, "--ignore")
+    names = tuple(name for name in columns.cells if name not in left_out)
+    if not names:
+        raise TableError(f"{options.csv} has no column left; at least one is wanted")
+    signals = columns.numbers(names)
+    for name, signal_ in zip(names, signals.T, strict=True):
+        if signal_.min() == signal_.max():
+            raise TableError(
+                f"{options.csv}, column {name!r} is {signal_[0]:g} in every row; there is nothing to predict "
+                f"(--ignore {shlex.quote(name)} leaves it out)"
+            )
+    return names, signals
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+def settings(options: DemoNexting, names: Sequence[str]) -> ServiceSettings:
+    """What the service learns: for each signal the predictions of all time scales, signal by signal."""
+    k = len(names) * len(options.gamma)
+    return ServiceSettings(
+        net=Network(((1 + len(TRACES)) * len(names), options.hidden, 1)),
+        optimizer=Adam(options.alpha, schedule=InverseTime(options.halve)),
+        discounts=tuple(options.gamma) * len(names),
+        lams=(options.lam,) * k,
+        names=tuple(f"{name}, gamma {gamma:g}" for name in names for gamma in options.gamma),
+        separate=True,
+        seed=options.seed,
+        durability="batch",
+        max_streams=1,
+    )
+
+
+@contextmanager
+def service(chosen: ServiceSettings, folder: Path, http: bool) -> Iterator[Learner]:
+    """A new service with its journal in a folder: in this process, or behind a server in a process of its own."""
+    with Service(chosen, folder / SERVICE) as new:
+        if not http:
+            yield new
+            return
+    # Its first checkpoint holds the settings; the server goes on from there.
+    command = [sys.executable, str(SERVE), "--data", str(folder / SERVICE), "--port", "0", "--log-every", "0"]
+    log = folder / "server.log"
+    with log.open("w") as said, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process:
+        assert process.stdout is not None
+        try:
+            url = ""
+            for line in process.stdout:
+                url = url or "".join(re.findall(r"^Serving +(http://\S+)", line))
+                if line.startswith("Read on"):
+                    break
+            else:
+                reason = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+                raise ConnectionError(f"the server did not start: {reason.removeprefix('error: ')}")
+            with Client(url) as client:
+                yield client
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+
+
+def follow(
+    learner: Learner,
+    z: np.ndarray,
+    start: int,
+    options: DemoNexting,
+    predicted: np.ndarray,
+    advance: Callable[[int], None],
+) -> int:
+    """Predict and learn, batch by batch, from step `start` on; returns how many steps were refused.
+
+    The predictions of a batch, written into `predicted` (n, k), are asked for before any step of it is learned from.
+    """
+    s, c = states(z).astype(np.float32), np.repeat(z, len(options.gamma), axis=1)
+    last, refused = len(z) - 1, 0
+    for t in range(start, last, options.batch):
+        now, following = slice(t, min(t + options.batch, last)), slice(t + 1, min(t + options.batch, last) + 1)
+        predicted[now] = learner.values(s[now]).values
+        result = learner.learn(Transitions.of(STREAM, t, s[now], c[following], s[following]))
+        refused += len(result.status) - result.learned
+        advance(following.stop - 1 - start)
+    return refused
+
+
+# --- what came of it --------------------------------------------------------------------------------------------------
+
+
+def horizon(gamma: float) -> int:
+    """Steps after which gamma^k is at most LEFT: 367 for 0.9875."""
+    return 0 if gamma == 0 else math.ceil(math.log(LEFT) / math.log(gamma))
+
+
+def judge(predicted: np.ndarray, z: np.ndarray, gammas: Sequence[float], start: int, end: int) -> Result:
+    """Compare predictions (n, m, scales) with the returns of z (n, m), over the last quarter of steps start to end."""
+    came = np.stack([returns(z, gamma) for gamma in gammas], axis=-1)
+    judged = slice(end - (end - start) // 4, end)
+    so_far = np.cumsum(z, axis=0) / np.arange(1, len(z) + 1)[:, None]
+    scale = 1 / (1 - np.array(gammas))
+    variance = came[judged].var(axis=0)
+    variance[variance == 0] = np.nan  # nothing moved: no error is large or small
+
+    def error(guess: np.ndarray) -> np.ndarray:
+        squares: np.ndarray = ((guess - came)[judged] ** 2).mean(axis=0)
+        return squares / variance
+
+    errors = Errors(error(predicted), error(z[:, :, None] * scale), error(so_far[:, :, None] * scale))
+    return Result(predicted, came, judged, errors)
+
+
+def table(names: Sequence[str], gammas: Sequence[float], result: Result) -> Table:
+    """A row for each signal, three errors for each time scale."""
+    errors = result.errors
+    better = int(np.sum((errors.learned < errors.now) & (errors.learned < errors.mean)))
+    columns = Table(
+        title="Mean squared error / variance of the return, over the last quarter: learned, now, mean",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=f"learned is the best of the three for {better} of {errors.learned.size} predictions",
+        caption_justify="left",
+    )
+    columns.add_column("", no_wrap=True, min_width=max(map(len, names)))
+    for gamma in gammas:  # rather wider than the terminal than cut
+        columns.add_column(ahead(gamma), justify="right", no_wrap=True, min_width=14)
+    for name, *rows in zip(names, *errors, strict=True):
+        cells = []
+        for learned, now, mean in zip(*rows, strict=True):
+            color = "green" if learned < min(now, mean) else "red" if learned > mean else "yellow"
+            cells.append(f"[{color}]{short(learned)}[/] {short(now)} {short(mean)}")
+        columns.add_row(name.replace("[", r"\["), *cells)
+    return columns
+
+
+def short(error: float) -> str:
+    """An error in four characters, as long as it is below 10,000; "-" if the signal did not move."""
+    if np.isnan(error):
+        return "   -"
+    return f"{error:.2f}" if error < 9.995 else f"{error:4.0f}"
+
+
+def ahead(gamma: float) -> str:
+    """How far a discount looks: 1 / (1 - gamma) steps."""
+    steps = 1 / (1 - gamma)
+    return f"{steps:.3g} step{'s' if steps > 1 else ''}"
+
+
+def curve(result: Result, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Learning curves: steps (p,), and (p, scales) medians over signals of the error until there / variance of all.
+
+    The error is a mean over the twelfth of the stream before a step, at the start over what there is.
+    """
+    end = result.judged.stop
+    variance = result.came[start:end].var(axis=0)
+    variance[variance == 0] = np.nan
+    squares = (result.predicted - result.came)[start:end] ** 2 / variance
+    width = (end - start) // AVERAGED
+    stops = np.unique(np.linspace(width // 4, end - start, POINTS).astype(int))
+    medians = [np.nanmedian(squares[max(0, stop - width) : stop].mean(axis=0), axis=0) for stop in stops]
+    return start + stops, np.array(medians)
+
+
+def draw(
+    names: Sequence[str],
+    drawn: Sequence[str],
+    gammas: Sequence[float],
+    result: Result,
+    mean: np.ndarray,
+    spread: np.ndarray,
+    start: int,
+) -> Any:
+    """The figure: a panel for each drawn signal and time scale, in the signal's units; below, errors over time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second, which only pictures need
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    shown = slice(max(result.judged.start, result.judged.stop - WINDOW), result.judged.stop)
+    steps = np.arange(shown.start, shown.stop)
+    figure: Any = Figure(figsize=(4.2 * max(2, len(gammas)), 1.95 * len(drawn) + 4.4))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.06)
+    figure.suptitle("Nexting: what was predicted, and what came", fontsize=18)
+    above, below = figure.subfigures(2, 1, height_ratios=(1.95 * len(drawn) + 0.6, 3.0))
+    panels = above.subplots(len(drawn), len(gammas), sharex=True, sharey="row", squeeze=False)
+    for row, name in zip(panels, drawn, strict=True):
+        i = names.index(name)
+        weights = 1 - np.array(gammas)
+        lowest = mean[i] + spread[i] * (weights * result.came[shown, i]).min()
+        for j, (axes, gamma) in enumerate(zip(row, gammas, strict=True)):
+            # (1 - gamma) G is a weighted mean of what comes, in the signal's own units.
+            came, predicted = (
+                mean[i] + spread[i] * (1 - gamma) * array[shown, i, j] for array in (result.came, result.predicted)
+            )
+            axes.fill_between(steps, came, lowest, color="0.88", linewidth=0)
+            axes.plot(steps, came, color="0.35", linewidth=1.3, label=r"return that came, $(1-\gamma)\,G$")
+            axes.plot(steps, predicted, color="#D55E00", linewidth=1.3, label=r"predicted on-line, $(1-\gamma)\,v$")
+            axes.set_title(f"nMSE {result.errors.learned[i, j]:.2f}", fontsize=10.5, loc="right", pad=3)
+            axes.margins(x=0)
+        row[0].set_ylabel(name, fontsize=12)
+    for axes, gamma in zip(panels[0], gammas, strict=True):
+        axes.set_title(f"{ahead(gamma)} ahead", fontsize=13, loc="left", pad=3)
+    for axes in panels[-1]:
+        axes.set_xlabel("step", fontsize=11)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    above.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=12, frameon=False)
+
+    errors = below.subplots()
+    at, medians = curve(result, start)
+    for j, gamma in enumerate(gammas):
+        color = COLORS[j % len(COLORS)]
+        errors.plot(at, medians[:, j], color=color, linewidth=2, label=f"{ahead(gamma)} ahead")
+    errors.axhline(1, color="0.4", linewidth=1.2, linestyle="--")
+    errors.text(at[-1], 1.05, "predicting the mean", color="0.3", ha="right", va="bottom", fontsize=11)
+    errors.axvspan(result.judged.start, result.judged.stop, color="0.94", linewidth=0)
+    errors.set_yscale("log")
+    errors.set_xlim(start, result.judged.stop)
+    errors.set_title(
+        "Learning: nMSE = mean squared error / variance of the return, median over signals; grey: the quarter judged",
+        fontsize=12.5,
+    )
+    errors.set_xlabel("step", fontsize=11)
+    errors.legend(fontsize=11, frameon=False, ncols=len(gammas), loc="upper center", bbox_to_anchor=(0.5, 0.9))
+    for axes in (*panels.flat, errors):
+        axes.grid(alpha=0.25)
+        axes.tick_params(labelsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        sys.exit(main(tyro.cli(DemoNexting, description=DemoNexting.__doc__)))
