@@ -57,7 +57,7 @@ EXPERIMENTS = {
     "cartpole-q": experiment("CartPole-v1", "stream-q", 150_000, (75_000, 150_000), "440, 1 of 4 stuck |"),
     "acrobot": experiment("Acrobot-v1", "stream-ac", 150_000, (50_000, 150_000), "-97 | -90"),
     "mountaincar": experiment("MountainCar-v0", "stream-ac", 200_000, (50_000, 200_000)),
-    "lunarlander": experiment("LunarLander-v3", "stream-ac", 500_000, (200_000, 500_000), "50 |"),
+    "lunarlander": experiment("LunarLander-v3", "stream-ac", 500_000, (200_000, 500_000), "50 |", hidden=(128, 128)),
     "halfcheetah": experiment(
         "HalfCheetah-v5", "stream-ac", 1_000_000, (500_000, 1_000_000), "| 2,750", hidden=(128, 128)
     ),
