@@ -204,6 +204,8 @@ class ControlSettings:
             return cls(kappa=3.0 if second else 2.0)
         if cls is Intentional and second and self.agent == "stream-ac":
             return Intentional(alpha=0.005, normalise=True)  # with the published 0.05 policies collapse
+        if cls is Intentional:
+            return StreamAC.default_optimizers[0]
         return cls()
 
     def make_agent(self, env: gym.Env[Any, Any]) -> ControlAgent:

@@ -301,7 +301,7 @@ def test_the_optimizers_that_settings_make():
     chosen = change(SMALL, optimizer="obgd", alpha=0.5, kappa=1.0, actor_kappa=4.0)
     assert [chosen.make_optimizer(second) for second in (False, True)] == [ObGD(0.5, 1.0), ObGD(0.5, 4.0)]
     intentional = change(SMALL, optimizer="intentional", alpha=0.25)
-    assert intentional.make_optimizer() == Intentional(0.25)
+    assert intentional.make_optimizer() == Intentional(0.25, largest_error=1.0)
     assert intentional.make_optimizer(second=True) == Intentional(0.005, normalise=True)
     for name, cls in OPTIMIZERS.items():
         assert type(change(SMALL, optimizer=name).make_optimizer()) is cls
