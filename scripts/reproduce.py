@@ -21,6 +21,7 @@ from valueapprox.checks import one_of, positive
 
 LATEST = 0.15  # a result at step t is the mean return of the training episodes that ended in its last 15 %
 POINTS = 60  # of a curve
+WIDTH = 120  # of a table, also where the output goes to a file
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def show_results(chosen: dict[str, Experiment], results: dict[str, dict[str, lis
         for mark, known in zip(e.marks, published, strict=False):
             row = shown(results[name][str(mark)])
             table.add_row(e.settings.env, e.settings.agent, f"{mark:,}", *row, known.strip())
-    console.print(table)
+    console.print(table, width=max(console.width, WIDTH))
     for e in chosen.values():
         console.print(f"{e.command()} --seed 0")
 
@@ -232,7 +233,7 @@ def show_ablations(results: dict[str, dict[str, list[float]]], n_seeds: int) -> 
             (returns,) = results[f"{world} | {change}"].values()
             cells.append("; ".join(shown(returns)))
         table.add_row(change, *cells)
-    console.print(table)
+    console.print(table, width=max(console.width, WIDTH))
 
 
 def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
