@@ -240,6 +240,7 @@ def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str,
     """Learning curves: mean over seeds with its 95 % interval, and each seed thin behind it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -259,6 +260,8 @@ def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str,
             axes.fill_between(steps[complete_columns], lows, highs, color="C0", alpha=0.25, linewidth=0)
         axes.set_title(f"{e.settings.env}, {e.settings.agent}", fontsize=10)
         axes.set_xlabel("environment steps", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     figure.suptitle("Return of training episodes: mean over seeds with its 95 % interval, and every seed", fontsize=11)
