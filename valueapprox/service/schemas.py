@@ -251,7 +251,7 @@ class Requests:
         # Only whether `transitions` is there: a look at it costs no object per entry, however long it is.
         there: Any = Literal["not there"]
         self.single: Any = create_model("Single", transitions=(there, "not there"))
-        self.k = k
+        self.k, self.discounts = k, service.settings.discounts
 
     def is_single(self, body: bytes) -> bool:
         """Whether a body is one transition rather than {"transitions": [...]}; also if it is neither."""
@@ -283,13 +283,7 @@ class Requests:
             cumulants, given = [row.cumulants for row in rows], [row.discounts for row in rows]
         discounts = None
         if any(row is not None for row in given):
-            if any(row is None for row in given):
-                name = "discount" if self.k == 1 else "discounts"
-                lacking = next(i for i, row in enumerate(given) if row is None)
-                raise BodyError(
-                    422, f"transitions[{lacking}].{name}", "is missing; in a request all transitions have one, or none"
-                )
-            discounts = np.array(given, np.float64)
+            discounts = np.array([self.discounts if row is None else row for row in given], np.float64)
         return Transitions(
             names=tuple(places),
             stream=np.fromiter((places[row.stream] for row in rows), np.int64, n),
