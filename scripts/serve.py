@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from agents.console import console, errors_in_one_line
-from agents.control import ControlAgent
-from agents.control_kernels import NORMALISE, OBSERVATIONS_SEEN, REWARD_SPREAD, REWARDS_SEEN, SCALE, STATISTICS
-from agents.control_training import KIND, ControlRun
-from agents.training import CHECKPOINT_FILE
+from agents.terminal import console, errors_in_one_line
 from valueapprox import Network, checkpoint
 from valueapprox.optimizers import OPTIMIZERS
 from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
 
 if TYPE_CHECKING:
+    from agents.control import ControlAgent
     from valueapprox.service.ray_actor import RemoteService
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
 OPERATION = (
-    "durability", "on_gap", "max_streams", "max_batch", "max_queue", "checkpoint_seconds", "retain_bytes",
+    "durability", "on_gap", "max_streams", "max_known_streams", "max_batch", "max_queue", "checkpoint_seconds",
+    "retain_bytes",
 )  # fmt: skip
+CHECKPOINT_FILE = "checkpoint.npz"  # in a run's folder, and in a service's
+CONTROL_RUN = "control run"  # kind of its checkpoints: agents.control_training.KIND, which would load Ray
 LOG_FOLDER = "log"  # in the data folder
 EPSILON = 1e-8  # that the agents' normalisers add to a variance
 
@@ -92,6 +92,8 @@ class Serve:
     """When numbers are missing in a stream: reject the transition (the default), or cut the trace and learn it."""
     max_streams: int | None = None
     """Streams that have a trace, 256 by default; beyond it the one not used for longest loses its trace."""
+    max_known_streams: int | None = None
+    """Streams whose last number is kept, 100,000 by default; beyond it no further one is taken."""
     max_batch: int | None = None
     """Transitions in a request; 65,536 by default."""
     max_queue: int | None = None
@@ -132,14 +134,14 @@ def main(options: Serve) -> int:
         from valueapprox.service.schemas import Limits
     except ModuleNotFoundError as error:
         raise ValueError(f"{EXTRA} ({error.name} is missing)") from None
+    server.set_up_logs(options.log_json)
+    limits = Limits(max_body=options.max_body, max_states=options.max_states)
     token = None if options.token_file is None else server.read_token(options.token_file)
     if token is None and not server.is_loopback(options.host):
         raise ValueError(
             f"--host {options.host} lets other machines in; --token-file FILE is required for that "
-            "(openssl rand -hex 32 > FILE)"
+            "((umask 077; openssl rand -hex 32 > FILE) makes one)"
         )
-    server.set_up_logs(options.log_json)
-    limits = Limits(max_body=options.max_body, max_states=options.max_states)
     if options.ray_serve is not None:
         return serve_on_ray(options, options.ray_serve, token, limits)
     with ExitStack() as stack:
@@ -192,7 +194,7 @@ def make_service(options: Serve) -> Service:
         path = options.checkpoint
         if path.is_dir():
             path = path / CHECKPOINT_FILE
-        if checkpoint.load(path).meta.get("kind") == KIND:
+        if checkpoint.load(path).meta.get("kind") == CONTROL_RUN:
             return control_service(path, options, operation)
         return Service.from_checkpoint(path, options.data, **operation)
     if options.data is not None:
@@ -202,8 +204,11 @@ def make_service(options: Serve) -> Service:
 
 def chosen(options: Serve) -> dict[str, Any]:
     """How it operates, as far as that was given: the rest stays as it was in a folder that goes on."""
+    path = None if options.data is None else options.data / CHECKPOINT_FILE
+    before: dict[str, Any] = {} if path is None or not path.exists() else checkpoint.load(path).meta.get("settings", {})
     given = {name: getattr(options, name) for name in OPERATION}
-    return {name: value for name, value in given.items() if value is not None}
+    chosen = {name: before.get(name) if value is None else value for name, value in given.items()}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def new_settings(options: Serve, operation: dict[str, Any]) -> ServiceSettings:
@@ -283,6 +288,8 @@ def control_service(path: Path, options: Serve, operation: dict[str, Any]) -> Se
         raise ValueError(
             f"{path} is of a control run, whose values are of a policy that learned along; it is served without --data"
         )
+    from agents.control_training import ControlRun  # and Ray and Gymnasium with it, which others need not wait for
+
     agent, settings = ControlRun.load_agent(path)
     net, w = folded(agent)
     k = net.n_outputs
@@ -304,6 +311,8 @@ def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
     x = (s - mean) / sd, and values are of rewards r / c. So W' = W / sd and b' = b - (mean / sd) W in the first layer,
     W' = c W and b' = c b in the last. In float64, since mean / sd may be large. A time feature stays as it is.
     """
+    from agents.control_kernels import NORMALISE, OBSERVATIONS_SEEN, REWARD_SPREAD, REWARDS_SEEN, SCALE, STATISTICS
+
     net, w = replace(agent.first.net, dtype="float64"), agent.first.w.astype(np.float64)
     layers = [(weights.copy(), None if biases is None else biases.copy()) for weights, biases in net.unpack(w)]
     memory, d = agent.memory, agent.encode.size

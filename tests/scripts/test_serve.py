@@ -17,10 +17,11 @@ import pytest
 import tyro
 
 from agents import control_kernels as kernels
+from agents import control_training, training
 from agents.control_training import ControlRun, ControlSettings
 from agents.training import Run, Settings
 from valueapprox import CheckpointError, ValueFunction, checkpoint
-from valueapprox.service import Client, ReadOnly, Service, Transitions
+from valueapprox.service import Client, ReadOnly, Service, Transitions, service
 from valueapprox.telemetry import read_metrics
 
 SERVE = Path(__file__).parents[2] / "scripts" / "serve.py"
@@ -235,13 +236,53 @@ def test_what_a_person_can_mend_is_said(tmp_path):
         ((*NEW, "--gamma", "0.5", "0.9", "--lam", "0.1", "0.2", "0.3"), "--gamma has 2 numbers and --lam 3"),
         ((*NEW, "--host", "0.0.0.0"), "--token-file FILE is required"),
         ((*NEW, "--token-file", str(weak)), "holds no token"),
+        ((*NEW, "--token-file", str(tmp_path / "none")), "there is no token file at"),
+        ((*NEW, "--max-body", "0"), "max_body is 0"),
         ((*NEW, "--token-file", str(strong), "--host", "no.such.host.invalid"), "is no address to listen on"),
         (("--checkpoint", str(tmp_path / "none.npz")), "there is no checkpoint at"),
         (("--data", str(tmp_path / "none")), "there is no checkpoint at"),
     ]
     for options, words in wrong:
-        with pytest.raises((ValueError, ConnectionError, CheckpointError), match=words):
+        with pytest.raises((ValueError, ConnectionError, FileNotFoundError, CheckpointError), match=words):
             script.main(tyro.cli(script.Serve, args=[*options, "--port", "0"]))
+
+
+@pytest.mark.parametrize("port", ["65536", "-1"])
+def test_a_port_that_does_not_exist_is_not_another_one(port):
+    with pytest.raises(ConnectionError, match=f"port {port} is none"):
+        script.main(tyro.cli(script.Serve, args=[*NEW, "--port", port]))
+
+
+def test_a_token_file_that_others_may_open_is_said(tmp_path, capfd):
+    from valueapprox.service import server
+
+    server.set_up_logs(as_json=False)
+    for mode, said in ((0o600, False), (0o640, True), (0o604, True)):
+        path = tmp_path / f"{mode:o}"
+        path.write_text("0123456789abcdef\n")
+        path.chmod(mode)
+        assert server.read_token(path) == "0123456789abcdef"
+        assert (f"chmod 600 {path}" in capfd.readouterr().err) == said
+
+
+def test_it_starts_without_ray_and_gymnasium():
+    # They take two thirds of the time until it can say what its options are.
+    show = "print({'ray', 'gymnasium', 'fastapi'} & set(sys.modules))"
+    words = f"import runpy, sys; runpy.run_path({str(SERVE)!r}); {show}"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    assert script.CONTROL_RUN == control_training.KIND
+    assert script.CHECKPOINT_FILE == training.CHECKPOINT_FILE == service.CHECKPOINT
+
+
+def test_a_folder_that_goes_on_operates_as_before_unless_told_otherwise(tmp_path):
+    options = tyro.cli(script.Serve, args=[*NEW, "--data", str(tmp_path), "--durability", "every", "--on-gap", "cut"])
+    script.make_service(options).close()
+    for args in ((*NEW,), ()):
+        options = tyro.cli(script.Serve, args=[*args, "--data", str(tmp_path), "--max-known-streams", "256"])
+        with script.make_service(options) as again:
+            settings = again.settings
+            assert (settings.durability, settings.on_gap, settings.max_known_streams) == ("every", "cut", 256)
 
 
 def test_a_port_or_a_folder_that_is_taken_is_said_in_one_line(start_script, tmp_path):

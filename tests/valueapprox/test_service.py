@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,13 @@ def learner(streams=1):
 def service():
     with Service(SETTINGS) as service:
         yield service
+
+
+def wait_for(true, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def blocked(service):
@@ -436,6 +444,27 @@ def test_damage_is_an_error_and_nothing_is_deleted(tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         Service.open(folder)
     assert file.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "other", [Network((2, 8, 2), dtype="float64"), Network((3, 8, 2)), Network((3, 4, 2))], ids=str
+)
+def test_the_journal_of_another_service_is_an_error(tmp_path, other):
+    # Read as if it were of this network, its numbers would be learned as others, or memory behind them.
+    for name, net in (("one", SETTINGS.net), ("two", other)):
+        service = Service(replace(SETTINGS, net=net), tmp_path / name)
+        service.checkpoint()
+        if net.n_inputs == 3 and net.dtype == "float64" and net is other:
+            service.load_weights(np.zeros(net.n_parameters))  # transitions of it would fit
+        else:
+            service.learn(Transitions.of("a", 0, [0.5] * net.n_inputs, [1.0, 2.0], [0.5] * net.n_inputs))
+        shutil.copytree(tmp_path / name, tmp_path / f"{name} killed")
+        service.close()
+    (mine,) = (tmp_path / "one killed").glob("journal-*.log")
+    (others,) = (tmp_path / "two killed").glob("journal-*.log")
+    shutil.copy(others, mine)
+    with pytest.raises(JournalError, match=r"record 0 .* the journal is of another one"):
+        Service.open(tmp_path / "one killed")
 
 
 def test_the_journal_stays_bounded(tmp_path):
@@ -809,6 +838,17 @@ def test_diagnostics_can_be_read_by_many():
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
+
+
+def test_norms_are_shown_until_others_are_measured():
+    # They are measured at updates 0, 2, ... here; a slow stream has seconds in which there is none of those.
+    with Service(replace(SETTINGS, sample_every=2)) as service:
+        service.learn(transitions("a", 0, 1))
+        wait_for(lambda: "grad_norm/B" in service.diagnostics())
+        before = service.diagnostics()
+        service.learn(transitions("a", 1, 1))
+        wait_for(lambda: service.diagnostics()["td_error/rms/0"] != before["td_error/rms/0"])
+        assert service.diagnostics()["grad_norm/B"] == before["grad_norm/B"] > 0
 
 
 def test_transitions_from_what_is_at_hand():

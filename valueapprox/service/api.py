@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -81,7 +81,8 @@ MEANING = {
 }
 OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # without a token: probes, and what describes the API
 AS_JSON = ("", JSON, "application/x-www-form-urlencoded")  # the last is what `curl -d` says if nobody tells it
-IN_THE_LOOP = 8192  # states whose forward pass is short enough not to be handed to another thread
+IN_THE_LOOP = 8192  # states whose forward pass is short enough not to be handed to another thread,
+LOOP_WORK = 2**24  # if they are no more than this divided by the number of weights: some milliseconds
 PARSED_IN_THE_LOOP = 2**18  # bytes of JSON, likewise
 PAGE = Path(__file__).with_name("page.html")
 log = logging.getLogger("valueapprox.service")
@@ -95,15 +96,16 @@ class Batcher:
 
     def __init__(self, service: Served) -> None:
         self.service = service
+        self.most = max(1, min(IN_THE_LOOP, LOOP_WORK // service.settings.net.n_parameters))
         self._waiting: list[tuple[np.ndarray, asyncio.Future[Values]]] = []
         self._rows = 0
 
     async def values(self, states: np.ndarray) -> Values:
         """Predictions (n, k) at states (n, d)."""
         loop = asyncio.get_running_loop()
-        if len(states) > IN_THE_LOOP:
+        if len(states) > self.most:
             return await loop.run_in_executor(None, self.service.values, states)
-        if self._rows + len(states) > IN_THE_LOOP:
+        if self._rows + len(states) > self.most:
             self._answer()
         if not self._waiting:
             loop.call_soon(self._answer)
@@ -264,6 +266,8 @@ class _Application:
         self.requests = Requests(service, limits)
         self.batcher = Batcher(service)
         self.reading = 0
+        # One thread: a parser holds the interpreter's lock, and with more of them the event loop would wait for each.
+        self.parser = ThreadPoolExecutor(1, "parser")
         self.app = FastAPI(
             title="Value service", version="1", docs_url=None, redoc_url=None, redirect_slashes=False,
             summary=self._summary(),
@@ -355,7 +359,7 @@ class _Application:
         """`read()`, in another thread if the body is large, so that others are answered meanwhile."""
         if len(body) <= PARSED_IN_THE_LOOP:
             return read()
-        return await asyncio.get_running_loop().run_in_executor(None, read)
+        return await asyncio.get_running_loop().run_in_executor(self.parser, read)
 
     def _kind(self, request: Request, binary: str) -> str:
         """JSON, or the binary type that this route takes."""
@@ -426,7 +430,7 @@ class _Application:
         loop = asyncio.get_running_loop()
         gradients, version = (
             self.service.gradients(states, output)
-            if len(states) <= 16
+            if len(states) <= min(16, self.batcher.most)
             else await loop.run_in_executor(None, self.service.gradients, states, output)
         )
         return self._array(request, "gradients", gradients, version)
@@ -450,10 +454,7 @@ class _Application:
 
     def _from_json(self, body: bytes) -> tuple[bool, Transitions]:
         """Transitions, and whether it is a single one."""
-        try:
-            single = "transitions" not in pydantic_core.from_json(body)
-        except (ValueError, TypeError):  # the model says what is wrong
-            single = True
+        single = self.requests.is_single(body)
         parsed = parse(self.requests.transition if single else self.requests.transitions, body)
         return single, self.requests.arrays([parsed] if single else parsed.transitions)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, create_model
 
+from valueapprox.checks import positive
 from valueapprox.service.bodies import BodyError, numbers
 from valueapprox.service.messages import (
     STATUS_NAMES,
@@ -29,6 +30,8 @@ from valueapprox.service.messages import (
 __all__ = ["ARRAYS_TEXT", "Limits", "Requests", "Served", "parse", "transitions_from"]
 
 LATEST_SEQUENCE = 2**63 - 1
+MOST_COLONS = 250  # of an object: a transition has nine fields, and the name of its stream may hold 200
+MOST_PROBLEMS = 1000  # that are looked at one by one
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -66,6 +69,10 @@ class Limits:
     """Until a body has arrived."""
     answer_seconds: float = 30.0
     """Until transitions are acknowledged."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_body", "max_reading", "max_states"):
+            positive(name, getattr(self, name))
 
 
 # --- answers ---
@@ -201,8 +208,9 @@ class Requests:
         most = float(np.finfo(service.settings.net.dtype).max)
         number: Any = Annotated[float, Field(ge=-most, le=most, allow_inf_nan=False)]
         unit: Any = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-        state: Any = Annotated[list[number], Field(min_length=d, max_length=d)]
-        states: Any = Annotated[list[state], Field(min_length=1, max_length=limits.max_states)]
+        # Lists end at their first wrong entry: every one of a million would cost seconds and gigabytes to describe.
+        state: Any = Annotated[list[number], Field(min_length=d, max_length=d), FailFast()]
+        states: Any = Annotated[list[state], Field(min_length=1, max_length=limits.max_states), FailFast()]
         signals: dict[str, Any]
         if k == 1:
             signals = {
@@ -237,9 +245,21 @@ class Requests:
             truncated=(bool, Field(False, description="cut off here: next_state has a value, and the trace ends")),
         )
         self.transition = transition
-        many: Any = Annotated[list[transition], Field(min_length=1, max_length=service.settings.max_batch)]
+        most_rows = Field(min_length=1, max_length=service.settings.max_batch)
+        many: Any = Annotated[list[transition], most_rows, FailFast()]
         self.transitions: Any = create_model("Transitions", __config__=STRICT, transitions=(many, ...))
-        self.k = k
+        # Only whether `transitions` is there: a look at it costs no object per entry, however long it is.
+        there: Any = Literal["not there"]
+        self.single: Any = create_model("Single", transitions=(there, "not there"))
+        self.k, self.discounts = k, service.settings.discounts
+
+    def is_single(self, body: bytes) -> bool:
+        """Whether a body is one transition rather than {"transitions": [...]}; also if it is neither."""
+        try:
+            self.single.__pydantic_validator__.validate_json(body)
+        except ValidationError as error:
+            return error.errors(include_url=False, include_input=False)[0]["loc"] != ("transitions",)
+        return True
 
     def components(self) -> dict[str, Any]:
         """Their schemas, by name, for the OpenAPI description."""
@@ -263,13 +283,7 @@ class Requests:
             cumulants, given = [row.cumulants for row in rows], [row.discounts for row in rows]
         discounts = None
         if any(row is not None for row in given):
-            if any(row is None for row in given):
-                name = "discount" if self.k == 1 else "discounts"
-                lacking = next(i for i, row in enumerate(given) if row is None)
-                raise BodyError(
-                    422, f"transitions[{lacking}].{name}", "is missing; in a request all transitions have one, or none"
-                )
-            discounts = np.array(given, np.float64)
+            discounts = np.array([self.discounts if row is None else row for row in given], np.float64)
         return Transitions(
             names=tuple(places),
             stream=np.fromiter((places[row.stream] for row in rows), np.int64, n),
@@ -367,6 +381,8 @@ def parse(model: Any, body: bytes) -> Any:
     BodyError
         400 if it is no JSON, 422 with the field if it is not what the model says.
     """
+    if body.count(b":") > MOST_COLONS * max(1, body.count(b"{")):  # before every one of a million fields is described
+        raise BodyError(422, None, f"has more fields than there are; there are {', '.join(_fields(model))}")
     try:
         return model.__pydantic_validator__.validate_json(body)
     except ValidationError as error:
@@ -374,6 +390,11 @@ def parse(model: Any, body: bytes) -> Any:
 
 
 def _first(error: ValidationError, model: Any, body: bytes) -> BodyError:
+    if error.error_count() > MOST_PROBLEMS:  # so many in one object can only be its fields
+        known = ", ".join(_fields(model))
+        return BodyError(
+            422, None, f"has {error.error_count():,} fields that are wrong or not known; there are {known}"
+        )
     problems = error.errors(include_url=False, include_input=True)
     if problems[0]["type"] == "json_invalid":
         if not body.strip():
@@ -386,13 +407,17 @@ def _first(error: ValidationError, model: Any, body: bytes) -> BodyError:
     return BodyError(422, field[:200] if problem["loc"] else None, _reason(problem, model) + more)
 
 
+def _fields(model: Any) -> list[str]:
+    """Those of the innermost objects that a body holds."""
+    many = model.model_fields.get("transitions")
+    return list(model.model_fields if many is None else many.annotation.__args__[0].model_fields)
+
+
 def _reason(problem: Any, model: Any) -> str:
     given, context = problem["input"], problem.get("ctx", {})
     kind = problem["type"]
     if kind == "extra_forbidden":
-        fields = model.model_fields
-        if len(problem["loc"]) > 1:
-            fields = fields["transitions"].annotation.__args__[0].model_fields
+        fields = _fields(model) if len(problem["loc"]) > 1 else list(model.model_fields)
         return f"is not a known field; there are {', '.join(fields)}"
     if kind == "missing":
         return "is missing"

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -50,12 +51,19 @@ def read_token(path: str | Path) -> str:
     ValueError
         If it is not.
     """
-    text = Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            text = file.read(LARGEST_HEAD).strip()
+            others = os.fstat(file.fileno()).st_mode & 0o077
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no token file at {path}") from None
     if len(text) < SHORTEST_TOKEN or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError(
             f"{path} holds no token: one line of at least {SHORTEST_TOKEN} letters, digits or signs is wanted, as "
             "`openssl rand -hex 32` prints"
         )
+    if others:
+        log.warning("others on this machine may open the token file", extra={"help": f"chmod 600 {path}"})
     return text
 
 
@@ -67,6 +75,8 @@ def listen(host: str, port: int) -> socket.socket:
     ConnectionError
         If the address is taken, or not one of this machine.
     """
+    if not 0 <= port <= 65535:  # getaddrinfo would take what is left of it after 65536
+        raise ConnectionError(f"port {port} is none; 0 to 65535 are")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, OverflowError, UnicodeError) as error:

@@ -249,7 +249,7 @@ class Service:
             v = ValueFunction.load(path)
             if v.method != "td" and folder is not None:
                 raise ValueError(f"{path} was learned by {v.method}; the service learns by TD(lambda) only")
-            settings = ServiceSettings(v.net, v.optimizer, (v.gamma,), (v.lam,))
+            settings = ServiceSettings(v.net, v.optimizer, (v.gamma,), (v.lam,), ("value",))
             w, version = v.w[None], v.n_transitions
         settings = replace(settings, **{"read_only": folder is None, **changes})
         self = cls.__new__(cls)
@@ -332,6 +332,7 @@ class Service:
         for number, payload in read(self.folder, self._position):
             try:
                 what = decode(payload)
+                self._must_fit(what)
             except ValueError as error:
                 raise JournalError(f"record {number} of the journal in {self.folder}: {error}") from None
             if isinstance(what, Plan):
@@ -357,6 +358,22 @@ class Service:
                     raise StorageError(self._checkpoint_error) from error
         else:
             self._checkpoint_version = self._version
+
+    def _must_fit(self, what: Plan | np.ndarray) -> None:
+        """Refuse a record of another service's journal, before the kernel reads it as one of this."""
+        dtype, d, k = np.dtype(self.settings.net.dtype), self.settings.net.n_inputs, len(self.settings.names)
+        if isinstance(what, Plan):
+            found = (what.batch.state.dtype, what.batch.state.shape[1], what.batch.cumulants.shape[1])
+            if found != (dtype, d, k):
+                raise ValueError(
+                    f"it holds states of {found[1]} {found[0]} and {found[2]} cumulants; this service has {d} {dtype} "
+                    f"and {k}, so the journal is of another one"
+                )
+        elif (what.dtype, what.shape) != (dtype, self._learner.w.shape):
+            raise ValueError(
+                f"it holds {what.dtype} weights {what.shape}; this service has {dtype} {self._learner.w.shape}, so the "
+                "journal is of another one"
+            )
 
     def _load(self, path: Path) -> None:
         arrays, meta = files.load(path)
@@ -497,7 +514,9 @@ class Service:
 
     def _look_after(self) -> None:
         if self._pending and time.monotonic() - self._diagnosed >= DIAGNOSTICS_SECONDS:
-            self._diagnostics, self._diagnosed, self._pending = self._learner.diagnostics(), time.monotonic(), False
+            # Norms are measured at every so many updates: those of before stay until there are others.
+            self._diagnostics = {**self._diagnostics, **self._learner.diagnostics()}
+            self._diagnosed, self._pending = time.monotonic(), False
         if self._checkpoint_is_due():
             with contextlib.suppress(OSError):  # health says so; the journal has everything
                 self._save()
