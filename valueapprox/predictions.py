@@ -114,8 +114,10 @@ class Predictions:
         self._w = aligned_zeros((networks, net.size), self._dtype)
         for row in self._w:
             row[:] = net.init(rng, scheme)
-        limit = float(np.finfo(self._dtype).max) ** (1 / (net.n_layers + 1))
-        self._hyper = np.concatenate([self.optimizer.hyper(net.layer_names), [0.0, limit], self.lams, self.discounts])
+        #: No weight grows beyond it: values of moderate states then stay finite.
+        self.limit = float(np.finfo(self._dtype).max) ** (1 / (net.n_layers + 1))
+        own = [0.0, self.limit, *self.lams, *self.discounts]
+        self._hyper = np.concatenate([self.optimizer.hyper(net.layer_names), own])
         self._discounts = np.array([self.discounts])
         self._count = np.zeros((networks, 2), np.int64)
         self._stats, self._errors = np.zeros((4, max(4, net.n_layers))), np.zeros((2, k))

@@ -683,7 +683,7 @@ class Service:
         Raises
         ------
         ValueError
-            If they have another shape or are not finite.
+            If they have another shape, or are not finite or too large for values to be.
         CheckpointError
             If the file is damaged or belongs to another network.
         StorageError
@@ -692,6 +692,8 @@ class Service:
         if isinstance(weights, str | Path):
             weights = _weights_from(Path(weights), self.net)
         w = _finite(weights, self._snapshot.w)
+        if np.abs(w).max() > self._learner.limit:
+            raise ValueError(f"weights go up to {np.abs(w).max():.3g}; up to {self._learner.limit:.3g} is wanted")
 
         def swap() -> int:
             if self._journal is not None:
