@@ -791,7 +791,7 @@ def test_a_service_may_begin_at_given_weights(tmp_path):
         (np.zeros(5), r"weights has shape \(1, 5\); \(1, 50\) is wanted"),
         (np.full(50, np.nan), r"weights\[0, 0\] is nan; finite numbers are wanted"),
         (["a"] * 50, "weights holds <U1; real numbers are wanted"),
-        (np.full(50, 1e38), r"weights go up to 1e\+38; up to 6.98e\+12 is wanted"),  # float32's largest ^ (1/3)
+        (np.full(50, 1e200), r"weights go up to 1e\+200; up to 5.64e\+102 is wanted"),  # 1.8e308 ^ (1/3)
     ],
 )
 def test_weights_that_do_not_fit_are_refused(service, weights, message):
