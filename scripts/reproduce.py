@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tyro
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from agents.console import announce_compile, console, errors_in_one_line, progress_bar
@@ -215,7 +216,7 @@ def show_results(chosen: dict[str, Experiment], results: dict[str, dict[str, lis
         for mark, known in zip(e.marks, published, strict=False):
             row = shown(results[name][str(mark)])
             table.add_row(e.settings.env, e.settings.agent, f"{mark:,}", *row, known.strip())
-    console.print(table, width=max(console.width, WIDTH))
+    Console(width=max(console.width, WIDTH), highlight=False).print(table)
     for e in chosen.values():
         console.print(f"{e.command()} --seed 0")
 
@@ -233,7 +234,7 @@ def show_ablations(results: dict[str, dict[str, list[float]]], n_seeds: int) -> 
             (returns,) = results[f"{world} | {change}"].values()
             cells.append("; ".join(shown(returns)))
         table.add_row(change, *cells)
-    console.print(table, width=max(console.width, WIDTH))
+    Console(width=max(console.width, WIDTH), highlight=False).print(table)
 
 
 def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
