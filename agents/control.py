@@ -203,6 +203,9 @@ class ControlAgent:
         algorithm, n_outputs = self._algorithm(action_space)
         self.first_action = int(action_space.start) if isinstance(action_space, spaces.Discrete) else None
         self._action_values = np.zeros(0 if self.first_action is not None else n_outputs // 2)
+        if isinstance(action_space, spaces.Box):
+            self._bounds = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+            self._action_shape, self._action_dtype = action_space.shape, action_space.dtype
 
         def network(outputs: int) -> Network:
             return Network((n_inputs, *hidden, outputs), activation, layer_norm=layer_norm, dtype=dtype)
@@ -307,9 +310,9 @@ class ControlAgent:
         """The action as the environment takes it; a continuous one is cut off at the bounds of the space."""
         if self.first_action is not None:
             return index + self.first_action
-        space = self.action_space
-        assert isinstance(space, spaces.Box), "asked for at the start"
-        return np.clip(values.reshape(space.shape), space.low, space.high).astype(space.dtype)
+        # np.clip takes twice as long for the same.
+        low, high = self._bounds
+        return np.minimum(np.maximum(values.reshape(self._action_shape), low), high).astype(self._action_dtype)
 
     def fail(self, status: int, reward: float, observation: Any) -> None:
         """Raise what the kernel's status means."""
