@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import platform
 import re
@@ -59,6 +60,8 @@ class Benchmark:
     """Transitions in a batch."""
     ray: bool = False
     """The Ray actor too."""
+    soak: float = 0.0
+    """Instead: minutes of mixed load over 2,000 streams, with the server's resident memory along the way (Linux)."""
 
 
 @dataclass
@@ -315,9 +318,48 @@ def rounds(options: Benchmark, rows: list[Row]) -> list[list[Load]]:
     return loads
 
 
+def soak(options: Benchmark, port: int) -> None:
+    """Learn, repeat, ask for values, gradients and metrics, and send nonsense; print the server's memory as it goes."""
+    client, streams = Client(f"http://127.0.0.1:{port}"), Streams("soak")
+    pid, n, began, shown, round_number = client.health()["pid"], options.batch, time.monotonic(), -1, 0
+    table = Table(title="The server's memory under mixed load", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("minute", "transitions", "resident MB"):
+        table.add_column(column, justify="right")
+    while True:
+        minutes = (time.monotonic() - began) / 60
+        done = minutes >= options.soak
+        if int(10 * minutes / options.soak) > shown or done:
+            shown = int(10 * minutes / options.soak)
+            status = Path(f"/proc/{pid}/status").read_text()
+            memory = re.search(r"VmRSS:\s+(\d+) kB", status)
+            assert memory is not None, "Linux says it"
+            table.add_row(f"{minutes:.2f}", f"{client.health()['version']:,}", f"{int(memory[1]) / 1024:.1f}")
+        if done:
+            break
+        name = f"soak-{round_number % 2000}"
+        t = streams.next.get(name, 0)
+        streams.next[name] = t + n
+        batch = Transitions.of(name, **streams.arrays(t, n))
+        client.learn(batch)
+        client.learn(batch)  # delivered twice
+        client.values(streams.state[:64])
+        client.gradients(streams.state[:16])
+        if round_number % 10 == 0:
+            with contextlib.suppress(ValueError):
+                client.values([[1.0, 2.0]])
+            client.health()
+        round_number += 1
+    console.print(table)
+
+
 def main(options: Benchmark) -> int:
     """Time, print; returns the exit code."""
     announce_compile()
+    if options.soak > 0:
+        with tempfile.TemporaryDirectory() as folder, server("--data", folder) as port:
+            soak(options, port)
+        console.print(f"Command: python scripts/benchmark_service.py {' '.join(sys.argv[1:])}".rstrip())
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         plain = ("--log-every", "0")
         with (

@@ -16,3 +16,20 @@ def test_it_prints_what_was_measured_beside_the_bars():
     assert [unit for _, _, unit in rows] == ["requests"] * 3 + ["values"] + ["transitions"] * 4
     assert all(int(rate.replace(",", "")) > 0 for _, rate, _ in rows)
     assert "Command: python scripts/benchmark_service.py --seconds 0.2" in done.stdout
+
+
+def test_the_soak_shows_the_servers_memory():
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--soak", "0.02", "--batch", "8"],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^ +0\.0\d +([\d,]+) +(\d+\.\d)", done.stdout, re.MULTILINE)
+    assert len(rows) >= 2
+    learned = [int(n.replace(",", "")) for n, _ in rows]
+    assert learned == sorted(learned)
+    assert learned[-1] % 8 == 0 < learned[-1]  # what was delivered twice was learned once
+    assert all(20 < float(megabytes) < 2000 for _, megabytes in rows)
