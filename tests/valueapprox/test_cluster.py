@@ -11,7 +11,7 @@ import time
 import pytest
 from scripted_workers import Broken, Counter
 
-from valueapprox.cluster import ONE_THREAD, LocalWorker, RayWorker, _must_answer, cluster
+from valueapprox.cluster import ONE_THREAD, LocalWorker, RayWorker, cluster, must_answer
 
 
 def results(worker, n):
@@ -139,7 +139,7 @@ def test_a_port_where_something_else_listens_is_an_error_soon():
         listening.listen()  # accepts, and never says a word
         started = time.monotonic()
         with pytest.raises(ConnectionError, match="address"):
-            _must_answer(f"127.0.0.1:{listening.getsockname()[1]}")
+            must_answer(f"127.0.0.1:{listening.getsockname()[1]}")
     assert time.monotonic() - started < 8
 
 
@@ -163,7 +163,7 @@ class _Checked:
         self.address = address
 
     def __enter__(self):
-        _must_answer(self.address)
+        must_answer(self.address)
 
     def __exit__(self, *_):
         pass
