@@ -318,10 +318,19 @@ def test_transitions_as_npz_are_those_as_json():
 
 def test_what_diverges_is_said_and_not_learned(learner):
     service, url = learner
-    ask(url, "PUT", "/v1/weights", raw_npy(np.array([1.5e308, -1.5e308])), NPY)
-    answer = post(url, "/v1/transitions", transition(0))  # -1.35e308 - 1.5e308 is not finite
+    assert ask(url, "PUT", "/v1/weights", raw_npy(np.array([1e154, -1e154])), NPY).status == 200
+    # v = 1e200 * 1e154 is not finite
+    answer = post(url, "/v1/transitions", transition(0) | {"state": [1e200, 0.0]})
     assert (answer.status, answer.json["status"], answer.json["td_errors"]) == (200, "diverged", None)
-    assert service.weights().w.tolist() == [[1.5e308, -1.5e308]]
+    assert service.weights().w.tolist() == [[1e154, -1e154]]
+
+
+def test_weights_that_are_too_large_for_values_are_refused(learner):
+    service, url = learner
+    answer = ask(url, "PUT", "/v1/weights", raw_npy(np.array([1.5e308, -1.5e308])), NPY)
+    assert (answer.status, answer.error["field"]) == (422, "w")
+    assert answer.error["message"] == "go up to 1.5e+308; up to 1.34e+154 is wanted"  # 1.8e308 ^ (1/2)
+    assert service.version == 0
 
 
 def test_a_service_that_only_answers_refuses_to_learn():

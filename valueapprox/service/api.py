@@ -537,7 +537,10 @@ class _Application:
         array = read_npy(body, "w")
         array = numbers("w", array[None] if array.ndim == 1 else array, self.net.dtype, (m, size))
         loop = asyncio.get_running_loop()
-        version = await loop.run_in_executor(None, self.service.load_weights, array)
+        try:
+            version = await loop.run_in_executor(None, self.service.load_weights, array)
+        except ValueError as error:
+            raise BodyError(422, "w", str(error).removeprefix("weights ")) from None
         return self._json({"version": version})
 
     async def norms(self, request: Request) -> Response:
