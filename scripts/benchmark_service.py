@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import platform
 import re
 import signal
@@ -27,6 +28,7 @@ from rich.table import Table
 
 from agents.console import announce_compile, errors_in_one_line
 from valueapprox import Adam, Network
+from valueapprox.checks import positive
 from valueapprox.service import Client, ServiceSettings, Transitions
 from valueapprox.service.bodies import NPY, NPZ, write_npy, write_npz
 
@@ -354,6 +356,11 @@ def soak(options: Benchmark, port: int) -> None:
 
 def main(options: Benchmark) -> int:
     """Time, print; returns the exit code."""
+    for name in ("rounds", "clients", "states", "batch"):
+        positive(name, getattr(options, name))
+    for name, least in (("seconds", 1e-3), ("soak", 0.0)):
+        if not least <= getattr(options, name) < math.inf:
+            raise ValueError(f"{name} is {getattr(options, name)}; a number of at least {least:g} is wanted")
     announce_compile()
     if options.soak > 0:
         with tempfile.TemporaryDirectory() as folder, server("--data", folder) as port:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_service.py"
 
 
@@ -33,3 +35,11 @@ def test_the_soak_shows_the_servers_memory():
     assert learned == sorted(learned)
     assert learned[-1] % 8 == 0 < learned[-1]  # what was delivered twice was learned once
     assert all(20 < float(megabytes) < 2000 for _, megabytes in rows)
+
+
+@pytest.mark.parametrize("option", [("--rounds", "0"), ("--soak", "nan"), ("--soak", "-1"), ("--seconds", "0")])
+def test_a_wrong_option_is_one_line(start_script, option):
+    done = start_script("benchmark_service.py", *option)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert option[0].removeprefix("--") in done.stderr
