@@ -147,7 +147,11 @@ def main(options: Reproduce) -> int:
         chosen = {one_of("experiment", n, EXPERIMENTS): EXPERIMENTS[n] for n in options.names or EXPERIMENTS}
     chosen = {name: shortened(e, options.share) for name, e in chosen.items()}
     announce_compile("control_kernels.step")
-    curves = run(chosen, options)
+    try:
+        curves = run(chosen, options)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. The same command goes on with what lies in {options.folder}.")
+        return 130
     results = {
         name: {str(mark): [at(episodes, mark) for episodes in curves[name]] for mark in e.marks}
         for name, e in chosen.items()

@@ -29,6 +29,7 @@ __all__ = [
 HOMES = {
     "Client": "client",
     "JournalError": "journal",
+    "Service": "service",
     "connect": "ray_actor",
     "create_app": "api",
     "start": "ray_actor",
@@ -38,4 +39,4 @@ HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{HOMES.get(name, 'service')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{HOMES.get(name, 'messages')}"), name)

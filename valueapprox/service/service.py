@@ -37,7 +37,6 @@ from valueapprox.service.messages import (
     DUPLICATE,
     GAP,
     LEARNED,
-    STATUS_NAMES,
     Closed,
     Gradients,
     InvalidTransitions,
@@ -58,27 +57,7 @@ from valueapprox.service.messages import (
 )
 from valueapprox.value_function import ValueFunction
 
-__all__ = [
-    "DIVERGED",
-    "DUPLICATE",
-    "GAP",
-    "LEARNED",
-    "STATUS_NAMES",
-    "Closed",
-    "Gradients",
-    "InvalidTransitions",
-    "LearnResult",
-    "Norms",
-    "QueueFull",
-    "ReadOnly",
-    "Service",
-    "ServiceError",
-    "ServiceSettings",
-    "StorageError",
-    "Transitions",
-    "Values",
-    "Weights",
-]
+__all__ = ["Service"]
 
 CHECKPOINT, LOCK = "checkpoint.npz", "lock"  # in the folder, beside the journal
 RETRY_SECONDS = 10.0  # until a checkpoint that failed is tried again
