@@ -243,14 +243,15 @@ class ControlAgent:
         for place, value in self._own_settings(**own).items():
             settings[place] = value
         self.settings = settings
-        self.memory = np.zeros(kernels.STATISTICS + 2 * self.encode.size)
+        both = np.zeros((2, kernels.STATISTICS + 2 * self.encode.size))
+        self.memory = both[0]
         self.counts = np.zeros(kernels.N_COUNTS, np.int64)
         self.sums = np.zeros(kernels.N_SUMS)
         self.key = np.uint64(sequence(seed, "actions").generate_state(1, np.uint64)[0])
         work = np.zeros((3, max(self.first.w.size, self.second.w.size)), dtype)
         #: What every kernel gets, in this order.
         self.arrays = (
-            *(settings, self.memory, self.counts, self.key, self._action_values, self.sums),
+            *(settings, both.reshape(-1), self.counts, self.key, self._action_values, self.sums),
             *self.first.arrays(),
             *self.second.arrays(),
             work,

@@ -66,7 +66,8 @@ Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, QRC, TD = range(7
 ) = range(19)
 
 # Positions in memory: the reward's scaling (its divisor 0 while there is none), the average reward, QRC's scalar trace,
-# the mean size of TD errors before its bias is corrected, the time, then the observation's statistics.
+# the mean size of TD errors before its bias is corrected, the time, then the observation's statistics. Its second half
+# is what the first was before the step, to go back to if the step is refused.
 (
     DISCOUNTED,
     REWARDS_SEEN,
@@ -351,6 +352,13 @@ def clear(z):
         z[p] = z.dtype.type(0)
 
 
+@kernel
+def copy_memory(memory, settings, source, target):
+    """Copy one half of memory, from `source` on, onto the other; without statistics if there are none."""
+    for i in range(memory.size // 2 if settings[NORMALISE] != 0.0 else STATISTICS):
+        memory[target + i] = memory[source + i]
+
+
 @kernel(inline=True)
 def remember_units(spec, scratch):
     """Keep for each hidden unit the pre-activation at which it was most alive; the log says how many never were.
@@ -501,8 +509,8 @@ def step(
     delta = r - rbar + gamma V(s') - v(s), with V(s') = v(s'), max q, q(s', a') or sum pi q by the algorithm.
     If the unit of scaled rewards has changed, all values are brought to the new one first.
     The actor's delta is multiplied by max(1, least_error / mean |delta|).
-    Returns a status. On BAD_INPUT nothing has changed; DIVERGED says that delta is not finite, and then no weight has
-    changed, or that the actor's outputs are not.
+    Returns a status. On BAD_INPUT nothing has changed; DIVERGED says that delta is not finite, and then nothing has
+    changed either, or that the actor's outputs are not, after learning.
     """
     if counts[RUNNING] == 0:
         return NO_EPISODE
@@ -513,7 +521,8 @@ def step(
     policy_based = algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC)
     state_value = policy_based or algorithm == TD  # one output, v(s)
     ended = terminated or truncated
-    old_scale = memory[REWARD_SCALE]
+    old_scale, draws = memory[REWARD_SCALE], counts[DRAWS]
+    copy_memory(memory, settings, 0, memory.size // 2)
     r = scale_reward(reward, ended, settings, memory)
     memory[TIME] += settings[TIME_STEP]
     perceive(observation, settings, memory, there, True)
@@ -524,7 +533,6 @@ def step(
     unit = 1.0
     if settings[KEEP_VALUES] != 0.0 and old_scale > 0.0:
         unit = old_scale / memory[REWARD_SCALE]
-        multiply(here[X], first, n, dtype(unit))
         memory[MEAN_REWARD] *= unit
         memory[SCALAR_TRACE] *= unit
 
@@ -550,13 +558,16 @@ def step(
                 for a in range(n):
                     if there[X, first + a] == dtype(v_next):
                         best_next = a
-    v = np.float64(here[X, first] if state_value else here[X, first + taken])
+    v = np.float64(dtype(unit) * (here[X, first] if state_value else here[X, first + taken]))
     delta = r - memory[MEAN_REWARD] + bootstrap * v_next - v
     if not finite(dtype(delta)):
+        copy_memory(memory, settings, memory.size // 2, 0)
+        counts[DRAWS], counts[ACTION], counts[EXPLORING] = draws, taken, exploring
         return DIVERGED
 
     # Learn.
     if unit != 1.0:
+        multiply(here[X], first, n, dtype(unit))
         stretch_last_layer(w, spec, unit)
         if algorithm == QRC:
             stretch_last_layer(w_2, spec_2, unit)

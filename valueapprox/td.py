@@ -155,13 +155,17 @@ def n_step(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r
     The newest state is in scratch[X]; it joins the memory, and the one that is n steps old is updated. When the episode
     ended, all that wait are updated, oldest first, with the return up to the end and v_next (0 if terminal) from
     there on. For Monte Carlo n is 0: every state waits for the end. Sutton & Barto 2018, sec. 9.3, 7.1.
+
+    False if an error is NaN or infinite. Then nothing has changed, unless the episode ended: who calls puts it back.
     """
     dtype = w.dtype.type
     zero, gamma = dtype(0), dtype(setting(spec, hyper, GAMMA))
     n = int(setting(spec, hyper, N)) if setting(spec, hyper, METHOD) == N_STEP else 0
     size, d = memory.shape[0], memory.shape[1] - 1
     newest = (span[0] + span[1]) % size
+    old_reward = memory[newest, d]
     for i in range(d):
+        before[i] = memory[newest, i]  # scratch until the update, and never shorter than a state
         memory[newest, i] = scratch[X, i]
     memory[newest, d] = r
     span[1] += 1
@@ -182,6 +186,11 @@ def n_step(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r
             scratch[X, i] = memory[row, i]
         error = g - forward(w, spec, scratch)
         if not finite(error):
+            if not ended:
+                span[1] -= 1
+                memory[newest, d] = old_reward
+                for i in range(d):
+                    memory[newest, i] = before[i]
             return False
         sampled = is_sampled(count[UPDATES], spec, hyper)
         update(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, zero, error, sampled)

@@ -109,6 +109,7 @@ class ValueFunction:
         self.state = fresh._replace(n_updates=self._count[: td.TRANSITIONS])
         self._stats = np.zeros((4, max(4, net.n_layers)))
         places = {"td": 1, "n-step": self.n, "monte-carlo": FIRST_MEMORY}[method]
+        self._has_memory = method != "td"
         self._memory = [np.zeros((places, net.n_inputs + 1), self.w.dtype) for _ in range(streams)]
         self._span = np.zeros((streams, 2), np.int64)
         settings = np.array([td.METHODS[method], self.gamma, self.lam, self.n, 0], dtype=np.float64)
@@ -231,9 +232,12 @@ class ValueFunction:
         if type(truncated) is not bool:
             truncated = _flags("truncated", truncated, ()).item()
         while True:
+            before = self._snapshot(stream) if self._has_memory and (terminated or truncated) else []
             delta, status = self._learn_one[stream](s, r, s_next, terminated, truncated)
             if status == LEARNED:
                 return delta
+            if before and status == td.DIVERGED:
+                self._put_back(stream, before)
             self._mend(status, stream, s, r, s_next)
 
     def learn_stream(
@@ -248,7 +252,7 @@ class ValueFunction:
         """Learn from T consecutive transitions in one compiled call; the same as `learn` on each.
 
         s, s_next (T, d); r, terminated, truncated (T,). Returns the TD errors (T,). On an error everything before the
-        offending transition has been learned, and the message counts it.
+        offending transition has been learned, and the message names the array, its row and the transition.
         """
         s = as_floats("s", s, self._dtype, (None, self.net.n_inputs))
         s_next = as_floats("s_next", s_next, self._dtype, s.shape)
@@ -260,13 +264,32 @@ class ValueFunction:
         deltas = np.empty(len(s), self._dtype)
         t = 0
         while t < len(s):
+            first, before = t, self._snapshot(stream) if self._has_memory else []
             t, status = td.learn_transitions(*self._arguments[stream], t, s, rewards, s_next, ended, cut, deltas)
+            if before and status == td.DIVERGED:
+                self._put_back(stream, before)  # and learn again up to there, which gives the same bits
+                part = [array[:t] for array in (s, rewards, s_next, ended, cut, deltas)]
+                td.learn_transitions(*self._arguments[stream], first, *part)
             if status != td.LEARNED:
-                self._mend(status, stream, s[t], rewards[t], s_next[t])
+                self._mend(status, stream, s[t], rewards[t], s_next[t], row=(int(t),))
         return deltas
 
-    def _mend(self, status: int, stream: int, s: np.ndarray, r: float, s_next: np.ndarray) -> None:
-        """Make room and return, or raise what stopped the kernel."""
+    def _changing(self, stream: int) -> tuple[np.ndarray, ...]:
+        own = (self.traces[stream], self._memory[stream], self._span[stream])
+        return (self.w, self.state.moments, self.state.scalars, self._count, self._stats, *own)
+
+    def _snapshot(self, stream: int) -> list[np.ndarray]:
+        """What an episode's end may change before its updates turn out not to be finite."""
+        return [array.copy() for array in self._changing(stream)]
+
+    def _put_back(self, stream: int, snapshot: list[np.ndarray]) -> None:
+        for array, before in zip(self._changing(stream), snapshot, strict=True):
+            array[...] = before
+
+    def _mend(
+        self, status: int, stream: int, s: np.ndarray, r: float, s_next: np.ndarray, row: tuple[int, ...] = ()
+    ) -> None:
+        """Make room and return, or raise what stopped the kernel; `row` is where in arrays of many it was."""
         if status == td.MEMORY_FULL:
             old, start = self._memory[stream], int(self._span[stream, 0])
             bigger = np.zeros((2 * len(old), old.shape[1]), old.dtype)
@@ -279,9 +302,11 @@ class ValueFunction:
             for name, value in (("s", s), ("s_next", s_next), ("r", r)):
                 wrong = ~np.isfinite(np.atleast_1d(value))
                 if wrong.any():
-                    entry = "" if name == "r" else f"[{int(np.argmax(wrong))}]"
-                    found = np.atleast_1d(value)[np.argmax(wrong)]
-                    raise ValueError(f"{name}{entry} is {found} at transition {number}; finite numbers are wanted")
+                    column = int(np.argmax(wrong))
+                    place = row if name == "r" else (*row, column)
+                    entry = f"[{', '.join(map(str, place))}]" if place else ""
+                    found = np.atleast_1d(value)[column]
+                    raise ValueError(f"{name}{entry} is {found} at transition {number}; expected a finite number")
         raise DivergenceError(
             f"the TD error is infinite or NaN at transition {number} (largest weight {np.abs(self.w).max():.3g}, "
             f"reward {r}): learning has diverged; a smaller step size or clip_norm helps"

@@ -22,6 +22,7 @@ from agents.spaces import UnsupportedSpaceError
 from envs import RandomWalk, compiled_world
 from valueapprox import SGD, Adam, DivergenceError, Intentional, ObGD
 from valueapprox.checkpoint import CheckpointError
+from valueapprox.optimizers import OPTIMIZERS as EVERY_OPTIMIZER
 
 SPACE = spaces.Box(-10.0, 10.0, (3,), np.float64)
 THREE = spaces.Discrete(3)
@@ -979,6 +980,32 @@ def test_divergence_is_an_error_at_the_step_where_it_shows(name, dtype):
     assert f"step {agent.n_steps + 1} " in str(error.value)
     np.testing.assert_array_equal(agent.first.w, weights[0])
     np.testing.assert_array_equal(agent.second.w, weights[1])
+
+
+@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_refused_step_leaves_everything_as_it_was(name, optimizer):
+    # At weights of 3e38 the value of the next state is infinite in float32, and so is the TD error.
+    agent, twin = (make(name, dtype="float32", optimizer=EVERY_OPTIMIZER[optimizer](), time_limit=50) for _ in range(2))
+    first, *rest = life(30, ends=0.0)
+    for one in (agent, twin):
+        one.sample_every = 1
+        live(one, [first, *rest])
+        weights = one.first.w.copy()
+        one.first.w[:] = 3e38
+    before = snapshot(agent)
+    refused = [(9.0, 7.0 * np.ones(3)), (np.nan, np.ones(3)), (1.0, np.array([0.0, np.inf, 0.0]))]
+    for reward, observation in refused:
+        with pytest.raises((DivergenceError, ValueError), match=f"at step {agent.n_steps + 1}"):
+            agent.step(reward, observation)
+        if name != "q, limits are terminal" or not np.isfinite([reward, *observation]).all():
+            with pytest.raises((DivergenceError, ValueError)):
+                agent.end(reward, observation, terminated=False)
+        assert_same(snapshot(agent), before)
+    for one in (agent, twin):
+        one.first.w[:] = weights
+        live(one, life(20, seed=1)[1:])
+    assert_same(snapshot(agent), snapshot(twin))
 
 
 @pytest.mark.parametrize("name", ACTORS)

@@ -24,6 +24,7 @@ from valueapprox import (
     td,
 )
 from valueapprox.predictions import Predictions
+from valueapprox.service import Service, ServiceSettings, Transitions
 
 EVERY_OPTIMIZER = [
     SGD((0.01, 0.02), schedule=LinearDecay(80)),
@@ -228,6 +229,39 @@ def test_an_update_that_overflows_is_refused_and_changes_only_the_streams_trace(
     assert (p.learn(*given).status == td.LEARNED).all()
 
 
+@pytest.mark.parametrize("reason", ["TD error", "weight", "moment"])
+@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER, ids=lambda optimizer: type(optimizer).__name__)
+def test_a_refused_update_leaves_everything_as_it_was_but_the_trace(optimizer, reason):
+    # Separate networks: the first one has learned when the second one's update is found to overflow.
+    p, twin = (Predictions(Network((3, 8, 1)), optimizer, (0.9, 0.5), 0.9, separate=True, streams=2) for _ in range(2))
+    for learner in (p, twin):
+        learner.sample_every = 1
+        learner.learn(*experience(30, 2, streams=2))
+    if reason == "weight":  # not this update, but the weights after it are beyond the limit
+        p.w[1, -1] = twin.w[1, -1] = 1.1 * p.limit
+    before = {name: array.copy() for name, array in p.state_dict()[0].items()}
+    assert (before["traces"][1] != 0).any()
+    if "Intentional" in type(optimizer).__name__:
+        assert (before["scalars"][:, :2] != [0, 1]).all()
+    # 1e25: its square overflows in float32 where there is a second moment; a bounded step learns from it
+    cumulant = {"TD error": 3e38, "weight": 1.0, "moment": 1e25}[reason]
+    given = (1, [[0.3 if reason != "TD error" else 3e38, 0, 0]], [[1.0, cumulant]], [[0, 0, 0]])
+    learned = p.learn(*given)
+    if learned.status.tolist() != [td.DIVERGED]:
+        assert reason == "moment"
+        assert all(np.isfinite(array).all() for array in p.state_dict()[0].values())
+        return
+    before["traces"][1], before["inward"][1] = 0, (0.9, 0.5)
+    for name, array in before.items():
+        np.testing.assert_array_equal(p.state_dict()[0][name], array, err_msg=name)
+    if reason != "weight":
+        twin.cut_traces(1)
+        again = experience(30, 2, streams=2, seed=1)
+        np.testing.assert_array_equal(p.learn(*again).td_errors, twin.learn(*again).td_errors)
+        for name, array in twin.state_dict()[0].items():
+            np.testing.assert_array_equal(p.state_dict()[0][name], array, err_msg=name)
+
+
 def test_the_rest_of_a_batch_goes_on_after_a_divergence():
     p = Predictions(Network((1, 1), bias=False), SGD(0.5), (0.0,), scheme="zeros")
     learned = p.learn(0, [[1], [1], [1]], [[1], [1e30], [1]], [[0]] * 3)
@@ -288,6 +322,47 @@ def test_learning_goes_on_from_a_state_bit_for_bit(separate):
     assert p.diagnostics() == again.diagnostics()
     with pytest.raises(ValueError, match=r"w is float64 \(1, 1\); float64 \("):
         Predictions.from_state({**arrays, "w": np.zeros((1, 1))}, settings)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("room", [2, 3, 7])
+def test_streams_of_different_discounts_survive_a_resize(separate, room):
+    # The discount of the transition into a stream's state decays its trace: 0.2 for one, 0.7 for the other, not 0.9.
+    net = Network((3, 6, 1 if separate else 2), dtype="float64")
+    p = Predictions(net, SGD(0.01), (0.9, 0.5), 1.0, separate=separate, streams=3)
+    stream, s, c, s_next, _, _ = experience(30, 2, streams=2)
+    own = np.array([[0.2, 0.3], [0.7, 1.0]])
+    p.learn(stream, s, c, s_next, discounts=own[stream])
+    arrays, settings = p.state_dict(streams=2)
+    other = Predictions.from_state(arrays, {**settings, "streams": room})
+    np.testing.assert_array_equal(other.state_dict()[0]["inward"][:2], own)
+    more = experience(30, 2, streams=2, seed=1)
+    np.testing.assert_array_equal(p.learn(*more).td_errors, other.learn(*more).td_errors)
+    np.testing.assert_array_equal(p.w, other.w)
+    np.testing.assert_array_equal(p.traces[:2], other.traces[:2])
+    np.testing.assert_array_equal(other.state_dict()[0]["inward"][2:], np.tile([0.9, 0.5], (room - 2, 1)))
+
+
+@pytest.mark.parametrize("room", [2, 7])
+def test_a_service_with_other_room_goes_on_with_each_streams_discounts(tmp_path, room):
+    # The oldest of the three streams, "a", has to go where there is room for two; the rows of the others then move.
+    kept = {"net": Network((3, 6, 2), dtype="float64"), "discounts": (0.9, 0.5), "lams": (1.0, 1.0)}
+    rng = np.random.default_rng(0)
+    own = {"a": [0.1, 0.1], "b": [0.2, 0.3], "c": [0.7, 1.0]}
+
+    def batch(name, first):
+        s, c = rng.normal(size=(6, 3)), rng.normal(size=(5, 2))
+        return Transitions.of(name, first, s[:-1], c, s[1:], discounts=np.tile(own[name], (5, 1)))
+
+    early, late = ([batch(name, first) for name in names] for names, first in (("abc", 0), ("bc", 5)))
+    with Service(ServiceSettings(**kept, max_streams=3), tmp_path / "one") as service:
+        expected = [service.learn(given).td_errors for given in (*early, *late)][3:]
+    with Service(ServiceSettings(**kept, max_streams=3), tmp_path / "two") as service:
+        for given in early:
+            service.learn(given)
+    with Service(ServiceSettings(**kept, max_streams=room), tmp_path / "two") as service:
+        for given, errors in zip(late, expected, strict=True):
+            np.testing.assert_array_equal(service.learn(given).td_errors, errors)
 
 
 def test_a_restart_is_a_new_learner_at_other_weights():

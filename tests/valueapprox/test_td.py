@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valueapprox import SGD, Adam, InverseTime, Momentum, Network, ValueFunction, twolayer
+from valueapprox import SGD, Adam, DivergenceError, InverseTime, Momentum, Network, ValueFunction, twolayer
+from valueapprox.optimizers import OPTIMIZERS
 
 METHODS = {"td": {"lam": 0.9}, "n-step": {"method": "n-step", "n": 3}, "monte-carlo": {"method": "monte-carlo"}}
 
@@ -422,3 +423,114 @@ def test_the_five_state_random_walk(method):
     v = linear(5, SGD(0.5, schedule=InverseTime(400)), gamma=1.0, **METHODS[method])
     v.learn_stream(np.eye(5)[place], after > 4, np.eye(5)[np.clip(after, 0, 4)], ended)
     np.testing.assert_allclose(v.predict(np.eye(5)), np.arange(1, 6) / 6, atol=0.03)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def learned(v):
+    """All that a value function has learned, but in its memory only the states that await their return."""
+    arrays = {name: array.copy() for name, array in v.state_dict()[0].items() if not name.startswith("memory")}
+    for i, (memory, (start, n)) in enumerate(zip(v._memory, v._span, strict=True)):
+        arrays[f"waiting {i}"] = np.roll(memory, -start, axis=0)[:n]
+    return arrays
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+HUGE = np.float32(3e38)
+#: What refuses: the transition (s, r, s_next, terminated, truncated), and how much larger the weights are then.
+REFUSED = {
+    "state": (([np.nan, 0, 0], 1.0, [0, 0, 0], False, False), 1),
+    "next state": (([0, 0, 0], 1.0, [0, 0, np.inf], False, False), 1),
+    "terminal state": (([0, 0, 0], 1.0, [np.nan, 0, 0], True, False), 1),
+    "reward": (([0, 0, 0], -np.inf, [0, 0, 0], False, True), 1),
+    "value": (([HUGE, HUGE, -HUGE], 1.0, [0, 0, 0], True, False), 1e9),
+    "next value": (([0, 0, 0], 1.0, [HUGE, -HUGE, HUGE], False, True), 1e9),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_refused_update_leaves_everything_as_it_was(method, optimizer):
+    v, twin = (
+        ValueFunction(
+            Network((3, 5, 1), "sigmoid"), OPTIMIZERS[optimizer](), streams=2, scheme="lecun_normal", **METHODS[method]
+        )
+        for _ in range(2)
+    )
+    data = stream(40, dtype=np.float32)
+    for learner in (v, twin):
+        learner.sample_every = 1
+        learner.learn_stream(*data, stream=1)
+    weights = v.w.copy()
+    for name, (transition, factor) in REFUSED.items():
+        v.w, before = weights, learned(v)
+        v.w *= np.float32(factor)
+        if factor > 1:
+            v.w[-6:] = HUGE  # the layer behind the sigmoid, where it overflows if two units are on
+        before["w"] = v.w.copy()
+        with pytest.raises((DivergenceError, ValueError), match=f"transition {v.n_transitions + 1}"):
+            v.learn(*transition, stream=1)
+        same(learned(v), before)
+        assert np.isfinite(before["scalars"]).all(), name
+    v.w = weights
+    again = stream(40, seed=1, dtype=np.float32)
+    np.testing.assert_array_equal(v.learn_stream(*again, stream=1), twin.learn_stream(*again, stream=1))
+    same(learned(v), learned(twin))
+
+
+@pytest.mark.parametrize("method", ["n-step", "monte-carlo"])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_return_that_overflows_is_refused_and_can_be_tried_again(method, ended):
+    # float32 ends at 3.4e38: each TD error is finite, and the return 2e38 + 2e38 is not.
+    v, twin = (ValueFunction(Network((2, 1)), SGD(0.1), 1.0, **{**METHODS[method], "n": 2}) for _ in range(2))
+    if method == "monte-carlo" and not ended:
+        pytest.skip("Monte Carlo learns at an ending")
+    for learner in (v, twin):
+        learner.learn([1, 0], 2e38, [0, 1])
+    before = learned(v)
+    for _ in range(3):
+        with pytest.raises(DivergenceError, match="transition 2 "):
+            v.learn([0, 1], 2e38, [0, 0], terminated=ended)
+        same(learned(v), before)
+    for learner in (v, twin):  # 2e38 - 2e38: nothing is wrong with that
+        learner.learn([0, 1], -2e38, [0, 0], terminated=ended)
+    same(learned(v), learned(twin))
+
+
+@pytest.mark.parametrize("method", ["n-step", "monte-carlo"])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "Intentional"])
+def test_of_many_updates_at_an_ending_all_are_made_or_none(method, optimizer):
+    # The oldest state's update is fine and leaves weights so large that the value of the next one is infinite.
+    v = ValueFunction(Network((2, 1), bias=False), OPTIMIZERS[optimizer](1e37), 1.0, **METHODS[method])
+    v.sample_every = 1
+    v.learn([1, 1], 0.0, [0, 1])
+    before = learned(v)
+    with pytest.raises(DivergenceError, match="transition 2 "):
+        v.learn([1e3, 1e3], 10.0, [0, 1], truncated=True)
+    same(learned(v), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("name", "place"), [("s", (6, 2)), ("s_next", (6, 0)), ("r", (6,)), ("s_next", (0, 1))])
+def test_a_stream_that_is_not_finite_is_refused_by_the_name_of_the_array_and_the_row(method, bad, name, place):
+    data = dict(zip(("s", "r", "s_next", "terminated", "truncated"), stream(12), strict=True))
+    v, twin = (ValueFunction(Network((3, 4, 1), dtype="float64"), Adam(), **METHODS[method]) for _ in range(2))
+    for learner in (v, twin):
+        learner.learn_stream(*stream(5, seed=3))
+    data["terminated"][place[0]] = (
+        name == "s_next"
+    )  # a terminal state is not asked for its value, and yet it must be finite
+    data[name][place] = bad
+    entry = ", ".join(map(str, place))
+    expected = rf"{name}\[{entry}\] is {bad} at transition {5 + place[0] + 1}; expected a finite number$"
+    with pytest.raises(ValueError, match=expected):
+        v.learn_stream(**data)
+    twin.learn_stream(**{part: array[: place[0]] for part, array in data.items()})
+    same(learned(v), learned(twin))

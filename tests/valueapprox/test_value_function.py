@@ -243,7 +243,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda v: v.learn_stream([OK], [1.0], [OK], [2]), "^terminated"),
         (lambda v: v.learn_stream([OK], [1.0], [OK], [NAN]), "^terminated"),
         (lambda v: v.learn_stream([OK], [1.0], [OK], ["True"]), "^terminated"),
-        (lambda v: v.learn_stream([OK], [NAN], [OK], [0]), "^r is nan at transition 6"),
+        (lambda v: v.learn_stream([OK], [NAN], [OK], [0]), r"^r\[0\] is nan at transition 6"),
         (lambda v: v.predict([1, 2]), r"^s has shape \(2,\)"),
         (lambda v: v.predict(["a", "b", "c"]), "^s holds"),
     ],
