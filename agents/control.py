@@ -21,7 +21,7 @@ from agents.spaces import encoder
 from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
 from valueapprox.backprop import X
 from valueapprox.checks import aligned_zeros, one_of, positive, unit_interval
-from valueapprox.optimizers import N_BOUNDED, SUM_OF_STEPS
+from valueapprox.optimizers import N_BOUNDED, OPTIMIZERS, SUM_OF_STEPS
 from valueapprox.seeding import sequence
 from valueapprox.td import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
 
@@ -521,6 +521,13 @@ class QRC(ControlAgent):
     default_optimizers = (SGD(1e-3), SGD(1e-4))
 
     def _own_settings(self, regularise: float = 1.0, cut: str = "after") -> dict[int, float]:
+        for name, learner in (("optimizer", self.first), ("second_optimizer", self.second)):
+            if learner.optimizer.needs_gradient:
+                plain = ", ".join(c.__name__ for c in OPTIMIZERS.values() if not c.needs_gradient)
+                raise ValueError(
+                    f"{name} is {type(learner.optimizer).__name__}, whose step is made for delta times a trace, and "
+                    f"QRC's is a sum of corrections; expected one of {plain}"
+                )
         if not 0 <= regularise < np.inf:
             raise ValueError(f"regularise is {regularise}; a weight that is not negative is wanted")
         return {

@@ -37,7 +37,7 @@ from valueapprox.backprop import (
 )
 from valueapprox.batch import mixed
 from valueapprox.compiling import kernel
-from valueapprox.optimizers import CODE, INTENTIONAL_CODE, ascend, ascend_with_gradient, follow
+from valueapprox.optimizers import ascend, follow
 from valueapprox.td import finite, sample_norms
 
 Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, QRC, TD = range(7)
@@ -389,16 +389,6 @@ def improve(w, z, moments, scalars, count, hyper, spec, scratch, before, stats, 
         sample_norms(w, z, before, spec, scratch, stats)
 
 
-@kernel(inline=True)
-def step_along(w, u, g, moments, scalars, count, hyper, spec):
-    """The optimizer's step along u, whatever it wants."""
-    one = w.dtype.type(1)
-    if int(hyper[CODE]) >= INTENTIONAL_CODE:
-        ascend_with_gradient(w, u, g, one, w.dtype.type(0), spec, moments, scalars, count, hyper)
-    else:
-        ascend(w, u, one, spec, moments, scalars, count, hyper)
-
-
 @kernel
 def learn_corrected(
     settings, memory, delta, bootstrap, h, action, best_next,
@@ -429,7 +419,7 @@ def learn_corrected(
     for p in range(w.size):
         z[p] = keep * z[p] + g[p]
         u[p] = error * z[p] - correction * g[p] - e * (discount * g_next[p] - g[p])
-    step_along(w, u, g, moments, scalars, count, hyper, spec)
+    ascend(w, u, dtype(1), spec, moments, scalars, count, hyper)
     g_h, u_h = work[0, : w_h.size], work[1, : w_h.size]
     seed_output(here_h, spec_h, action)
     backward(w_h, spec_h, here_h, False)
@@ -441,7 +431,7 @@ def learn_corrected(
     if sampled:
         for p in range(w_h.size):
             before_h[p] = w_h[p]
-    step_along(w_h, u_h, g_h, moments_h, scalars_h, count_h, hyper_h, spec_h)
+    ascend(w_h, u_h, dtype(1), spec_h, moments_h, scalars_h, count_h, hyper_h)
     if sampled:
         sample_norms(w_h, z_h, before_h, spec_h, here_h, stats_h)
 

@@ -12,7 +12,11 @@ from numpy.typing import ArrayLike
 MOST_NAMES = 25
 CACHE_LINE = 16  # float32 numbers; float64 numbers fill two
 
-__all__ = ["CACHE_LINE", "aligned_zeros", "as_floats", "as_numbers", "one_of", "positive", "unit_interval"]
+#: What Python, NumPy and environments hand out as one number. Converting such a scalar costs a twentieth of making an
+#: array of it, which `as_floats` does to find out what it is.
+SCALARS = frozenset({int, float, bool, *(t for t in np.sctypeDict.values() if np.dtype(t).kind in "fiub")})
+
+__all__ = ["CACHE_LINE", "aligned_zeros", "as_float", "as_floats", "as_numbers", "one_of", "positive", "unit_interval"]
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
@@ -69,6 +73,13 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     raw = np.zeros(size + line, np.uint8)
     start = -raw.ctypes.data % line
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def as_float(name: str, value: Any) -> float:
+    """`value` as a Python number; errors as those of `as_floats`."""
+    if type(value) in SCALARS:
+        return float(value)
+    return float(as_floats(name, value, np.dtype(np.float64), ()))
 
 
 def as_floats(name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> np.ndarray:

@@ -16,8 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import llvmlite.binding as ll
 import numba
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.registry import CPUDispatcher
 
 __all__ = ["cache_folder", "cache_is_warm", "kernel"]
 
@@ -132,30 +135,112 @@ def kernel(
     return _compile(function, inline, exact, blas)
 
 
-class _Unaliased(Compiler):
-    """Tell LLVM that the arrays of a kernel do not overlap, as `restrict` does in C.
+class _Closed(JITCodeLibrary):
+    """The machine code of one kernel and of a copy of every kernel that it calls, optimised together, once.
 
-    No caller passes two that do, unless both are only read; without it, every short loop first compares addresses.
+    Numba optimises and compiles a kernel on its own and once more as a part of each of its callers, and a call that
+    is not inlined then finds the one or the other, by what the process has compiled and what it has loaded; where
+    sums may be reordered the two round differently. Here every kernel that is not `inline` stays a function, which is
+    optimised from the code as it was written, and calls find the copies beside it. So a kernel's arithmetic is the
+    same in every object that holds it, and an object from the disk cache is the one that would be compiled.
     """
+
+    def __init__(self, codegen: Any, name: str, door: bool) -> None:
+        super().__init__(codegen, name)
+        self.door = door
+
+    def finalize(self) -> None:
+        own = {function.name for function in self._final_module.functions if not function.is_declaration}
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        for function in self._final_module.functions:
+            if not function.is_declaration and not any(b"alwaysinline" in word for word in function.attributes):
+                function.add_function_attribute("noinline")
+        if self.door:
+            self._optimize_final_module()
+            # Calls shall find these copies, and not a function of the same name that the process has from elsewhere.
+            for function in self._final_module.functions:
+                if not function.is_declaration and function.name not in own:
+                    function.linkage = "internal"
+            self._final_module.verify()
+            self._finalize_final_module()
+        else:
+            self._finalized = True
+
+    def serialize_using_object_code(self) -> tuple[str, str, tuple[bytes, bytes]]:
+        """As for a library of Numba's, but without the bitcode: nothing is linked with a door."""
+        symbols = [*self.get_defined_functions(), *self._final_module.global_variables]
+        text = "".join(f'@"{s.name}" = global i8 0\n' for s in symbols if s.linkage.name == "external")
+        return self.name, "object", (self._get_compiled_object(), ll.parse_assembly(text).as_bitcode())
+
+
+class _Door(Compiler):
+    """Compiles a kernel to be called from Python."""
+
+    door = True
 
     def __init__(self, typingctx: Any, targetctx: Any, library: Any, args: Any, *rest: Any) -> None:
         super().__init__(typingctx, targetctx, library, args, *rest)
-        if hasattr(self.state.flags, "noalias"):
-            self.state.flags.noalias = True
+        flags = self.state.flags
+        # No caller passes two arrays that overlap, unless both are only read: `restrict` in C. Without it, every short
+        # loop first compares addresses.
+        flags.noalias = True
+        flags.no_cfunc_wrapper = True
+        flags.no_cpython_wrapper = flags.no_compile = not self.door
+        self.state.library = _Closed(targetctx.codegen(), "kernel", self.door)
+        self.state.library.enable_object_caching()
+
+
+class _Inner(_Door):
+    """Compiles a kernel as far as its callers need it: types and LLVM's code, not optimised."""
+
+    door = False
+
+
+class _Callee(CPUDispatcher):
+    """A kernel as other kernels see it."""
+
+    def add_overload(self, cres: Any) -> None:
+        cres = cres._replace(entry_point=object())  # a name by which Numba finds the overload
+        self.targetctx.insert_user_function(cres.entry_point, cres.fndesc, [cres.library])
+        self.overloads[tuple(cres.signature.args)] = cres
+
+    def compile(self, sig: Any) -> Any:
+        super().compile(sig)
+        return self.get_overload(sig)
+
+
+class _Kernel(CPUDispatcher):
+    """A kernel as Python sees it; to the compiler it stands for its `_Callee`."""
+
+    def __init__(self, py_func: Callable[..., Any], locals: Any = None, targetoptions: Any = None, **rest: Any) -> None:
+        super().__init__(py_func, locals, targetoptions, pipeline_class=_Door)
+        self.callee = _Callee(py_func, locals, targetoptions, pipeline_class=_Inner)
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        return self.callee.get_call_template(args, kws)
+
+    def get_overload(self, sig: Any) -> Any:
+        return self.callee.get_overload(sig)
 
 
 def _compile(function: Callable[..., Any], inline: bool, exact: bool, blas: bool) -> Any:
+    if numba.config.DISABLE_JIT:
+        return function
     # Without Numba's runtime (_nrt) no array can be made in a kernel, and none is counted: taking a view inside a
     # loop is then free, where an atomic count would cost more than the row's arithmetic.
-    compiled = numba.njit(
-        nogil=True,
-        error_model="numpy",
-        fastmath=False if exact else FASTMATH,
-        forceinline=inline,
-        _nrt=blas,
-        pipeline_class=_Unaliased,
-    )(function)
-    if _folder is not None and not numba.config.DISABLE_JIT:
+    options = {
+        "nopython": True,
+        "boundscheck": None,
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": False if exact else FASTMATH,
+        "forceinline": inline,
+        "_nrt": blas,
+    }
+    compiled = _Kernel(function, targetoptions=options)
+    if _folder is not None:
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = str(_folder)  # read once by enable_caching; other users of Numba keep theirs
         try:

@@ -21,7 +21,6 @@ from valueapprox.compiling import kernel
 from valueapprox.losses import Loss, loss_kernel
 from valueapprox.network import Network
 from valueapprox.optimizers import (
-    ADAM_CODE,
     ALPHA,
     SCHEDULE,
     SCHEDULE_FINAL,
@@ -266,7 +265,7 @@ class Descent:
         loss.check(net)
         if optimizer.needs_gradient:
             raise ValueError(f"{type(optimizer).__name__} needs an eligibility trace; it is for learning from a stream")
-        if getattr(regularizer, "proximal", False) and optimizer.code > ADAM_CODE:
+        if getattr(regularizer, "proximal", False) and not optimizer.proximal:
             raise ValueError(f"L1 is proximal, which {type(optimizer).__name__} has no step size for; Adam and SGD do")
         if regularizer is not None and (
             isinstance(regularizer, type) or not isinstance(regularizer, Regularizer | SupportsPenalty)

@@ -59,7 +59,7 @@ CONSTANT_CODE, LINEAR_CODE, INVERSE_TIME_CODE, COSINE_CODE, STEP_CODE, EXPONENTI
 
 # Positions in the kernel's vector of hyper-parameters.
 CODE, SCHEDULE, SCHEDULE_FINAL, SCHEDULE_STEPS, BETA1, BETA2, EPSILON, CLIP_NORM, CLIP_LAYER_NORM = range(9)
-KAPPA, RMS, NORMALISE, LARGEST_ERROR, ALPHA = range(9, 14)
+NEEDS_GRADIENT, KAPPA, RMS, NORMALISE, LARGEST_ERROR, ALPHA = range(9, 15)
 
 # Positions in an optimizer's scalars: those of Intentional, then what the log shows.
 GRADIENT_SIZE, SQUARED_ERROR, ERROR_SIZE, SUM_OF_STEPS, N_BOUNDED, N_SCALARS = range(6)
@@ -144,6 +144,11 @@ class ExponentialDecay(Schedule):
     code = EXPONENTIAL_CODE
 
 
+def _subclasses(cls: type) -> list[Any]:
+    direct: list[type] = cls.__subclasses__()
+    return direct + [further for subclass in direct for further in _subclasses(subclass)]
+
+
 StepSize = float | Sequence[float] | Mapping[str, float]
 
 
@@ -197,6 +202,15 @@ class Optimizer:
     n_moments = 0
     needs_gradient = False  # apart from the trace
     whole_network = False  # its step size depends on all weights
+    proximal = False  # `regularizers.shrink_to_zero` knows its step
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a code that another optimizer has: its kernel would run in place of this one's."""
+        super().__init_subclass__()
+        if "code" in vars(cls):
+            for other in _subclasses(Optimizer):
+                if other is not cls and not issubclass(cls, other) and other.code == cls.code:
+                    raise TypeError(f"code of {cls.__name__} is {cls.code}; expected one that {other.__name__} has not")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", _step_sizes(self.alpha))
@@ -236,7 +250,7 @@ class Optimizer:
         return [float(a) for a in np.broadcast_to(alphas, len(layers))]
 
     def hyper(self, layers: Sequence[str]) -> np.ndarray:
-        """The settings as the kernel reads them, (13 + L,) float64; an unset clip is 0."""
+        """The settings as the kernel reads them, (14 + L,) float64; an unset clip is 0."""
         first = getattr(self, "beta1", getattr(self, "beta", getattr(self, "clip_decay", 0.0)))
         return np.array(
             [
@@ -247,6 +261,7 @@ class Optimizer:
                 getattr(self, "epsilon", 0.0),
                 self.clip_norm or 0.0,
                 self.clip_layer_norm or 0.0,
+                self.needs_gradient,
                 getattr(self, "kappa", getattr(self, "clip", 0.0)),
                 getattr(self, "rms", True),
                 getattr(self, "normalise", False),
@@ -293,6 +308,9 @@ class Optimizer:
 class SGD(Optimizer):
     """w <- w + alpha u. With u = delta z the textbook TD update."""
 
+    code = SGD_CODE
+    proximal = True
+
 
 @dataclass(frozen=True)
 class Momentum(Optimizer):
@@ -300,6 +318,7 @@ class Momentum(Optimizer):
 
     beta: float = 0.9
     code = MOMENTUM_CODE
+    proximal = True
     n_moments = 1
 
 
@@ -311,6 +330,7 @@ class RMSProp(Optimizer):
     beta: float = 0.99
     epsilon: float = 1e-8
     code = RMSPROP_CODE
+    proximal = True
     n_moments = 1
 
 
@@ -327,6 +347,7 @@ class Adam(Optimizer):
     beta2: float = 0.999
     epsilon: float = 1e-8
     code = ADAM_CODE
+    proximal = True
     n_moments = 2
 
 
@@ -510,7 +531,7 @@ def ascend(w, z, scale, spec, moments, scalars, count, hyper):
                 u = g * z[p]
                 moments[0, p] = max(beta1 * moments[0, p], abs(u))
                 w[p] += step * u / (moments[0, p] + epsilon)
-        else:
+        elif code == ADAM_CODE:
             # The corrections 1 - beta^t, taken out of the loop: alpha / c1 * m / (sqrt(v) / sqrt(c2) + epsilon).
             step = dtype(alpha / (1.0 - hyper[BETA1] ** count[0]))
             root = dtype(1.0 / math.sqrt(1.0 - hyper[BETA2] ** count[0]))
@@ -521,7 +542,7 @@ def ascend(w, z, scale, spec, moments, scalars, count, hyper):
                 w[p] += step * moments[0, p] / (np.sqrt(moments[1, p]) * root + epsilon)
 
 
-@kernel
+@kernel(inline=True)
 def bounded_step(w, z, delta, factor, spec, moments, scalars, count, hyper):
     """The steps of ObGD and AdaptiveObGD along delta z, with what it was bounded by in the scalars."""
     dtype = w.dtype.type
@@ -611,7 +632,7 @@ def follow(w, z, delta, decay, spec, scratch, moments, scalars, count, hyper):
     """z <- decay z + gradient;  w <- w + step(delta z), for the gradient that `backward` left in scratch."""
     if is_plain_sgd(hyper):
         accumulate_and_ascend(w, z, delta, spec, scratch, decay, count, hyper)
-    elif int(hyper[CODE]) >= INTENTIONAL_CODE:
+    elif hyper[NEEDS_GRADIENT] != 0.0:
         g = moments[0]
         store_gradient(g, spec, scratch)
         for p in range(z.size):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox import checkpoint, td
-from valueapprox.checks import CACHE_LINE, aligned_zeros, as_floats, one_of, positive, unit_interval
+from valueapprox.checks import CACHE_LINE, aligned_zeros, as_float, as_floats, one_of, positive, unit_interval
 from valueapprox.network import Network
 from valueapprox.optimizers import SGD, Optimizer
 
@@ -226,11 +226,11 @@ class ValueFunction:
         if stream not in self._numbers:
             raise ValueError(f"stream is {stream}; there are streams 0 to {self.streams - 1}")
         if type(r) is not float:
-            r = as_floats("r", r, FLOAT64, ()).item()
+            r = as_float("r", r)
         if type(terminated) is not bool:
-            terminated = _flags("terminated", terminated, ()).item()
+            terminated = _flag("terminated", terminated)
         if type(truncated) is not bool:
-            truncated = _flags("truncated", truncated, ()).item()
+            truncated = _flag("truncated", truncated)
         while True:
             before = self._snapshot(stream) if self._has_memory and (terminated or truncated) else []
             delta, status = self._learn_one[stream](s, r, s_next, terminated, truncated)
@@ -412,6 +412,10 @@ class ValueFunction:
             return cls.from_state(own, meta["value_function"])
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.CheckpointError(f"{path} holds no value function ({error!r})") from None
+
+
+def _flag(name: str, value: Any) -> bool:
+    return bool(value) if type(value) is np.bool_ else bool(_flags(name, value, ()))
 
 
 def _flags(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:

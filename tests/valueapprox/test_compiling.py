@@ -113,3 +113,37 @@ def test_importing_the_package_loads_numpy_and_the_compiler_only():
     assert {"numpy", "numba"} <= set(loaded)
     assert set(HEAVY) & set(loaded) == set()
     assert {"envs", "agents"} & set(loaded) == set()
+
+
+# --- the same bits in every process -------------------------------------------------------------------------------------
+
+LEARNERS = ROOT / "tests" / "learners.py"
+
+
+def learn(cache, *names):
+    """A process that learns in this order, with its compiled kernels in `cache`."""
+    kept = {name: value for name, value in os.environ.items() if name not in CACHES}
+    return subprocess.Popen(
+        [sys.executable, str(LEARNERS), *names],
+        env={**kept, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def digests(process):
+    printed, _ = process.communicate(timeout=280)
+    assert process.returncode == 0
+    return dict(line.split() for line in printed.splitlines())
+
+
+def test_a_process_that_compiles_learns_the_same_bits_as_one_that_loads(tmp_path):
+    # Version 0.1: three digests for "obgd" and "stream-ac", by whether their kernels were compiled or loaded. The second
+    # process has no folder to write to, and compiles in another order.
+    names = ("obgd", "stream-ac", "stream-ac-compiled")
+    compiled, in_memory = digests(learn(tmp_path, *names)), learn(NOWHERE, *names[::-1])
+    loaded = digests(learn(tmp_path, *names))
+    assert compiled == loaded == digests(in_memory)
+    assert set(compiled) == set(names)
+    # The compiled loop and Gymnasium's call the same step.
+    assert compiled["stream-ac"] == compiled["stream-ac-compiled"]
