@@ -293,7 +293,7 @@ OPTIMIZERS = {
 def test_learning_equals_a_second_implementation(name, optimizer):
     first, second, rule, rule_2, settings = OPTIMIZERS[optimizer]
     if "qrc" in name and first.needs_gradient:
-        with pytest.raises(ValueError, match="optimizer is Intentional.*QRC.*; expected one of SGD, Momentum"):
+        with pytest.raises(ValueError, match=r"optimizer is Intentional.*QRC.*; expected one of SGD, Momentum"):
             make(name, optimizer=first, second_optimizer=second)
         return
     if "qrc" in name and "whole" in optimizer:

@@ -115,7 +115,7 @@ def test_importing_the_package_loads_numpy_and_the_compiler_only():
     assert {"envs", "agents"} & set(loaded) == set()
 
 
-# --- the same bits in every process -------------------------------------------------------------------------------------
+# --- the same bits in every process ---------------------------------------------------------------------------------
 
 LEARNERS = ROOT / "tests" / "learners.py"
 
@@ -138,7 +138,8 @@ def digests(process):
 
 
 def test_a_process_that_compiles_learns_the_same_bits_as_one_that_loads(tmp_path):
-    # Version 0.1: three digests for "obgd" and "stream-ac", by whether their kernels were compiled or loaded. The second
+    # Version 0.1: other digests for "obgd" and "stream-ac" where their kernels were compiled than where they were loaded.
+    # Here the second
     # process has no folder to write to, and compiles in another order.
     names = ("obgd", "stream-ac", "stream-ac-compiled")
     compiled, in_memory = digests(learn(tmp_path, *names)), learn(NOWHERE, *names[::-1])
