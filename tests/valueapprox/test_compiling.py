@@ -138,9 +138,8 @@ def digests(process):
 
 
 def test_a_process_that_compiles_learns_the_same_bits_as_one_that_loads(tmp_path):
-    # Version 0.1: other digests for "obgd" and "stream-ac" where their kernels were compiled than where they were loaded.
-    # Here the second
-    # process has no folder to write to, and compiles in another order.
+    # Version 0.1 learned other bits where the kernels of "obgd" and "stream-ac" were compiled than where they were
+    # loaded. Here one process compiles, one loads, and one compiles in another order with no folder to write to.
     names = ("obgd", "stream-ac", "stream-ac-compiled")
     compiled, in_memory = digests(learn(tmp_path, *names)), learn(NOWHERE, *names[::-1])
     loaded = digests(learn(tmp_path, *names))
