@@ -262,7 +262,7 @@ def test_what_came_before_a_bad_transition_has_been_learned():
     s, r, s_next, ended, cut = stream(10)
     r[7] = NAN
     v, other = value_function(), value_function()
-    with pytest.raises(ValueError, match="r is nan at transition 8"):
+    with pytest.raises(ValueError, match=r"r\[7\] is nan at transition 8"):
         v.learn_stream(s, r, s_next, ended, cut)
     other.learn_stream(s[:7], r[:7], s_next[:7], ended[:7], cut[:7])
     assert_equal_state(v, other)
