@@ -27,11 +27,15 @@ from agents.training import (
     SAMPLE_EVERY,
     SETTINGS_FILE,
     check_fresh,
-    check_same,
+    checkpoint_stamp,
+    hold_again,
+    hold_fresh,
     parsed_argument,
+    resumed_settings,
 )
 from valueapprox import DivergenceError, Optimizer, checkpoint
 from valueapprox.checks import one_of, positive, unit_interval
+from valueapprox.files import FolderLock
 from valueapprox.optimizers import (
     SGD,
     Adam,
@@ -97,6 +101,8 @@ class ControlSettings:
     """Who learns: actor-critic(lambda), Q(lambda), Sarsa(lambda), Expected Sarsa(lambda), QRC(lambda)."""
     steps: int = 300_000
     """Transitions to learn from, each once."""
+    schedule_steps: int = 0
+    """Steps for which epsilon's fall is planned; 0 for those of the run. More steps on a resume leave it as planned."""
     seed: int = 0
     """Of everything random in the run."""
     hidden: tuple[int, ...] = (32, 32)
@@ -131,7 +137,7 @@ class ControlSettings:
     least_error: float = 0.05
     """stream-ac: where the mean TD error is smaller, the actor's is enlarged to this; 0 for never, as published."""
     epsilon: tuple[float, float, float] = (1.0, 0.01, 0.1)
-    """Others: random actions at first, at last, and the share of the run's steps in between (a straight line)."""
+    """Others: random actions at first, at last, and the share of the schedule's steps in between (a straight line)."""
     temperature: float | None = None
     """Others: choose by softmax of q / temperature instead of epsilon-greedily."""
     cut: Literal["after", "before"] = "after"
@@ -169,7 +175,7 @@ class ControlSettings:
     def check(self) -> None:
         """Raise ValueError for what nobody else would notice."""
         positive("steps", self.steps)
-        for name in ("log_every", "seed"):
+        for name in ("log_every", "schedule_steps", "seed"):
             positive(name, getattr(self, name), at_least=0)
         one_of("agent", self.agent, AGENTS)
         one_of("optimizer", self.optimizer, ("auto", *OPTIMIZERS))
@@ -180,6 +186,17 @@ class ControlSettings:
         if len(self.epsilon) != 3:
             raise ValueError(f"epsilon is {self.epsilon}; first value, last value and share of the run are wanted")
         unit_interval("epsilon's share of the run", self.epsilon[2])
+
+    @property
+    def horizon(self) -> int:
+        """Steps for which epsilon's fall is planned."""
+        return self.schedule_steps or self.steps
+
+    def planned(self) -> tuple[str, str] | None:
+        """What is planned for `horizon` steps, and what it does afterwards; None if nothing is."""
+        if self.agent == "stream-ac" or self.temperature is not None:
+            return None
+        return "the fall of epsilon", f"stays at {self.epsilon[1]:g}"
 
     def arguments(self) -> dict[str, Any]:
         """The environment's arguments, read as numbers, true, false or null where they are."""
@@ -235,7 +252,7 @@ class ControlSettings:
             time_limit=limit,
             bootstrap_at_limit=self.bootstrap_at_limit,
             average_reward=self.average_reward,
-            epsilon=(first, last, round(share * self.steps)),
+            epsilon=(first, last, round(share * self.horizon)),
             temperature=self.temperature,
             activation=self.activation,
             layer_norm=self.layer_norm,
@@ -284,7 +301,8 @@ class ControlRun:
     Parameters
     ----------
     settings
-        What to learn; with `resume`, None for those of the run, or the same ones with more steps.
+        What to learn; with `resume`, None for those of the run, or the same ones with more steps: the resumed run is
+        then the longer one with the same `schedule_steps`, bit for bit. Other `schedule_steps` change the plan.
     folder
         Where log, settings, episodes and checkpoint lie. A fresh run wants a folder without a run in it.
     resume
@@ -315,14 +333,14 @@ class ControlRun:
         notice: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.folder, self.notice, self.resumed = Path(folder), notice, resume
-        stored = self.stored_settings(folder) if resume else None
-        wanted = settings or stored
-        assert wanted is not None, "a fresh run has settings"
-        self.settings = wanted
-        if stored is None:
-            check_fresh(self.folder)
+        self._stamp = checkpoint_stamp(self.folder)
+        if resume:
+            self.settings: ControlSettings = resumed_settings(settings, self.stored_settings(folder), notice)
         else:
-            check_same(self.settings, stored)
+            assert settings is not None, "a fresh run has settings"
+            settings.check()
+            self.settings = replace(settings, schedule_steps=settings.horizon)
+            check_fresh(self.folder)
         self.settings.check()
         self.env = make_environment(self.settings.env, **self.settings.arguments())
         try:
@@ -366,6 +384,7 @@ class ControlRun:
             "environment": where,
         }
         checkpoint.save(self.folder / CHECKPOINT_FILE, arrays, meta)
+        self._stamp = checkpoint_stamp(self.folder)
 
     @staticmethod
     def stored_settings(folder: str | Path) -> ControlSettings:
@@ -428,7 +447,11 @@ class ControlRun:
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self.env.close)
-            log = stack.enter_context(self._open_log())
+            if self.resumed:
+                lock = hold_again(self.folder, self._stamp, self.notice)
+            else:
+                lock = hold_fresh(self.folder, self.notice)
+            log = stack.enter_context(self._open_log(stack.enter_context(lock)))
             self._episodes_file = stack.enter_context((self.folder / EPISODES_FILE).open("a", encoding="utf-8"))
             stop = stack.enter_context(interruptible())
             started = time.monotonic()
@@ -449,12 +472,10 @@ class ControlRun:
     def _mean_return(self) -> float | None:
         return sum(self.last_returns) / len(self.last_returns) if self.last_returns else None
 
-    def _open_log(self) -> RunLog:
-        if not self.resumed:
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def _open_log(self, lock: FolderLock) -> RunLog:
         settings = json.dumps(asdict(self.settings), indent=2)
         checkpoint.write_whole(self.folder / SETTINGS_FILE, lambda file: file.write(settings.encode()))
-        log = RunLog(self.folder, resume_step=self.logged if self.resumed else None)
+        log = RunLog(self.folder, self.logged if self.resumed else None, lock=lock)
         for left in self.folder.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
         kept = "".join(json.dumps(line) + "\n" for line in read_episodes(self.folder, self.step))

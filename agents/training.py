@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,10 @@ from agents.spaces import encoder
 from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
 from valueapprox.checks import one_of, positive
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
+from valueapprox.files import LOCK_FILE, FolderLock
 from valueapprox.optimizers import OPTIMIZERS, Constant, CosineDecay, InverseTime, LinearDecay, Schedule
 from valueapprox.seeding import sequence
-from valueapprox.telemetry import RunLog
+from valueapprox.telemetry import RunLog, hold
 
 __all__ = ["CHECKPOINT_FILE", "Report", "Run", "Settings", "Status"]
 
@@ -78,6 +79,8 @@ class Settings:
     """Of weights and arithmetic."""
     steps: int = 300_000
     """Transitions to learn from."""
+    schedule_steps: int = 0
+    """Steps for which the schedule is planned; 0 for those of the run. More steps on a resume leave it as planned."""
     envs: int = 8
     """Environments, each a stream of experience with a trace of its own."""
     block: int = 512
@@ -100,9 +103,21 @@ class Settings:
         """Raise ValueError for a number out of range that nobody else would notice."""
         for name in ("steps", "envs", "block", "n"):
             positive(name, getattr(self, name))
-        for name in ("log_every", "seed"):
+        for name in ("log_every", "schedule_steps", "seed"):
             positive(name, getattr(self, name), at_least=0)
         one_of("autoreset", self.autoreset, AUTORESET)
+
+    @property
+    def horizon(self) -> int:
+        """Steps for which the schedule is planned."""
+        return self.schedule_steps or self.steps
+
+    def planned(self) -> tuple[str, str] | None:
+        """What is planned for `horizon` steps, and what it does afterwards; None if nothing is."""
+        if self.schedule == "constant":
+            return None
+        afterwards = "goes on falling" if self.schedule == "inverse-time" else "stays at its last value, 0.01 alpha"
+        return f"the {self.schedule} schedule of the step size", afterwards
 
     def task(self) -> Task:
         """What workers follow."""
@@ -111,12 +126,12 @@ class Settings:
         return Task(self.env, policy, noise, arguments, self.seed, self.dtype, self.flatten, self.autoreset)
 
     def make_optimizer(self) -> Optimizer:
-        """The optimizer, its schedule stretched over the run's updates."""
+        """The optimizer, its schedule stretched over the updates that it is planned for."""
         schedules: dict[str, Schedule] = {
             "constant": Constant(),
-            "linear": LinearDecay(steps=self.steps, final=0.01),
-            "cosine": CosineDecay(steps=self.steps, final=0.01),
-            "inverse-time": InverseTime(steps=max(1, self.steps // 10)),
+            "linear": LinearDecay(steps=self.horizon, final=0.01),
+            "cosine": CosineDecay(steps=self.horizon, final=0.01),
+            "inverse-time": InverseTime(steps=max(1, self.horizon // 10)),
         }
         schedule = schedules[one_of("schedule", self.schedule, schedules)]
         classes = {name.lower(): cls for name, cls in OPTIMIZERS.items()}
@@ -149,18 +164,66 @@ class Settings:
 
 def check_fresh(folder: Path) -> None:
     """Raise FileExistsError if a fresh run's folder holds something."""
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty; choose another --run-dir, or --resume {folder}")
 
 
-def check_same(settings: Any, stored: Any) -> None:
-    """Raise ValueError if the settings of a resumed run differ from the stored ones in more than steps."""
+def checkpoint_stamp(folder: Path) -> tuple[int, ...]:
+    """What tells the checkpoint in a run's folder from any other that takes its place; () if there is none."""
+    with contextlib.suppress(OSError):
+        status = (folder / CHECKPOINT_FILE).stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return ()
+
+
+def hold_fresh(folder: Path, notice: Callable[[str], None]) -> FolderLock:
+    """Make the folder of a fresh run and hold it, or raise FileExistsError without having changed anything."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = hold(folder, notice)
+    try:
+        check_fresh(folder)  # another process may have begun a run there since the first look
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def hold_again(folder: Path, stamp: tuple[int, ...], notice: Callable[[str], None]) -> FolderLock:
+    """Hold the folder of a run whose checkpoint was read at `stamp`, or raise FileExistsError."""
+    lock = hold(folder, notice)
+    if checkpoint_stamp(folder) != stamp:
+        lock.close()
+        raise FileExistsError(f"another process has continued the run in {folder} meanwhile; resume it again")
+    return lock
+
+
+def resumed_settings(settings: Any, stored: Any, notice: Callable[[str], None]) -> Any:
+    """The settings of a resumed run: None for the stored ones, or the same with other steps, or another plan.
+
+    Says what becomes of the plan. Raises ValueError if anything else differs.
+    """
+    stored = replace(stored, schedule_steps=stored.horizon)
+    if settings is None:
+        return stored
+    if not settings.schedule_steps:
+        settings = replace(settings, schedule_steps=stored.schedule_steps)
     for f in fields(stored):
         given, old = getattr(settings, f.name), getattr(stored, f.name)
-        if f.name != "steps" and given != old:
+        if f.name not in ("steps", "schedule_steps") and given != old:
             raise ValueError(
-                f"the run was started with {f.name} {old!r}, not {given!r}; only steps can change on a resume"
+                f"the run was started with {f.name} {old!r}, not {given!r}; only steps and schedule_steps can change "
+                "on a resume"
             )
+    if settings.planned() is not None:
+        what, afterwards = settings.planned()
+        if settings.horizon != stored.horizon:
+            notice(
+                f"{what} was planned for {stored.horizon:,} steps, and is now stretched over {settings.horizon:,}: "
+                "this is not the run that would have been planned so from the start"
+            )
+        elif settings.steps > max(stored.steps, settings.horizon):
+            notice(f"{what} was planned for {stored.horizon:,} steps; afterwards it {afterwards} (--schedule-steps)")
+    return settings
 
 
 def parsed_argument(value: Any) -> Any:
@@ -216,7 +279,8 @@ class Run:
     Parameters
     ----------
     settings
-        What to learn; with `resume`, None for those of the run, or the same ones with more steps.
+        What to learn; with `resume`, None for those of the run, or the same ones with more steps: the resumed run is
+        then the longer one with the same `schedule_steps`, bit for bit. Other `schedule_steps` change the plan.
     folder
         Where log, settings and checkpoint lie. A fresh run wants a folder without a run in it.
     resume
@@ -243,11 +307,13 @@ class Run:
         notice: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.folder, self.notice, self.resumed = Path(folder), notice, resume
+        self._stamp = checkpoint_stamp(self.folder)
         if resume:
             self._restore(settings)
         else:
             assert settings is not None, "a fresh run has settings"
-            self.settings = settings
+            settings.check()
+            self.settings = replace(settings, schedule_steps=settings.horizon)
             check_fresh(self.folder)
         self.settings.check()
         self.task = self.settings.task()
@@ -302,6 +368,7 @@ class Run:
             "streams": streams,
         }
         checkpoint.save(self.folder / CHECKPOINT_FILE, named, meta)
+        self._stamp = checkpoint_stamp(self.folder)
 
     @staticmethod
     def stored_settings(folder: str | Path) -> Settings:
@@ -317,11 +384,11 @@ class Run:
         path = self.folder / CHECKPOINT_FILE
         arrays, meta = checkpoint.load(path)
         stored = self.stored_settings(self.folder)
-        self.settings = stored if settings is None else settings
+        self.settings = resumed_settings(settings, stored, self.notice)
         try:
             value = {name.removeprefix("value/"): a for name, a in arrays.items() if name.startswith("value/")}
             description = dict(meta["value_function"])
-            if self.settings.steps != stored.steps:  # schedules end where the run does
+            if self.settings.horizon != stored.horizon:
                 description["optimizer"] = self.settings.make_optimizer().as_dict()
             self.value_function = ValueFunction.from_state(value, description)
             self.step, self.logged = int(meta["step"]), int(meta["logged"])
@@ -333,7 +400,6 @@ class Run:
             self.episodes = _Episodes(arrays["episodes/running"].copy(), arrays["episodes/finished"].copy())
         except (KeyError, TypeError, AttributeError) as error:
             raise checkpoint.CheckpointError(f"{path} is no checkpoint of a prediction run ({error!r})") from None
-        check_same(self.settings, stored)
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
@@ -364,6 +430,7 @@ class Run:
         started = time.monotonic()
         self.first_step_after = math.nan
         with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(hold_again(self.folder, self._stamp, self.notice)) if self.resumed else None
             if n_workers > 0:
                 stack.enter_context(cluster(ray_address, n_workers))
             workers = self._start_workers(n_workers)
@@ -372,7 +439,9 @@ class Run:
             # First result before the first file: a policy or environment that fails leaves no empty run behind.
             blocks = self._blocks(workers)
             first = next(blocks, None)
-            log = stack.enter_context(self._open_log())
+            if lock is None:
+                lock = stack.enter_context(hold_fresh(self.folder, self.notice))
+            log = stack.enter_context(self._open_log(lock))
             stop = stack.enter_context(interruptible())
             interrupted = self._learn(first, blocks, log, stop, started, checkpoint_every, progress)
             if not interrupted:
@@ -395,29 +464,27 @@ class Run:
                 workers.append(RayWorker(make_rollout, self.task, numbers, snapshot=start, on_death=self.notice))
         return workers
 
-    def _blocks(self, workers: list[Worker]) -> Iterator[tuple[Block, list[Any], int]]:
-        """Blocks with their snapshots and how many transitions are to be learned, one ahead of the learner."""
-        envs, remaining = self.settings.envs, self.settings.steps - self.step
-        sizes = []
-        while remaining > 0:
-            sizes.append(min(remaining, envs * self.settings.block))
-            remaining -= sizes[-1]
+    def _blocks(self, workers: list[Worker]) -> Iterator[tuple[Block, list[Any], list[int]]]:
+        """Blocks with their snapshots and how many transitions each stream has in them, one ahead of the learner."""
+        settings, step = self.settings, self.step
+        parts = []
+        while step < settings.steps:
+            parts.append(_part(step, settings))
+            step += sum(parts[-1])
         asked = 0
-        for k, size in enumerate(sizes):
-            while asked < min(k + 2, len(sizes)):
-                shares = np.array_split(_lengths(sizes[asked], envs), len(workers))
+        for k, lengths in enumerate(parts):
+            while asked < min(k + 2, len(parts)):
+                shares = np.array_split(parts[asked], len(workers))
                 for worker, share in zip(workers, shares, strict=True):
                     worker.submit("collect", [int(length) for length in share])
                 asked += 1
             results = [worker.result() for worker in workers]
-            yield Block.join([block for block, _ in results]), [s for _, part in results for s in part], size
+            yield Block.join([block for block, _ in results]), [s for _, part in results for s in part], lengths
 
-    def _open_log(self) -> RunLog:
-        if not self.resumed:
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def _open_log(self, lock: FolderLock) -> RunLog:
         settings = json.dumps(asdict(self.settings), indent=2)
         checkpoint.write_whole(self.folder / SETTINGS_FILE, lambda file: file.write(settings.encode()))
-        log = RunLog(self.folder, resume_step=self.logged if self.resumed else None)
+        log = RunLog(self.folder, self.logged if self.resumed else None, lock=lock)
         for left in self.folder.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
         if not self.resumed:
@@ -438,8 +505,8 @@ class Run:
 
     def _learn(
         self,
-        first: tuple[Block, list[Any], int] | None,
-        blocks: Iterator[tuple[Block, list[Any], int]],
+        first: tuple[Block, list[Any], list[int]] | None,
+        blocks: Iterator[tuple[Block, list[Any], list[int]]],
         log: RunLog,
         stop: threading.Event,
         started: float,
@@ -453,8 +520,8 @@ class Run:
         while current is not None:
             if math.isnan(self.first_step_after):
                 self.first_step_after = time.monotonic() - started
-            block, snapshots, size = current
-            td_error = self._learn_block(block, size)
+            block, snapshots, lengths = current
+            td_error = self._learn_block(block, lengths)
             self.snapshots = snapshots
             if self.step // log_every > self.logged // log_every:
                 self._log(log)
@@ -469,9 +536,9 @@ class Run:
             current = next(blocks, None)
         return False
 
-    def _learn_block(self, block: Block, size: int) -> float:
-        """Learn from each stream in turn, `size` transitions in all; returns the root mean square TD error."""
-        lengths, total = _lengths(size, self.settings.envs), 0.0
+    def _learn_block(self, block: Block, lengths: list[int]) -> float:
+        """Learn from each stream in turn; returns the root mean square TD error."""
+        total = 0.0
         for i in range(self.settings.envs):
             if block.restarted[i]:
                 self.value_function.cut_trace(i)
@@ -491,7 +558,7 @@ class Run:
             self.step += length
         if not np.isfinite(self.value_function.w).all():
             raise DivergenceError(f"a weight is infinite or NaN at step {self.step}: learning has diverged")
-        return math.sqrt(total / size)
+        return math.sqrt(total / sum(lengths))
 
     def _log(self, log: RunLog) -> None:
         if self.step == self.logged:
@@ -510,6 +577,13 @@ class Run:
         self.logged = self.step
 
 
-def _lengths(size: int, envs: int) -> list[int]:
-    """How many of a block's transitions come from each environment; the first ones give what is left over."""
-    return [size // envs + (i < size % envs) for i in range(envs)]
+def _part(step: int, settings: Settings) -> list[int]:
+    """How many transitions of each stream come next: the rest of the block that holds this step, up to the last step.
+
+    A block is learned stream by stream. A run that ends inside one has learned its first streams, as a longer run has
+    by then; so what a run learns up to a step does not depend on how many steps it has.
+    """
+    begin = step % (settings.envs * settings.block)
+    end = begin + settings.steps - step
+    bounds = np.arange(settings.envs + 1) * settings.block
+    return [int(n) for n in np.diff(np.clip(bounds, begin, end))]

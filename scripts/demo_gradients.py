@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from agents.console import announce_compile, console, errors_in_one_line, progre
 from valueapprox import SGD, FitError, History, Network, fit
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
+from valueapprox.files import folder_for
 from valueapprox.gradient_flow import Diagnosis, diagnose
 from valueapprox.seeding import sequence
 
@@ -105,6 +105,12 @@ class Result:
 
 def main(options: DemoGradients) -> int:
     """Train, print, draw; returns the exit code."""
+    with folder_for(options.out, "demo-gradients") as folder:
+        return demonstrate(options, folder)
+
+
+def demonstrate(options: DemoGradients, folder: Path) -> int:
+    """The same, in a folder."""
     for name in ("hidden_layers", "units", "epochs"):
         positive(name, getattr(options, name))
     positive("seed", options.seed, at_least=0)
@@ -112,7 +118,6 @@ def main(options: DemoGradients) -> int:
         if not 0 < getattr(options, name) < np.inf:
             raise ValueError(f"{name} is {getattr(options, name)}; a positive number is wanted")
     announce_compile()
-    folder = options.out or Path("runs") / f"demo-gradients-{time.strftime('%Y%m%d-%H%M%S')}"
     rng = np.random.default_rng(sequence(options.seed, "examples"))
     states = rng.uniform(-1.0, 1.0, (EXAMPLES, 2))
     inside = (np.hypot(states[:, 0], states[:, 1]) < RADIUS).astype(float)

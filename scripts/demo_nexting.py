@@ -24,6 +24,7 @@ from agents.console import announce_compile, console, errors_in_one_line, progre
 from valueapprox import Adam, Network
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive, unit_interval
+from valueapprox.files import folder_for
 from valueapprox.optimizers import InverseTime
 from valueapprox.seeding import sequence
 from valueapprox.service import Client, Service, ServiceError, ServiceSettings, Transitions
@@ -232,8 +233,13 @@ class Result(NamedTuple):
 
 def main(options: DemoNexting) -> int:
     """Learn, print, draw; returns the exit code."""
+    with folder_for(options.out, "demo-nexting") as folder:
+        return demonstrate(options, folder)
+
+
+def demonstrate(options: DemoNexting, folder: Path) -> int:
+    """The same, in a folder."""
     check(options)
-    folder = options.out or Path("runs") / f"demo-nexting-{time.strftime('%Y%m%d-%H%M%S')}"
     for name in (PICTURE, DATA, SERVICE):
         if (folder / name).exists():
             raise FileExistsError(f"{folder / name} exists; choose another --out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from agents.console import announce_compile, console, errors_in_one_line, progre
 from valueapprox import Adam, Network, fit, risk
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
+from valueapprox.files import folder_for
 from valueapprox.regularizers import L2
 from valueapprox.seeding import sequence
 
@@ -97,9 +97,14 @@ def polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 def main(options: DemoSeparation) -> int:
     """Fit, print, draw; returns the exit code."""
+    with folder_for(options.out, "demo-separation") as folder:
+        return demonstrate(options, folder)
+
+
+def demonstrate(options: DemoSeparation, folder: Path) -> int:
+    """The same, in a folder."""
     check(options)
     announce_compile()
-    folder = options.out or Path("runs") / f"demo-separation-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / PICTURE).exists():
         raise FileExistsError(f"{folder / PICTURE} exists; choose another --out")
     states, y = sample(

@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from agents.console import announce_compile, console, errors_in_one_line
 from agents.interrupts import interruptible
 from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit, losses
 from valueapprox.checks import one_of, positive
+from valueapprox.files import folder_for
 from valueapprox.fitting import STOPPED
 from valueapprox.optimizers import (
     OPTIMIZERS,
@@ -335,7 +337,11 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
             saved = time.monotonic()
 
     try:
-        with interruptible("Ending; Ctrl-C again ends at once, at the last checkpoint.") as stop:
+        with (
+            interruptible("Ending; Ctrl-C again ends at once, at the last checkpoint.") as stop,
+            warnings.catch_warnings(),
+        ):
+            warnings.showwarning = lambda message, *_: say(str(message))  # that the folder cannot be locked
             history = fit(
                 net,
                 w,
@@ -637,16 +643,16 @@ def main(options: Fit) -> int:
             raise ValueError(f"{options.resume} has done {done} epochs, more than {settings.max_epochs}")
         if done == settings.max_epochs:
             console.print(f"{escape(str(options.resume))} has done its {done} epochs; --epochs MORE lets it go on.")
-    folder = options.resume or options.out or new_folder(path)
-    if options.resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not empty; choose another --out, or --resume {folder}")
-    data = read_data(path, settings)
-    announce_compile()
-    if not options.quiet:
-        describe(data, path, settings)
-    result = run(data, path, folder, options)
-    summarise(result, data, path, folder, options)
-    return 130 if result.interrupted else 0
+    with folder_for(options.resume or options.out, f"fit-{path.stem.replace(' ', '-')}") as folder:
+        if options.resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} exists and is not empty; choose another --out, or --resume {folder}")
+        data = read_data(path, settings)
+        announce_compile()
+        if not options.quiet:
+            describe(data, path, settings)
+        result = run(data, path, folder, options)
+        summarise(result, data, path, folder, options)
+        return 130 if result.interrupted else 0
 
 
 def describe(data: Data, path: Path, settings: Settings) -> None:
@@ -660,12 +666,6 @@ def describe(data: Data, path: Path, settings: Settings) -> None:
         f"{len(data.training.S):,} rows to learn from, {held:,} for validation; {settings.loss} by "
         f"{settings.optimizer}\n{net}"
     )
-
-
-def new_folder(path: Path) -> Path:
-    """Where a fresh fit goes."""
-    name = path.stem.replace(" ", "-")
-    return Path("runs") / f"fit-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> Fit:

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from agents.training import CHECKPOINT_FILE, Report, Run, Settings
 from valueapprox import checkpoint
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of
+from valueapprox.files import folder_for
 
 PREDICTION = ("td", "n-step", "monte-carlo")
 
@@ -99,13 +99,14 @@ class Control:
 
 def main(options: Train | Control) -> int:
     """Run and report; returns the exit code."""
-    return predict(options) if isinstance(options, Train) else control(options)
+    env = options.settings.env.replace("/", "-").replace(":", "-")
+    with folder_for(options.resume or options.run_dir, f"{env}-{options.settings.agent}") as folder:
+        return predict(options, folder) if isinstance(options, Train) else control(options, folder)
 
 
-def predict(options: Train) -> int:
+def predict(options: Train, folder: Path) -> int:
     """Learn the values of a policy."""
     announce_compile()
-    folder = options.resume or new_folder(options)
     run = Run(options.settings, folder, resume=options.resume is not None, notice=say)
     if run.step >= run.settings.steps:
         console.print(f"{folder} has learned its {run.step:,} steps; --steps MORE lets it go on.")
@@ -127,10 +128,9 @@ def predict(options: Train) -> int:
     return 130 if report.interrupted else 0
 
 
-def control(options: Control) -> int:
+def control(options: Control, folder: Path) -> int:
     """Learn to act."""
     announce_compile("control_loop.learn" if "valueapprox/" in options.settings.env else "control_kernels.step")
-    folder = options.resume or new_folder(options)
     run = ControlRun(options.settings, folder, resume=options.resume is not None, notice=say)
     settings = run.settings
     if run.step >= settings.steps:
@@ -144,14 +144,6 @@ def control(options: Control) -> int:
         report = run.train(checkpoint_every=options.checkpoint_every, progress=show)
     summarise_control(run, report, options)
     return 130 if report.interrupted else 0
-
-
-def new_folder(options: Train | Control) -> Path:
-    """Where a fresh run goes."""
-    if options.run_dir is not None:
-        return options.run_dir
-    name = options.settings.env.replace("/", "-").replace(":", "-")
-    return Path("runs") / f"{name}-{options.settings.agent}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def describe(settings: Settings) -> str:

@@ -6,12 +6,12 @@ appears twice: the JSON Lines are cut back to the checkpoint, and the event file
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from valueapprox.checkpoint import write_whole
+from valueapprox.files import FolderLock
 
-__all__ = ["METRICS_FILE", "RunLog", "read_metrics"]
+__all__ = ["METRICS_FILE", "RunLog", "hold", "read_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
 FLUSH_SECONDS = 2.0  # how late TensorBoard may see a number
@@ -40,15 +41,41 @@ class RunLog:
         The run's folder. It must exist and, unless `resume_step` is given, hold no log yet.
     resume_step
         Continue a log: whatever was logged after this step is dropped, since it will be logged again.
+    lock
+        The lock of the folder, if the caller holds it and lets it go; without one the log holds the folder itself.
+    notice
+        Called with a sentence where the file system has no locks.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds another log, or another process is writing in it. Nothing has been changed then.
     """
 
-    def __init__(self, folder: str | Path, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        resume_step: int | None = None,
+        *,
+        lock: FolderLock | None = None,
+        notice: Callable[[str], None] = warnings.warn,
+    ) -> None:
         self.folder = Path(folder)
         self._path = self.folder / METRICS_FILE
+        self._lock = hold(self.folder, notice) if lock is None else None
+        try:
+            self._open(resume_step)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.close()
+            raise
+
+    def _open(self, resume_step: int | None) -> None:
         events = sorted(self.folder.glob("events.out.tfevents.*"))
         if resume_step is None and (events or self._path.exists()):
-            raise FileExistsError(f"{folder} holds the log of another run; choose a new folder, or resume that run")
-        self._lock = _lock(self.folder)
+            raise FileExistsError(
+                f"{self.folder} holds the log of another run; choose a new folder, or resume that run"
+            )
         if resume_step is not None:
             kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= resume_step]
             write_whole(self._path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
@@ -105,7 +132,8 @@ class RunLog:
         """Write what is pending and close the files."""
         self._events.close()
         self._metrics.close()
-        os.close(self._lock)
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -114,17 +142,14 @@ class RunLog:
         self.close()
 
 
-def _lock(folder: Path) -> int:
-    """Hold the folder until the descriptor is closed, or its process ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def hold(folder: Path, notice: Callable[[str], None] = warnings.warn) -> FolderLock:
+    """Hold a run's folder, or raise FileExistsError because another process does."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return FolderLock(folder, notice=notice)
     except BlockingIOError:
-        os.close(descriptor)
         raise FileExistsError(
             f"another process is writing the log in {folder}; end it, or choose a new folder"
         ) from None
-    return descriptor
 
 
 def _event_file_name(others: list[Path]) -> str:

@@ -103,10 +103,21 @@ def test_a_run_interrupted_twice_equals_one_that_was_not(tmp_path, settings):
     assert [line["step"] for line in metrics(tmp_path / "whole")] == [250, 500, 750, 1000, 1250, 1500]
 
 
-def test_more_steps_continue_the_run(tmp_path):
-    finished(change(SMALL, steps=600), tmp_path / "parts")
-    ControlRun(SMALL, tmp_path / "parts", resume=True).train()
-    finished(SMALL, tmp_path / "whole")
+PLANNED = {
+    **{agent: change(SMALL, agent=agent) for agent in AGENTS},
+    "softmax": change(SMALL, agent="sarsa", temperature=0.5),
+    "compiled": change(SMALL, env="valueapprox/CartPole-v1", agent="expected-sarsa"),
+    "long fall": change(SMALL, agent="stream-q", epsilon=(1.0, 0.1, 0.9)),
+}
+
+
+@pytest.mark.parametrize("settings", PLANNED.values(), ids=PLANNED)
+def test_more_steps_give_the_longer_run_of_the_same_plan(tmp_path, settings):
+    notices = []
+    finished(change(settings, steps=600), tmp_path / "parts")
+    run = ControlRun(settings, tmp_path / "parts", resume=True, notice=notices.append)
+    run.train()
+    finished(change(settings, schedule_steps=600), tmp_path / "whole")
     lines = [line["step"] for line in metrics(tmp_path / "parts")]
     assert lines == [250, 500, 600, 750, 1000, 1250, 1500]  # the shorter run ended with a point of its own
     (arrays, meta, _, episodes), (e_arrays, e_meta, _, e_episodes) = (
@@ -114,6 +125,29 @@ def test_more_steps_continue_the_run(tmp_path):
     )
     assert (meta, episodes) == (e_meta, e_episodes)
     assert [name for name in e_arrays if arrays[name] != e_arrays[name]] == []
+    falls = settings.agent != "stream-ac" and settings.temperature is None
+    assert len(notices) == falls
+    if falls:
+        assert "the fall of epsilon was planned for 600 steps; afterwards it stays at 0." in notices[0]
+
+
+def test_a_run_planned_for_more_steps_goes_on_as_planned(tmp_path):
+    settings = change(SMALL, agent="sarsa", epsilon=(1.0, 0.1, 0.9))
+    finished(change(settings, steps=600, schedule_steps=1500), tmp_path / "parts")
+    ControlRun(settings, tmp_path / "parts", resume=True).train()
+    finished(settings, tmp_path / "whole")
+    parts, whole = outcome(tmp_path / "parts"), outcome(tmp_path / "whole")
+    assert parts[0] == whole[0]
+    assert (parts[1], parts[3]) == (whole[1], whole[3])
+
+
+def test_another_plan_on_a_resume_is_taken_and_said(tmp_path):
+    settings, notices = change(SMALL, agent="sarsa", epsilon=(1.0, 0.1, 0.5)), []
+    finished(change(settings, steps=600), tmp_path)
+    run = ControlRun(change(settings, schedule_steps=1500), tmp_path, resume=True, notice=notices.append)
+    assert run.agent.settings[7] == 750.0
+    (notice,) = notices
+    assert "the fall of epsilon was planned for 600 steps, and is now stretched over 1,500" in notice
 
 
 def test_a_finished_run_resumes_into_nothing(tmp_path):
@@ -411,7 +445,7 @@ def test_evaluation_changes_nothing_and_can_be_repeated(tmp_path):
     assert first == again != other
     assert {name: array.tobytes() for name, array in run.agent.state_dict().items()} == before
     loaded, settings = ControlRun.load_agent(tmp_path / CHECKPOINT_FILE)
-    assert settings == SMALL
+    assert settings == run.settings
     assert evaluate(loaded, settings, 5) == first
     assert first.mean.low <= first.mean.value <= first.mean.high
     assert first.lowest <= first.mean.value <= first.highest

@@ -1,6 +1,7 @@
 """Runs: the same numbers for any number of workers, through kills, interruptions and resumes."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -268,20 +269,62 @@ def test_a_finished_run_resumes_into_nothing(tmp_path):
     assert outcome(tmp_path) == before
 
 
-def test_more_steps_continue_the_run(tmp_path):
-    settings = change(SMALL, schedule="constant", log_every=320)
-    finished(change(settings, steps=640), tmp_path / "parts")
-    run = Run(settings, tmp_path / "parts", resume=True)
+SCHEDULES = ["constant", "linear", "cosine", "inverse-time"]
+
+
+@pytest.mark.parametrize("agent", ["td", "n-step", "monte-carlo"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_more_steps_give_the_longer_run_of_the_same_plan(tmp_path, schedule, agent):
+    # 700 steps end within a block of 4 x 32, after its stream 1 has learned 28 of its 32.
+    settings = change(SMALL, schedule=schedule, agent=agent, log_every=350, schedule_steps=700)
+    finished(change(settings, steps=700, schedule_steps=0), tmp_path / "parts")
+    run = Run(change(settings, schedule_steps=0), tmp_path / "parts", resume=True)
+    assert run.settings == settings
     run.train(0)
     finished(settings, tmp_path / "whole")
-    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+    parts, whole = outcome(tmp_path / "parts"), outcome(tmp_path / "whole")
+    assert parts[:2] == whole[:2]  # the log of the shorter run has a last point of its own
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "inverse-time"])
-def test_more_steps_stretch_the_schedule(tmp_path, schedule):
+@pytest.mark.parametrize("env", ["valueapprox/CartPole-v1", "CartPole-v1"])
+@pytest.mark.parametrize("steps", [1, 100, 384, 700])
+def test_a_run_planned_for_more_steps_may_be_stopped_and_goes_on_as_planned(tmp_path, env, steps):
+    # What is learned up to a step does not depend on how many follow.
+    settings = change(SMALL, env=env, log_every=10_000)
+    finished(change(settings, steps=steps, schedule_steps=1280), tmp_path / "parts")
+    run = Run(change(settings, steps=1280), tmp_path / "parts", resume=True)
+    run.train(0)
+    whole = finished(settings, tmp_path / "whole")
+    assert run.value_function.w.tobytes() == whole.value_function.w.tobytes()
+    assert run.value_function.n_transitions == 1280
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [("constant", None), ("linear", "stays at its last value"), ("cosine", "stays at"), ("inverse-time", "goes on")],
+)
+def test_more_steps_than_were_planned_are_said_in_one_line(tmp_path, schedule, says):
     finished(change(SMALL, steps=640, schedule=schedule), tmp_path)
-    run = Run(change(SMALL, schedule=schedule), tmp_path, resume=True)
-    assert run.value_function.optimizer == run.settings.make_optimizer()
+    notices = []
+    run = Run(change(SMALL, schedule=schedule), tmp_path, resume=True, notice=notices.append)
+    assert len(notices) == (says is not None)
+    if says:
+        assert f"the {schedule} schedule of the step size was planned for 640 steps" in notices[0]
+        assert says in notices[0]
+    factors = {"constant": 1.0, "linear": 0.01, "cosine": 0.01, "inverse-time": 64 / (64 + 1000)}
+    assert run.value_function.optimizer.schedule.factor(1000) == pytest.approx(factors[schedule])
+    assert json.loads((tmp_path / "settings.json").read_text())["schedule_steps"] == 640
+
+
+def test_another_plan_on_a_resume_is_taken_and_said(tmp_path):
+    finished(change(SMALL, steps=640), tmp_path)
+    notices = []
+    run = Run(change(SMALL, schedule_steps=1280), tmp_path, resume=True, notice=notices.append)
+    (notice,) = notices
+    assert "was planned for 640 steps, and is now stretched over 1,280" in notice
+    assert run.value_function.optimizer.schedule.factor(640) == pytest.approx(0.505)
+    run.train(0)
+    assert Run.stored_settings(tmp_path).schedule_steps == 1280
 
 
 @pytest.mark.parametrize(
@@ -338,7 +381,7 @@ def streams(monkeypatch):
 
 @pytest.mark.parametrize("env", ["valueapprox/CartPole-v1", "CartPole-v1"])
 def test_streams_have_no_gaps_where_a_run_goes_on_with_more_steps(tmp_path, streams, env):
-    # 130 steps of 4 environments: 33, 33, 32 and 32 transitions
+    # 130 steps of 4 environments: 32 of each, then 2 of the first in the next block
     settings = change(SMALL, env=env, steps=130, schedule="constant")
     finished(settings, tmp_path)
     Run(change(settings, steps=330), tmp_path, resume=True).train(0)

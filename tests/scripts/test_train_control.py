@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_and_says_where(small):
     }  # fmt: skip
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
     settings = ControlSettings.from_dict(json.loads((folder / "settings.json").read_text()))
-    assert settings == ControlSettings("CartPole-v1", hidden=(8,), steps=2000)
+    assert settings == ControlSettings("CartPole-v1", hidden=(8,), steps=2000, schedule_steps=2000)
     assert read_metrics(folder)[-1]["step"] == 2000
     assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
     n = len(read_episodes(folder))

@@ -11,7 +11,6 @@ give the same weights again, bit for bit.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -29,6 +28,7 @@ from valueapprox import checkpoint as files
 from valueapprox import td
 from valueapprox.checkpoint import CheckpointError
 from valueapprox.checks import as_floats, as_numbers
+from valueapprox.files import FolderLock
 from valueapprox.network import Network
 from valueapprox.predictions import Predictions
 from valueapprox.service.journal import Journal, JournalError, read
@@ -247,7 +247,7 @@ class Service:
         self._streams = Streams(settings.max_streams)
         self._version, self._position = version, 0
         self._journal: Journal | None = None
-        self._lock_file: int | None = None
+        self._lock: FolderLock | None = None
         self._began = time.monotonic()
         self._counts = dict.fromkeys(("learned", "duplicates", "rejected", "diverged", "refused"), 0)
         self._storage_error = self._checkpoint_error = ""
@@ -258,11 +258,11 @@ class Service:
         if self.folder is None:
             self._begin(weights)
         else:
-            self._lock_file = _lock(self.folder)
+            self._lock = _hold(self.folder, self.notices.append)
             try:
                 self._recover(weights)
             except BaseException:
-                os.close(self._lock_file)
+                self._lock.close()
                 raise
         self._learner.sample_every = settings.sample_every
         self._diagnostics = self._learner.diagnostics()
@@ -462,8 +462,8 @@ class Service:
         finally:
             if self._journal is not None:
                 self._journal.close()
-            if self._lock_file is not None:
-                os.close(self._lock_file)
+            if self._lock is not None:
+                self._lock.close()
 
     def _next_group(self) -> list[Job] | None:
         """The requests that are served together, once there are any; [] after a while without, None at the end."""
@@ -881,19 +881,15 @@ def _said(value: Any) -> str:
     return str(value) if isinstance(value, Network) else repr(value)
 
 
-def _lock(folder: Path) -> int:
-    """Hold the folder until the descriptor is closed, or its process ends."""
+def _hold(folder: Path, notice: Callable[[str], None]) -> FolderLock:
+    """Hold the service's folder until the lock is closed, or its process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return FolderLock(folder, LOCK, notice)
+    except BlockingIOError:
+        raise StorageError(f"another service has {folder}; end it, or choose another folder") from None
     except OSError as error:
         raise StorageError(f"{folder} cannot be used as a folder of the service: {error}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StorageError(f"another service has {folder}; end it, or choose another folder") from None
-    return descriptor
 
 
 def _stored_settings(path: Path) -> ServiceSettings:

@@ -1,0 +1,133 @@
+"""Folders of runs, as a person starts several: each its own, and a start that is refused changes nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.control_training import ControlRun, ControlSettings
+from agents.training import CHECKPOINT_FILE, Run, Settings
+from valueapprox import checkpoint
+from valueapprox.telemetry import read_metrics
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+STRANGE = Path(__file__).parents[1] / "agents" / "strange_locks.py"
+CONTROL = ("--env", "valueapprox/CartPole-v1", "--agent", "stream-ac", "--hidden", 4, "--episodes", 0, "--quiet")
+PREDICTION = ("--env", "valueapprox/RandomWalk-v0", "--workers", 0, "--envs", 2, "--episodes", 0, "--quiet")
+
+
+def start(*options, cwd, script="train.py"):
+    command = [sys.executable, SCRIPTS / script, *map(str, options)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def wait_for(condition, process, seconds=200.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("options", [CONTROL, PREDICTION], ids=["control", "prediction"])
+def test_runs_started_in_one_second_have_folders_of_their_own(tmp_path, options):
+    started = [start(*options, "--steps", 2000, "--seed", seed, cwd=tmp_path) for seed in (1, 2, 3)]
+    ends = [process.communicate(timeout=280) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], ends
+    folders = list((tmp_path / "runs").iterdir())
+    seeds = {}
+    for folder in folders:
+        written = json.loads((folder / "settings.json").read_text())["seed"]
+        assert checkpoint.load(folder / CHECKPOINT_FILE).meta["settings"]["seed"] == written
+        assert read_metrics(folder)[-1]["step"] == 2000
+        seeds[written] = folder
+        assert f"Log and checkpoint  runs/{folder.name}\n" in ends[written - 1][0]
+    assert (len(folders), set(seeds)) == (3, {1, 2, 3})
+
+
+def test_a_start_that_fails_leaves_no_folder(start_script, tmp_path):
+    result = start_script("train.py", "--gamma", 2, "--steps", 100, cwd=tmp_path)
+    assert result.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [CONTROL, PREDICTION], ids=["control", "prediction"])
+def test_a_run_that_is_going_is_not_touched_by_a_resume_or_a_start(start_script, tmp_path, options):
+    first = start(*options, "--steps", 10**9, "--run-dir", "run", cwd=tmp_path)
+    try:
+        wait_for((tmp_path / "run" / CHECKPOINT_FILE).exists, first)
+        first.send_signal(signal.SIGSTOP)  # so that every byte can be compared
+        time.sleep(0.1)
+        before = files(tmp_path)
+        for more in (("--resume", "run", "--steps", 2 * 10**9), (*options, "--steps", 500, "--run-dir", "run")):
+            result = start_script("train.py", *more, "--quiet", cwd=tmp_path)
+            assert result.returncode == 2
+            assert result.stderr.count("\n") == 1
+            assert "another process" in result.stderr or "exists and is not empty" in result.stderr
+            assert files(tmp_path) == before
+        first.send_signal(signal.SIGCONT)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(timeout=60) == 130
+    finally:
+        first.kill()
+        first.communicate()
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["steps"] == 10**9
+
+
+@pytest.mark.parametrize("kind", [Run, ControlRun])
+def test_a_resume_that_was_overtaken_is_refused_and_changes_nothing(tmp_path, kind):
+    # Both read the checkpoint of step 300; one goes on to 600, and then the other must not go on from 300.
+    small = Settings("valueapprox/CartPole-v1", hidden=(4,), envs=2, block=50, steps=300)
+    settings = small if kind is Run else ControlSettings("valueapprox/CartPole-v1", hidden=(4,), steps=300)
+    arguments = (0,) if kind is Run else ()
+    kind(settings, tmp_path).train(*arguments)
+    more = type(settings)(**{**vars(settings), "steps": 600})
+    one, other = kind(more, tmp_path, resume=True), kind(more, tmp_path, resume=True)
+    one.train(*arguments)
+    before = files(tmp_path)
+    with pytest.raises(FileExistsError, match="has continued the run"):
+        other.train(*arguments)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["nfs", "none"])
+def test_folders_on_other_file_systems(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    rows = "\n".join(f"{a:.3f},{a:.3f}" for a in rng.normal(size=20))
+    (tmp_path / "data.csv").write_text(f"a,b\n{rows}\n")
+    commands = (
+        ("train.py", *CONTROL, "--steps", 300, "--run-dir", "a"),
+        ("train.py", *PREDICTION, "--steps", 300, "--run-dir", "b"),
+        ("fit.py", "data.csv", "--target", "b", "--quiet", "--max-epochs", 2, "--out", "c"),
+    )
+    for script, *options in commands:
+        command = [sys.executable, STRANGE, kind, SCRIPTS / script, *map(str, options)]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert ("has no locks" in result.stdout) == (kind == "none")
+
+
+@pytest.mark.parametrize("kind", ["nfs", "none"])
+def test_a_service_on_other_file_systems(tmp_path, kind):
+    options = ("--new", "--inputs", 2, "--data", "d", "--port", 0)
+    command = [sys.executable, STRANGE, kind, SCRIPTS / "serve.py", *map(str, options)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for((tmp_path / "d" / CHECKPOINT_FILE).exists, process)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert "Bad file" not in output
+    assert ("has no locks" in output) == (kind == "none"), output
