@@ -6,7 +6,7 @@ written beside its target, forced to disk and renamed over it: a crash at any mo
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import io
 import json
 import os
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-__all__ = ["Checkpoint", "CheckpointError", "load", "save", "write_whole"]
+__all__ = ["Checkpoint", "CheckpointError", "load", "save", "sync_folder", "write_whole"]
 
 FORMAT = "valueapprox-checkpoint"
 VERSION = 1
@@ -47,12 +47,22 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk, where the file system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:  # it may be written to and not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def save(path: str | Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:

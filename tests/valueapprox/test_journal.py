@@ -1,13 +1,15 @@
 """The journal: what was appended is read back, what was torn is cut off, what is damaged is an error."""
 
 import os
+import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 
-from valueapprox.service.journal import HEADER, RECORD, Journal, JournalError, read
+from valueapprox.service.journal import COPIES, HEADER, RECORD, Journal, JournalError, owner, read
 
 
 def payloads(folder, position=0):
@@ -15,11 +17,15 @@ def payloads(folder, position=0):
 
 
 def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("*.log"))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def written(folder, n=5, segment_bytes=2**20, position=0):
-    """A journal of n records of 10 bytes each; a record takes 24 + 16 bytes, a segment's header 24."""
+    """A journal of n records of 10 bytes each; a record takes 24 + 16 bytes, a segment's header 40."""
     journal = Journal(folder, position, segment_bytes)
     for i in range(position, position + n):
         assert journal.append(b"record %3d" % i) == i
@@ -32,9 +38,14 @@ def test_what_was_appended_is_read_back(tmp_path):
     assert payloads(tmp_path) == expected
     assert payloads(tmp_path, 3) == expected[3:]
     assert payloads(tmp_path, 5) == payloads(tmp_path, 99) == []
-    (file,) = tmp_path.iterdir()
-    assert file.name == "journal-00000000000000000000.log"
+    file = tmp_path / "journal-00000000000000000000.log"
     assert file.stat().st_size == HEADER.size + 5 * (RECORD.size + 16)
+    # The last two records, 3 and 4, once more.
+    assert sorted(contents(tmp_path)) == [file.name, "journal-end-0", "journal-end-1"]
+    data = file.read_bytes()
+    for number in (3, 4):
+        copy = (tmp_path / COPIES[number % 2]).read_bytes()
+        assert copy[HEADER.size :] == data[40 + 40 * number : 80 + 40 * number]
 
 
 def test_an_empty_payload_is_a_record(tmp_path):
@@ -53,13 +64,13 @@ def test_it_goes_on_where_it_was_closed(tmp_path):
 
 
 def test_segments_are_begun_at_their_size_and_forgotten_once_covered(tmp_path):
-    # 24 + 40 + 40 = 104 >= 100: two records in each segment
+    # 40 + 40 + 40 = 120 >= 100: two records in each segment
     expected = written(tmp_path, 7, segment_bytes=100)
     names = [f"journal-{first:020d}.log" for first in (0, 2, 4, 6)]
     assert names_in(tmp_path) == names
     assert payloads(tmp_path) == expected
     journal = Journal(tmp_path, 0, 100)
-    assert (journal.n_segments, journal.n_bytes) == (4, 4 * 24 + 7 * 40)
+    assert (journal.n_segments, journal.n_bytes) == (4, 4 * 40 + 7 * 40)
     journal.forget(5)  # record 5 lies in the segment of 4, which is kept
     assert names_in(tmp_path) == names[2:]
     assert payloads(tmp_path, 4) == expected[4:]
@@ -76,9 +87,9 @@ def test_some_of_what_is_covered_may_be_kept(tmp_path):
     written(tmp_path, 7, segment_bytes=100)
     journal = Journal(tmp_path, 0, 100)
     journal.rotate()
-    journal.forget(7, retain_bytes=200)  # of 104, 104, 104 and 64 bytes the last two are 168
+    journal.forget(7, retain_bytes=200)  # of 120, 120, 120 and 80 bytes the last two are 200
     assert [record.number for record in read(tmp_path, 4)] == [4, 5, 6]
-    assert journal.n_bytes == 168
+    assert journal.n_bytes == 200
 
 
 def test_a_journal_may_begin_anywhere(tmp_path):
@@ -100,43 +111,68 @@ def test_it_goes_on_behind_a_checkpoint_that_knows_more(tmp_path):
 # --- what a crash leaves ----------------------------------------------------------------------------------------------
 
 
-def test_a_record_cut_anywhere_at_the_end_is_cut_off(tmp_path):
-    expected = written(tmp_path, 3)
-    (file,) = tmp_path.iterdir()
+def test_a_record_cut_anywhere_that_nobody_was_told_about_is_cut_off(tmp_path):
+    # Records 0 and 1 were acknowledged; of record 2 some bytes were written, and its copy was not.
+    expected = written(tmp_path, 2)
+    (file,) = tmp_path.glob("*.log")
     whole = file.read_bytes()
-    for size in range(len(whole) - 40, len(whole)):
-        file.write_bytes(whole[:size])
-        assert payloads(tmp_path) == expected[:2]
+    third = whole[-40:-24] + (2).to_bytes(8, "little") + whole[-16:]
+    for torn in range(40):
+        file.write_bytes(whole + third[:torn])
+        assert payloads(tmp_path) == expected
         journal = Journal(tmp_path)
-        assert file.stat().st_size == len(whole) - 40
-        torn = size - (len(whole) - 40)
+        assert (journal.next, file.read_bytes()) == (2, whole)
         assert journal.notices == (
             [f"{torn} bytes at the end of {file.name}, a record that was not written whole, were cut off"] * (torn > 0)
         )
-        journal.append(b"again")
-        assert payloads(tmp_path) == [*expected[:2], (2, b"again")]
         journal.close()
+    journal = Journal(tmp_path)
+    journal.append(b"again")
+    assert payloads(tmp_path) == [*expected, (2, b"again")]
+
+
+def test_an_acknowledged_last_record_cut_anywhere_comes_from_its_copy(tmp_path):
+    expected = written(tmp_path, 3)
+    (file,) = tmp_path.glob("*.log")
+    whole = file.read_bytes()
+    for size in range(len(whole) - 40, len(whole)):
+        file.write_bytes(whole[:size])
+        assert payloads(tmp_path) == expected
+        journal = Journal(tmp_path)
+        assert (journal.next, file.read_bytes()) == (3, whole)
+        assert (
+            "record 2 is missing or damaged at the end of the journal; it was restored from journal-end-0"
+            in (journal.notices[0])
+        )
+        journal.close()
+    assert (tmp_path / f"{file.stem}.torn-2").read_bytes() == whole[-40:-39]  # no byte was thrown away
+    journal = Journal(tmp_path)
+    assert journal.append(b"on") == 3
+    assert payloads(tmp_path) == [*expected, (3, b"on")]
 
 
 @pytest.mark.parametrize("size", range(HEADER.size + 1))
 def test_a_segment_cut_in_its_header_is_begun_again(tmp_path, size):
-    expected = written(tmp_path, 2, segment_bytes=100)
-    journal = Journal(tmp_path, 0, 100)
-    journal.append(b"third")
-    journal.close()
+    expected = written(tmp_path, 3, segment_bytes=100)
     file = tmp_path / "journal-00000000000000000002.log"
-    file.write_bytes(file.read_bytes()[:size])
-    assert payloads(tmp_path) == expected
+    header = file.read_bytes()[:size]
+    file.write_bytes(header)
+    assert payloads(tmp_path) == expected  # record 2 lies in its copy
+    Journal(tmp_path).close()
+    assert file.stat().st_size == HEADER.size + 40
+    (tmp_path / "journal-end-0").unlink()  # now as if it had not been acknowledged
+    file.write_bytes(header)
+    assert payloads(tmp_path) == expected[:2]
     journal = Journal(tmp_path, 0, 100)
     assert journal.next == 2
     journal.append(b"again")
-    assert payloads(tmp_path) == [*expected, (2, b"again")]
+    assert payloads(tmp_path) == [*expected[:2], (2, b"again")]
 
 
 def test_zeros_behind_the_end_are_cut_off(tmp_path):
     # What a file system may show after a loss of power: the size is there and the bytes are not.
     expected = written(tmp_path, 3)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.log")
     with file.open("ab") as end:
         end.write(bytes(4096))
     assert payloads(tmp_path) == expected
@@ -144,36 +180,162 @@ def test_zeros_behind_the_end_are_cut_off(tmp_path):
     assert file.stat().st_size == HEADER.size + 3 * 40
 
 
-def test_a_last_record_with_wrong_bytes_is_cut_off_and_kept_beside(tmp_path):
-    expected = written(tmp_path, 3)
-    (file,) = tmp_path.iterdir()
-    data = bytearray(file.read_bytes())
-    data[-10] ^= 1
-    file.write_bytes(data)
-    (notice,) = Journal(tmp_path).notices
-    kept = tmp_path / "journal-00000000000000000000.torn-2"
-    assert f"kept in {kept.name}" in notice
-    assert kept.read_bytes() == data[-40:]
-    assert payloads(tmp_path) == expected[:2]
-
-
 # --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_last_record_with_wrong_bytes_comes_from_its_copy_and_is_kept_beside(tmp_path):
+    expected = written(tmp_path, 3)
+    (file,) = tmp_path.glob("*.log")
+    whole = file.read_bytes()
+    for n, place in enumerate((-10, -20)):
+        data = bytearray(whole)
+        data[place] ^= 1
+        file.write_bytes(data)
+        journal = Journal(tmp_path)
+        assert file.read_bytes() == whole
+        journal.close()
+        kept = tmp_path / f"{file.stem}.torn-2{['', '-2'][n]}"
+        assert f"kept in {kept.name}" in journal.notices[1]
+        assert kept.read_bytes() == data[-40:]
+    assert payloads(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:120], r"records 2 to 3 .* missing: journal-0+\.log ends at byte 120, before record 2"),
+        (lambda data: data[:160], r"record 3 .* missing: journal-0+\.log ends at byte 160, before record 3"),
+        (
+            lambda data: data[:161],
+            r"record 3 .* missing: journal-0+\.log is damaged at byte 160, where record 3 begins",
+        ),
+        (lambda data: data[:130] + bytes(110), r"records 2 to 3 .* damaged at byte 120, where record 2 begins"),
+        (lambda data: data[:159] + b"x" * 81, r"record 3 .* damaged at byte 160, where record 3 begins"),
+        (lambda data: data[:40], r"records 0 to 3 .* ends at byte 40, before record 0"),
+        (lambda data: data[:39], r"records 0 to 3 .* damaged at byte 0, where record 0 begins"),
+        (lambda data: b"", r"records 0 to 3 .* ends at byte 0, before record 0"),
+        (lambda data: bytes(240), r"records 0 to 3 .* damaged at byte 0"),
+        (lambda data: None, r"records 0 to 3 .* missing: there is no segment that could hold them"),
+        (lambda data: data[:50] + b"x" * 40 + data[90:], r"damaged at byte 40, in record 0: whole records follow from"),
+    ],
+)
+def test_several_lost_records_are_an_error_that_names_them_and_nothing_is_changed(tmp_path, damage, message):
+    expected = written(tmp_path, 5)  # 0 to 4, at bytes 40, 80, ..., 200; the last one is in its copy
+    (file,) = tmp_path.glob("*.log")
+    damaged = damage(file.read_bytes())
+    if damaged is None:
+        file.unlink()
+    else:
+        file.write_bytes(damaged)
+    before = contents(tmp_path)
+    for reading in (payloads, Journal):
+        with pytest.raises(JournalError, match=message):
+            reading(tmp_path)
+    assert contents(tmp_path) == before
+    # A checkpoint that knows all of them needs none of them.
+    assert payloads(tmp_path, 5) == [] or "whole records follow" in message
+    if "whole records" not in message:
+        journal = Journal(tmp_path, 5)
+        assert journal.append(b"on") == 5
+        assert payloads(tmp_path, 5) == [(5, b"on")]
+    assert len(expected) == 5
+
+
+def test_a_missing_last_segment_is_an_error_unless_its_one_record_is_in_the_copy(tmp_path):
+    expected = written(tmp_path, 6, segment_bytes=100)  # 0 1 | 2 3 | 4 5
+    (tmp_path / "journal-00000000000000000004.log").unlink()
+    with pytest.raises(JournalError, match=r"record 4 .* missing: journal-0+2\.log ends at byte 120, before record 4"):
+        payloads(tmp_path)
+    with pytest.raises(JournalError, match=r"record 4 of the journal in .* had been on disk, and is missing"):
+        Journal(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    assert written(other, 5, segment_bytes=100) == expected[:5]
+    (other / "journal-00000000000000000004.log").unlink()
+    assert payloads(other) == expected[:5]
+    journal = Journal(other, 0, 100)
+    assert journal.notices == [
+        "record 4 is missing or damaged at the end of the journal; it was restored from journal-end-0"
+    ]
+    assert journal.append(expected[5][1]) == 5
+    assert payloads(other) == expected
+
+
+def test_what_is_missing_can_be_given_up_by_moving_the_copies_away(tmp_path):
+    expected = written(tmp_path, 5)
+    (file,) = tmp_path.glob("*.log")
+    file.write_bytes(file.read_bytes()[:130])
+    with pytest.raises(JournalError, match="to go on without what is missing, move journal-end-0 and journal-end-1 aw"):
+        Journal(tmp_path)
+    for name in COPIES:
+        (tmp_path / name).unlink()
+    journal = Journal(tmp_path, marked=True)
+    assert journal.next == 2
+    assert "whether there were records behind record 1 cannot be told" in journal.notices[0]
+    assert "kept in journal-00000000000000000000.torn-2" in journal.notices[1]
+    journal.append(b"on")
+    assert payloads(tmp_path) == [*expected[:2], (2, b"on")]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_without_copies_the_end_is_said_to_be_unknown(tmp_path, which):
+    expected = written(tmp_path, 5)
+    for i in range(2):
+        if i == which:
+            (tmp_path / COPIES[i]).write_bytes(bytes(100))
+        if which == 2:
+            (tmp_path / COPIES[i]).unlink()
+    assert payloads(tmp_path) == expected
+    journal = Journal(tmp_path)
+    # Record 4 was copied to journal-end-0. Without it, it looks as if that copy was just being written.
+    assert len(journal.notices) == (which == 2)
+    journal.append(b"on")
+    journal.close()
+    assert Journal(tmp_path).notices == []  # the copies are there again
+
+
+def test_a_head_that_is_whole_proves_what_follows_it_even_without_copies(tmp_path):
+    # Records 2 to 4 lose their payloads. The head of record 2 says where it ended, and the file goes on behind that.
+    written(tmp_path, 5)
+    (file,) = tmp_path.glob("*.log")
+    file.write_bytes(file.read_bytes()[: 120 + RECORD.size] + bytes(96))
+    for name in COPIES:
+        (tmp_path / name).unlink()
+    before = contents(tmp_path)
+    with pytest.raises(JournalError, match="damaged at byte 120, in record 2: more follows than belongs to it"):
+        Journal(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_each_damaged_byte_of_a_header_is_an_error(tmp_path, n):
+    written(tmp_path, n)
+    (file,) = tmp_path.glob("*.log")
+    whole = file.read_bytes()
+    for place in range(HEADER.size):
+        data = bytearray(whole)
+        data[place] ^= 1 << random.Random(place).randrange(8)
+        file.write_bytes(data)
+        for reading in (payloads, Journal):
+            with pytest.raises(JournalError, match=rf"{file} is damaged at byte 0: its header"):
+                reading(tmp_path)
+        assert file.read_bytes() == data
 
 
 def test_any_damaged_byte_before_the_last_record_is_an_error_that_says_where(tmp_path):
     written(tmp_path, 3)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.log")
     whole = file.read_bytes()
-    for place in range(HEADER.size - 4, len(whole) - 40):
+    for place in range(HEADER.size, len(whole) - 40):
         data = bytearray(whole)
         data[place] ^= 0x10
         file.write_bytes(data)
         number, within = divmod(place - HEADER.size, 40)
-        if place < HEADER.size or within >= RECORD.size + 10:
+        if within >= RECORD.size + 10:
             continue  # padding says nothing
         for reading in (payloads, Journal):
             with pytest.raises(
-                JournalError, match=rf"{file} is damaged at byte {24 + 40 * number}, in record {number}"
+                JournalError, match=rf"{file} is damaged at byte {40 + 40 * number}, in record {number}"
             ):
                 reading(tmp_path)
         assert file.read_bytes() == data
@@ -184,7 +346,7 @@ def test_damage_in_a_segment_before_the_last_is_an_error(tmp_path):
     first = tmp_path / "journal-00000000000000000000.log"
     whole = first.read_bytes()
     first.write_bytes(whole[:-1])
-    with pytest.raises(JournalError, match=r"damaged at byte 64, in record 1: a later segment follows"):
+    with pytest.raises(JournalError, match=r"damaged at byte 80, in record 1: a later segment follows"):
         payloads(tmp_path)
     first.write_bytes(whole[:-40])
     with pytest.raises(JournalError, match="records 1 to 1 are missing between the segments"):
@@ -196,6 +358,96 @@ def test_damage_in_a_segment_before_the_last_is_an_error(tmp_path):
     with pytest.raises(JournalError, match="records 0 to 1 are missing"):
         payloads(tmp_path)
     assert len(payloads(tmp_path, 2)) == 2
+
+
+# --- whose it is ------------------------------------------------------------------------------------------------------
+
+
+def test_a_journal_carries_the_identity_of_its_service_and_another_one_is_refused(tmp_path):
+    mine, others = b"m" * 16, b"o" * 16
+    for name, identity in (("mine", mine), ("others", others)):
+        (tmp_path / name).mkdir()
+        journal = Journal(tmp_path / name, identity=identity)
+        journal.append(b"a")
+        journal.append(b"b")
+        journal.close()
+        assert owner(tmp_path / name) == identity
+    assert list(read(tmp_path / "mine", 0, mine)) == [(0, b"a"), (1, b"b")]
+    for name in ("journal-00000000000000000000.log", "journal-end-0", "journal-end-1"):
+        own = (tmp_path / "mine" / name).read_bytes()
+        (tmp_path / "mine" / name).write_bytes((tmp_path / "others" / name).read_bytes())
+        for reading in (
+            lambda: list(read(tmp_path / "mine", 0, mine)),
+            lambda: Journal(tmp_path / "mine", 0, 99, mine),
+        ):
+            with pytest.raises(
+                JournalError, match=rf"{name} is {others.hex()}; expected {mine.hex()}, that of the che"
+            ):
+                reading()
+        (tmp_path / "mine" / name).write_bytes(own)
+
+
+# --- version 0.1 ------------------------------------------------------------------------------------------------------
+
+
+def in_old_format(folder):
+    """Make a journal one of version 0.1: shorter headers without an identity, no copies."""
+    for path in folder.glob("journal-*.log"):
+        start = b"VAPXJRN1" + int(path.stem[8:]).to_bytes(8, "little")
+        path.write_bytes(start + zlib.crc32(start).to_bytes(4, "little") + bytes(4) + path.read_bytes()[HEADER.size :])
+    for name in COPIES:
+        (folder / name).unlink()
+
+
+def test_a_journal_of_version_0_1_is_read_and_gone_on_with_in_a_new_segment(tmp_path):
+    expected = written(tmp_path, 3, segment_bytes=100)
+    in_old_format(tmp_path)
+    assert payloads(tmp_path) == expected
+    journal = Journal(tmp_path, identity=b"m" * 16)
+    assert (journal.next, journal.notices) == (3, [])
+    assert journal.append(b"on") == 3
+    assert names_in(tmp_path)[-1] == "journal-00000000000000000003.log"
+    assert list(read(tmp_path, 0, b"m" * 16)) == [*expected, (3, b"on")]
+    with pytest.raises(
+        JournalError, match=r"journal-0+\.log has no identity; expected that of the checkpoint beside it"
+    ):
+        list(read(tmp_path, 0, b"m" * 16, old_format=False))
+    assert list(read(tmp_path, 3, b"m" * 16, old_format=False)) == [(3, b"on")]
+
+
+def test_a_torn_end_of_version_0_1_is_cut_off_and_kept(tmp_path):
+    expected = written(tmp_path, 3)
+    in_old_format(tmp_path)
+    (file,) = tmp_path.glob("*.log")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7])
+    journal = Journal(tmp_path)
+    assert journal.next == 2
+    (notice,) = journal.notices
+    assert "33 bytes at the end of" in notice
+    assert (tmp_path / f"{file.stem}.torn-2").read_bytes() == whole[-40:-7]
+    journal.append(b"on")
+    assert payloads(tmp_path) == [*expected[:2], (2, b"on")]
+    # A segment with a header and nothing else gives way to one of the same name.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "journal-00000000000000000000.log").write_bytes(whole[:24])
+    assert Journal(other).append(b"first") == 0
+    assert payloads(other) == [(0, b"first")]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_each_damaged_byte_of_a_header_of_version_0_1_is_an_error(tmp_path, n):
+    written(tmp_path, n)
+    in_old_format(tmp_path)
+    (file,) = tmp_path.glob("*.log")
+    whole = file.read_bytes()
+    for place in range(24):
+        data = bytearray(whole)
+        data[place] ^= 4
+        file.write_bytes(data)
+        with pytest.raises(JournalError, match="is damaged at byte 0: its header"):
+            payloads(tmp_path)
 
 
 def test_a_file_of_another_name_is_an_error(tmp_path):

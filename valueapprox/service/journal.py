@@ -3,13 +3,30 @@
 A segment is a file journal-FIRST.log, FIRST being the number of its first record. It starts with a header; then
 records follow, whose numbers rise by 1 through all segments:
 
-    header   b"VAPXJRN1", first record number (u64), crc32 of both (u32), 0 (u32)
+    header   b"VAPXJRN2", first record number (u64), identity (16 bytes), crc32 of these (u32), 0 (u32)
     record   b"VREC", crc32 of all that follows (u32), record number (u64), length of the payload (u64), payload, zeros
              up to a multiple of 8 bytes
 
 All numbers are little-endian. One record is what one fsync covers. So a record behind a damaged one proves that the
-damaged one was on disk whole, which is an error; a damaged record at the very end is one whose writing was interrupted,
-which nobody was told about, and it is cut off.
+damaged one was on disk whole, which is an error. At the very end nothing follows that proves anything. Therefore a
+second copy of the last record lies outside the segments, in journal-end-0 or journal-end-1, for even and odd numbers:
+
+    copy     a header that begins with b"VAPXEND1" and has this record's number, then the record
+
+Record and copy are written and forced to disk at the same time, by two threads, and both are on disk before `append`
+returns. So a copy is the end mark as well: it claims nothing but what it holds itself, and that all records before it
+had been on disk. Whatever order the disk chooses, a loss of power leaves one of these:
+
+    record whole, copy whole or torn    the record is kept, whether its sender was told or not
+    record torn, copy whole             the record is taken from the copy
+    both torn                           the sender was not told; the torn bytes are cut off; the copy before, in the
+                                        other file, says that nothing else is missing
+
+And damage done later to the last segment shows: the last record comes from its copy, and if earlier ones are missing
+too, the journal is refused with their numbers. The identity is that of the service, which its checkpoint holds as well.
+
+Version 0.1 wrote segments with the header b"VAPXJRN1", first record number (u64), crc32 of both (u32), 0 (u32), and no
+copies. They are read, and new records go to new segments.
 """
 
 from __future__ import annotations
@@ -20,15 +37,21 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Journal", "JournalError", "Record", "read"]
+from valueapprox.checkpoint import sync_folder, write_whole
 
-HEADER = struct.Struct("<8sQII")
+__all__ = ["Journal", "JournalError", "Record", "owner", "read"]
+
+HEADER = struct.Struct("<8sQ16sII")
+OLD_HEADER = struct.Struct("<8sQII")  # of version 0.1, without an identity
 RECORD = struct.Struct("<4sIQQ")
 CHECKED = struct.Struct("<QQ")  # what of the record's head the checksum covers, before the payload
-MAGIC, MARK = b"VAPXJRN1", b"VREC"
+MAGIC, OLD_MAGIC, COPY_MAGIC, MARK = b"VAPXJRN2", b"VAPXJRN1", b"VAPXEND1", b"VREC"
+NOBODY = bytes(16)  # the identity in a journal that belongs to no service
+COPIES = ("journal-end-0", "journal-end-1")
 ALIGN = 8
 
 
@@ -50,9 +73,11 @@ class _Segment(NamedTuple):
 
 class _Scan(NamedTuple):
     records: list[Record]
-    end: int  # offset behind the last good record
+    start: int  # size of the header; 0 if it is not whole
+    end: int  # offset behind the last good record; 0 if the header is not whole
     size: int  # of the file
     next: int  # number of the record that would follow
+    identity: bytes | None  # None: version 0.1 wrote it, or its header is not whole
 
 
 def _name(first: int) -> str:
@@ -92,19 +117,35 @@ def _record_at(data: bytes, offset: int) -> tuple[Record, int] | None:
     return Record(number, payload), behind
 
 
-def _scan(segment: _Segment, last: bool) -> _Scan:
+def _header(magic: bytes, number: int, identity: bytes) -> bytes:
+    start = magic + number.to_bytes(8, "little") + identity
+    return start + zlib.crc32(start).to_bytes(4, "little") + bytes(4)
+
+
+def _header_of(data: bytes, number: int) -> tuple[int, bytes | None] | None:
+    """Size of a segment's header and the identity in it, if it is whole and that of this record number."""
+    identity = data[16:32]
+    if data[: HEADER.size] == _header(MAGIC, number, identity):
+        return HEADER.size, identity
+    start = OLD_MAGIC + number.to_bytes(8, "little")
+    if data[: OLD_HEADER.size] == start + zlib.crc32(start).to_bytes(4, "little") + bytes(4):
+        return OLD_HEADER.size, None
+    return None
+
+
+def _scan(segment: _Segment, last: bool, identity: bytes | None = None) -> _Scan:
     """Every record of a segment. In the last one, what was not written whole is left out; elsewhere it is an error."""
     data = segment.path.read_bytes()
-    whole = len(data) >= HEADER.size
-    if whole:
-        magic, first, crc, _ = HEADER.unpack_from(data)
-        whole = magic == MAGIC and crc == zlib.crc32(data[:16]) and first == segment.first
-    records: list[Record] = []
-    offset, number = HEADER.size, segment.first
-    if not whole:
-        if last and _later_record(data, 0, segment.first) is None:
-            return _Scan([], 0, len(data), segment.first)
+    header = _header_of(data, segment.first)
+    if header is None:
+        if last and _later_record(data, -1, segment.first) is None:
+            return _Scan([], 0, 0, len(data), segment.first, None)
         raise JournalError(f"{segment.path} is damaged at byte 0: its header is not that of a journal's segment")
+    offset, owner = header
+    if identity is not None and owner is not None:
+        _must_belong(segment.path, owner, identity)
+    records: list[Record] = []
+    start, number = offset, segment.first
     while offset < len(data):
         found = _record_at(data, offset)
         if found is None:
@@ -114,7 +155,7 @@ def _scan(segment: _Segment, last: bool) -> _Scan:
             what = f"whole records follow from byte {later}" if later is not None else "a later segment follows"
             raise JournalError(
                 f"{segment.path} is damaged at byte {offset}, in record {number}: {what}, so it had been on disk "
-                "whole. Restore the file, or go on from the checkpoint alone by moving the journal away"
+                "whole. Restore the file, or go on from the checkpoint alone by moving all files journal-* away"
             )
         record, offset_behind = found
         if record.number != number:
@@ -123,7 +164,15 @@ def _scan(segment: _Segment, last: bool) -> _Scan:
             )
         records.append(record)
         offset, number = offset_behind, number + 1
-    return _Scan(records, offset, len(data), number)
+    return _Scan(records, start, offset, len(data), number, owner)
+
+
+def _must_belong(path: Path, found: bytes, identity: bytes) -> None:
+    if found != identity:
+        raise JournalError(
+            f"the identity in {path} is {found.hex()}; expected {identity.hex()}, that of the checkpoint beside it. "
+            "The file is of another service; put this service's own one back"
+        )
 
 
 def _later_record(data: bytes, offset: int, number: int) -> int | None:
@@ -135,15 +184,78 @@ def _later_record(data: bytes, offset: int, number: int) -> int | None:
     return None
 
 
-def read(folder: str | Path, position: int = 0) -> Iterator[Record]:
+def _last_copy(folder: Path, identity: bytes | None) -> Record | None:
+    """The newest whole copy of a record outside the segments: what is known of the journal's end."""
+    found = []
+    for name in COPIES:
+        path = folder / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        record = _record_at(data, HEADER.size)
+        owner = data[16:32]
+        if record is not None and data[: HEADER.size] == _header(COPY_MAGIC, record[0].number, owner):
+            if identity is not None:
+                _must_belong(path, owner, identity)
+            found.append(record[0])
+    return max(found, default=None)
+
+
+def owner(folder: str | Path) -> bytes | None:
+    """The identity in the files of a journal, if one is there."""
+    folder = Path(folder)
+    files = [folder / name for name in COPIES] + [segment.path for segment in segments(folder)]
+    for path in files:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            data = file.read(HEADER.size)
+            magic, number, identity, *_ = HEADER.unpack(data) if len(data) == HEADER.size else (b"", 0, NOBODY)
+            if magic in (MAGIC, COPY_MAGIC) and data == _header(magic, number, identity):
+                return bytes(identity)
+    return None
+
+
+def _missing(folder: Path, first: int, copy: Record, scan: _Scan | None, path: Path | None) -> JournalError:
+    """The error for records that are not there although the copy of a later one proves that they had been."""
+    which = f"record {first}" if copy.number == first + 1 else f"records {first} to {copy.number - 1}"
+    if path is None or scan is None:
+        where = "there is no segment that could hold them"
+    elif scan.next < first:
+        where = f"the last segment, {path.name}, ends with record {scan.next - 1}, so a later one is missing"
+    elif scan.size > scan.end:
+        where = f"{path.name} is damaged at byte {scan.end}, where record {first} begins"
+    else:
+        where = f"{path.name} ends at byte {scan.end}, before record {first}"
+    return JournalError(
+        f"{which} of the journal in {folder} had been on disk, and is missing: {where}. Restore the file; or, to go on "
+        f"without what is missing, move {' and '.join(COPIES)} away, which hold record {copy.number}"
+    )
+
+
+def read(
+    folder: str | Path, position: int = 0, identity: bytes | None = None, *, old_format: bool = True
+) -> Iterator[Record]:
     """The records of a journal from number `position` on, in order; reads one segment at a time.
+
+    Parameters
+    ----------
+    folder
+        Where it lies.
+    position
+        Number of the first record that is wanted.
+    identity
+        Whose journal it must be; None for anybody's.
+    old_format
+        Whether records from `position` on may lie in segments of version 0.1, which have no identity.
 
     Raises
     ------
     JournalError
-        If a record before the last one is damaged, or records are missing.
+        If a record before the last one is damaged, records are missing, or the journal belongs to another service.
     """
-    found = segments(Path(folder))
+    folder = Path(folder)
+    copy = _last_copy(folder, identity)  # first, so that the segments know at least as much
+    found, scan = segments(folder), None
     for i, segment in enumerate(found):
         following = found[i + 1].first if i + 1 < len(found) else None
         if following is not None and following <= position:
@@ -153,18 +265,62 @@ def read(folder: str | Path, position: int = 0) -> Iterator[Record]:
                 f"records {position} to {segment.first - 1} are missing in {folder}: its oldest segment that is needed "
                 f"is {segment.path.name}"
             )
-        scan = _scan(segment, following is None)
+        scan = _scan(segment, following is None, identity)
         if following is not None and scan.next != following:
             raise JournalError(f"records {scan.next} to {following - 1} are missing between the segments of {folder}")
+        if not old_format and scan.start == OLD_HEADER.size and scan.next > position:
+            raise JournalError(
+                f"{segment.path} has no identity; expected that of the checkpoint beside it. The file is of another "
+                "service, of version 0.1; put this service's own one back"
+            )
         yield from (record for record in scan.records if record.number >= position)
         position = max(position, scan.next)
+    if copy is not None and copy.number > position:
+        raise _missing(folder, position, copy, scan, found[-1].path if found else None)
+    if copy is not None and copy.number == position:
+        yield copy
+
+
+class _Copies:
+    """The two files outside the segments that hold the last record once more; see the module."""
+
+    def __init__(self, folder: Path, identity: bytes) -> None:
+        self.folder, self.identity = folder, identity
+        self._files: dict[Path, int] = {}
+
+    def _path(self, number: int) -> Path:
+        return self.folder / COPIES[number % 2]
+
+    def write(self, number: int, record: bytes) -> None:
+        """Write over the copy before the last one, and force it to disk."""
+        path = self._path(number)
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            sync_folder(self.folder)  # also if it was there: who created it, or a segment, may have been killed first
+        _write(self._files[path], _header(COPY_MAGIC, number, self.identity) + record, 0)
+        os.fdatasync(self._files[path])
+
+    def spoil(self, number: int) -> None:
+        """Make the copy of a record that could not be written worthless, so that nobody finds it there."""
+        with contextlib.suppress(FileNotFoundError):
+            file = os.open(self._path(number), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                _write(file, bytes(HEADER.size), 0)
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files = {}
 
 
 class Journal:
     """Appends records to the journal in a folder.
 
-    Opening it cuts off what was not written whole at its end, and `notices` says so. Whoever opens it must hold the
-    folder: two writers would destroy each other's work.
+    Opening it cuts off what was not written whole at its end, or restores the last record from its copy, and `notices`
+    says so. Whoever opens it must hold the folder: two writers would destroy each other's work.
 
     Parameters
     ----------
@@ -174,39 +330,113 @@ class Journal:
         Number of the next record, if the journal holds none from there on.
     segment_bytes
         Size at which a new segment is begun.
+    identity
+        16 bytes that all files of the journal carry; those of another one are refused. None: anybody's.
+    marked
+        Whether copies of the last record must be there, since there were some when the checkpoint was written.
+
+    Raises
+    ------
+    JournalError
+        If the end is damaged or missing, and there is no copy of it.
     """
 
-    def __init__(self, folder: str | Path, position: int = 0, segment_bytes: int = 64 * 2**20) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        position: int = 0,
+        segment_bytes: int = 64 * 2**20,
+        identity: bytes | None = None,
+        *,
+        marked: bool = False,
+    ) -> None:
         self.folder, self.segment_bytes = Path(folder), segment_bytes
         self.notices: list[str] = []
         self.next = position
+        self._identity = NOBODY if identity is None else identity
+        self._copies = _Copies(self.folder, self._identity)
+        self._helper = ThreadPoolExecutor(1, "valueapprox-journal")  # its thread starts with the first record
         self._file: int | None = None
         self._path: Path | None = None  # of the segment that is written to
-        self._end = 0  # behind its last good record
-        self._doubtful = False  # a write failed: what lies behind the end is not ours
+        self._start = self._end = 0  # behind its header and its last good record
+        self._doubtful = False  # the end is not what it should be: `_mend` is due
+        self._last: bytes | None = None  # the last record, while its copy is to be written again
+        self._unwritten = False  # that one is in its copy only
+        self._failed = False  # a write failed: the copy may hold a record that nobody was told about
         found = segments(self.folder)
         self._sizes = {segment.path: segment.path.stat().st_size for segment in found}
-        if found:
-            scan = _scan(found[-1], last=True)
-            if scan.next >= position:
-                self.next, self._path, self._end = scan.next, found[-1].path, scan.end
-                if scan.size > scan.end or scan.end < HEADER.size:
-                    self._cut_off(scan)
+        self._open(found, position, identity, marked)
 
-    def _cut_off(self, scan: _Scan) -> None:
+    def _open(self, found: list[_Segment], position: int, identity: bytes | None, marked: bool) -> None:
+        """See how the journal ends, and put that end in order."""
+        copy = _last_copy(self.folder, identity)
+        self.marked = copy is not None
+        scan, path = None, None
+        if found:
+            path = found[-1].path
+            scan = _scan(found[-1], True, identity)
+            self.next = max(position, scan.next)
+        if copy is not None and copy.number > self.next:
+            raise _missing(self.folder, self.next, copy, scan, path)
+        if copy is None:
+            n_known = 0 if scan is None or scan.start != HEADER.size else len(scan.records)
+            lost, known = marked or n_known > 1, False
+        else:
+            lag = self.next - 1 - copy.number  # -1: the copy has a record more; 1: the last one was just being copied
+            lost = scan is not None and scan.next >= position and lag > 1
+            known = lag <= 0
+        if lost:
+            self.notices.append(
+                f"{' and '.join(COPIES)} in {self.folder}, which say how far the journal goes, are missing or damaged: "
+                f"whether there were records behind record {self.next - 1} cannot be told"
+            )
+        if scan is not None and scan.next >= position:  # otherwise the checkpoint knows more: a new segment is begun
+            self._path, self._start, self._end = path, scan.start, scan.end
+        if copy is not None and copy.number == self.next:
+            self._last, self._unwritten = _encode(*copy), True
+            self.notices.append(
+                f"record {copy.number} is missing or damaged at the end of the journal; it was restored from "
+                f"{COPIES[copy.number % 2]}"
+            )
+        elif scan is not None and scan.records and scan.next > position:
+            self._last = _encode(*scan.records[-1])
+        if scan is not None and self._path is not None and scan.size > scan.end:
+            self._keep_tail(scan, known)
+        if self._unwritten:
+            self.next += 1
+        if self._path is not None or self._unwritten:
+            # Also if all looks well: what a killed process wrote is here, and need not be on disk yet.
+            self._doubtful = True
+            with contextlib.suppress(OSError):  # a full disk; the next record will try again
+                self._mend()
+
+    def _keep_tail(self, scan: _Scan, known: bool) -> None:
+        """Say that bytes at the end will be cut off; keep a copy, unless it is known that nobody was told of them."""
         assert self._path is not None
         with self._path.open("rb") as file:
             file.seek(scan.end)
             tail = file.read()
-        notice = f"{len(tail)} bytes at the end of {self._path.name}, a record that was not written whole, were cut off"
-        if len(tail) >= RECORD.size and tail[:4] == MARK and _length(tail) <= len(tail):
-            # All its bytes are there but they are not right: after a loss of power that can be.
-            kept = self._path.with_suffix(f".torn-{scan.next}")
-            kept.write_bytes(tail)
+        if not self._unwritten and not known and _proves_more(tail, scan.next):
+            raise JournalError(
+                f"{self._path} is damaged at byte {scan.end}, in record {scan.next}: more follows than belongs to it, "
+                "so it had been on disk whole. Restore the file, or go on from the checkpoint alone by moving all "
+                "files journal-* away"
+            )
+        what = "a damaged record" if self._unwritten else "a record that was not written whole"
+        notice = f"{len(tail)} bytes at the end of {self._path.name}, {what}, were cut off"
+        if (self._unwritten or not known) and tail.strip(b"\0"):
+            kept, i = self._path.with_suffix(f".torn-{scan.next}"), 2
+            while kept.exists() and kept.read_bytes() != tail:
+                kept, i = self._path.with_suffix(f".torn-{scan.next}-{i}"), i + 1
+            try:
+                write_whole(kept, lambda file: file.write(tail))
+            except OSError as error:
+                raise JournalError(
+                    f"{len(tail)} bytes at the end of {self._path} are no whole record, and cannot be kept in "
+                    f"{kept.name} before they are cut off: {error}. Nothing was changed"
+                ) from error
             notice += f" and kept in {kept.name}"
         self.notices.append(notice)
-        self._doubtful = True
-        self._mend()
 
     @property
     def n_bytes(self) -> int:
@@ -228,48 +458,64 @@ class Journal:
         """
         if self._doubtful:
             self._mend()
+        record = _encode(self.next, payload)
         try:
-            if self._path is None or self._end >= self.segment_bytes:
-                self._begin_segment()
-            assert self._path is not None
-            if self._file is None:
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-            record = _encode(self.next, payload)
-            _write(self._file, record, self._end)
-            os.fdatasync(self._file)
+            copied = self._helper.submit(self._copies.write, self.next, record)
+            try:
+                self._write_record(self.next, record)
+            finally:
+                wait([copied])
+            copied.result()
+            self._accept(record)
         except OSError:
-            self._doubtful = True
+            self._doubtful = self._failed = True
             with contextlib.suppress(OSError):  # the next call will try again
                 self._mend()
             raise
-        self._end += len(record)
-        self._sizes[self._path] = self._end
         self.next += 1
         return self.next - 1
 
-    def _begin_segment(self) -> None:
-        path = self.folder / _name(self.next)
+    def _write_record(self, number: int, record: bytes) -> None:
+        if self._path is None or self._end >= self.segment_bytes:
+            self._begin_segment(number)
+        assert self._path is not None
+        if self._file is None:
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        _write(self._file, record, self._end)
+        os.fdatasync(self._file)
+
+    def _accept(self, record: bytes) -> None:
+        assert self._path is not None
+        self._end += len(record)
+        self._sizes[self._path] = self._end
+        self.marked = True
+
+    def _begin_segment(self, first: int) -> None:
+        path = self.folder / _name(first)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._close_file()
         self._file, self._path, self._end = file, path, 0
         self._sizes[path] = 0
-        start = MAGIC + self.next.to_bytes(8, "little")
-        _write(file, start + zlib.crc32(start).to_bytes(4, "little") + bytes(4), 0)
-        self._end = HEADER.size
-        _sync_folder(self.folder)
+        _write(file, _header(MAGIC, first, self._identity), 0)
+        sync_folder(self.folder)
+        self._start = self._end = HEADER.size
 
     def _mend(self) -> None:
-        """Take away what a failed write may have left behind the last good record.
+        """Make the end what it should be: nothing behind the last good record, and that one in its copy too.
 
-        The file is opened anew: after an fsync that failed, the old descriptor may say that all is well.
+        The files are opened anew: after an fsync that failed, the old descriptor may say that all is well.
         """
         self._close_file()
+        self._copies.close()
+        if self._failed:  # first the copy: once the segment is cut, no copy may say that there was more
+            self._copies.spoil(self.next)
+            self._failed = False
         if self._path is not None:
-            if self._end < HEADER.size:  # its header is not whole
+            old = self._start == OLD_HEADER.size
+            if self._end == 0 or (old and self._end == self._start):  # no header, or no record behind an old one
                 self._path.unlink(missing_ok=True)
                 self._sizes.pop(self._path, None)
                 self._path, self._end = None, 0
-                _sync_folder(self.folder)
             else:
                 file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
                 try:
@@ -278,6 +524,15 @@ class Journal:
                 finally:
                     os.close(file)
                 self._sizes[self._path] = self._end
+                if old:
+                    self._path, self._end = None, 0  # new records go to a segment of today's format
+        if self._last is not None:
+            if self._unwritten:  # first into the segment: its copy is the only one
+                self._write_record(self.next - 1, self._last)
+                self._accept(self._last)
+                self._unwritten = False
+            self._copies.write(self.next - 1, self._last)
+            self.marked, self._last = True, None
         self._doubtful = False
 
     def rotate(self) -> None:
@@ -309,14 +564,18 @@ class Journal:
             self._file = None
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
+        self._helper.shutdown()
         self._close_file()
+        self._copies.close()
 
 
-def _length(record: bytes) -> int:
-    """Size of a record by its own account."""
-    length = int(RECORD.unpack_from(record)[3])
-    return RECORD.size + length + -length % ALIGN
+def _proves_more(tail: bytes, number: int) -> bool:
+    """Whether bytes that are no whole record begin with the intact head of one and go on behind its end."""
+    if len(tail) < RECORD.size:
+        return False
+    mark, _, found, length = RECORD.unpack_from(tail)
+    return mark == MARK and found == number and RECORD.size + length + -length % ALIGN < len(tail)
 
 
 def _write(file: int, data: bytes, offset: int) -> None:
@@ -326,12 +585,3 @@ def _write(file: int, data: bytes, offset: int) -> None:
         if written == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         view, offset = view[written:], offset + written
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems cannot
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

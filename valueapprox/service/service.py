@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from valueapprox.checks import as_floats, as_numbers
 from valueapprox.files import FolderLock
 from valueapprox.network import Network
 from valueapprox.predictions import Predictions
-from valueapprox.service.journal import Journal, JournalError, read
+from valueapprox.service.journal import COPIES, Journal, JournalError, owner, read
 from valueapprox.service.messages import (
     DIVERGED,
     DUPLICATE,
@@ -245,7 +246,9 @@ class Service:
         self.settings, self.folder = settings, None if folder is None else Path(folder)
         self.notices: list[str] = []
         self._streams = Streams(settings.max_streams)
-        self._version, self._position = version, 0
+        self._version = version
+        self._position = 0  # number of the next record of the journal: those before it are learned
+        self._identity = b""  # of the service in the folder
         self._journal: Journal | None = None
         self._lock: FolderLock | None = None
         self._began = time.monotonic()
@@ -277,7 +280,7 @@ class Service:
         self._queue: deque[Job] = deque()
         self._waiting = 0  # transitions in the queue
         self._closing = False
-        self._final_error: OSError | None = None
+        self._final_error: Exception | None = None
         self._writer = threading.Thread(target=self._write, name="valueapprox-writer", daemon=True)
         self._writer.start()
 
@@ -301,14 +304,20 @@ class Service:
         """Bring the learner to where the last acknowledgement was: the checkpoint, and the journal behind it."""
         assert self.folder is not None
         settings, path = self.settings, self.folder / CHECKPOINT
+        for pattern in (f".{CHECKPOINT}.*.tmp", ".journal-*.tmp"):
+            for left in self.folder.glob(pattern):  # of a service that was killed while it wrote one
+                left.unlink()
+        known, marked = None, False
         if path.exists():
-            self._load(path)
+            known, marked = self._load(path)
         else:
-            if any(self.folder.glob("journal-*.log")):
+            if any(self.folder.glob("journal-*")):
                 raise JournalError(f"{self.folder} holds a journal but no {CHECKPOINT}, without which it says nothing")
             self._begin(weights)
-        replayed = 0
-        for number, payload in read(self.folder, self._position):
+        # Version 0.1 wrote none; then what lies in the journal already, if anything does, becomes the checkpoint's.
+        self._identity = known or owner(self.folder) or secrets.token_bytes(16)
+        replayed, covered = 0, self._position
+        for number, payload in read(self.folder, self._position, self._identity, old_format=known is None):
             try:
                 what = decode(payload)
                 self._must_fit(what)
@@ -324,12 +333,13 @@ class Service:
             self._resize(settings.max_streams)
         self._learner.sample_every = settings.sample_every
         if settings.durability != "none":
-            self._journal = Journal(self.folder, self._position, settings.segment_bytes)
+            self._journal = Journal(self.folder, covered, settings.segment_bytes, self._identity, marked=marked)
+            self._must_have_learned()
             self.notices += self._journal.notices
         if replayed:
             self.notices.append(f"{replayed} transitions were learned again from the journal, up to {self._version}")
         # A first checkpoint says what the journal belongs to; the next start need not replay what this one has.
-        if replayed or not path.exists() or _stored_settings(path) != settings:
+        if replayed or known is None or _stored_settings(path) != settings:
             try:
                 self._save()
             except OSError as error:  # a full disk must not keep from serving what is there already
@@ -354,7 +364,8 @@ class Service:
                 "journal is of another one"
             )
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path) -> tuple[bytes | None, bool]:
+        """Go on from a checkpoint; its identity, and whether the journal had a copy of its last record then."""
         arrays, meta = files.load(path)
         stored = _stored_settings(path)
         for name in LEARNS:
@@ -374,14 +385,15 @@ class Service:
             taken = {place for _, place in places}
             self._streams.free = [i for i in range(self._streams.places - 1, -1, -1) if i not in taken]
             self._version, self._position = int(meta["version"]), int(meta["position"])
+            identity = bytes.fromhex(meta["identity"]) if "identity" in meta else None  # version 0.1 wrote none
+            return identity, bool(meta.get("marked"))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} holds no state of a service ({error!r})") from None
 
     def _save(self) -> None:
         """Write the checkpoint, then forget the journal that it covers."""
         assert self.folder is not None
-        streams, journal = self._streams, self._journal
-        position = journal.next if journal is not None else self._position
+        streams, journal, position = self._streams, self._journal, self._position
         used = max(streams.traces.values(), default=-1) + 1
         arrays, learner = self._learner.state_dict(used)
         number = {name: i for i, name in enumerate(streams.last)}
@@ -397,6 +409,8 @@ class Service:
             "learner": learner,
             "version": self._version,
             "position": position,
+            "identity": self._identity.hex(),
+            "marked": journal is not None and journal.marked,
         }
         self._checkpoint_time = time.monotonic()  # also of a try that fails
         try:
@@ -406,8 +420,8 @@ class Service:
                 journal.rotate()
                 journal.forget(position, self.settings.retain_bytes)
             else:
-                for old in self.folder.glob("journal-*.log"):  # of a time when there was one
-                    old.unlink()
+                for old in (*self.folder.glob("journal-*.log"), *map(self.folder.joinpath, COPIES)):
+                    old.unlink(missing_ok=True)  # of a time when there was one
         except OSError as error:
             self._checkpoint_error = f"the last checkpoint could not be written: {error}"
             raise
@@ -445,6 +459,7 @@ class Service:
                     break
                 if group and group[0].action is not None:
                     _run(group[0].future, group[0].action)
+                    self._must_have_learned()
                 elif group:
                     self._learn_group(group)
                 self._look_after()
@@ -457,13 +472,18 @@ class Service:
         try:
             if self.folder is not None and self._broken is None and self._version != self._checkpoint_version:
                 self._save()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  (`close` raises it)
             self._final_error = error
         finally:
             if self._journal is not None:
                 self._journal.close()
             if self._lock is not None:
                 self._lock.close()
+
+    def _must_have_learned(self) -> None:
+        """What is in the journal is learned: otherwise a checkpoint would cover what it does not hold."""
+        if self._journal is not None and self._journal.next != self._position:
+            raise RuntimeError(f"record {self._position} of the journal was not learned")
 
     def _next_group(self) -> list[Job] | None:
         """The requests that are served together, once there are any; [] after a while without, None at the end."""
@@ -519,7 +539,7 @@ class Service:
             try:
                 if self._journal is not None:
                     payload = encode(plan)
-                    self._journal.append(payload)
+                    number = self._journal.append(payload)
                     self._journal_bytes += len(payload)
                     self._storage_error = ""
             except OSError as error:
@@ -529,6 +549,8 @@ class Service:
                 return
             version = self._version
             td_errors, diverged = self._apply(plan)
+            if self._journal is not None:
+                self._position = number + 1
             self._publish()
         at = 0
         for job, batch, status, expected, _ in planned:
@@ -678,11 +700,13 @@ class Service:
             if self._journal is not None:
                 try:
                     payload = encode_weights(w)
-                    self._journal.append(payload)
+                    number = self._journal.append(payload)
                     self._journal_bytes += len(payload)
                 except OSError as error:
                     raise StorageError(f"the weights cannot be written to the journal: {error}") from error
             self._replace_weights(w)
+            if self._journal is not None:
+                self._position = number + 1
             if self._journal is None and self.folder is not None:
                 try:
                     self._save()
@@ -839,7 +863,8 @@ def _length(job: Job) -> int:
 
 
 def _fail(future: Future[Any], error: BaseException) -> None:
-    if not future.done():
+    """Answer with an error, unless it is answered already; also if it is being cancelled at this moment."""
+    with contextlib.suppress(InvalidStateError):
         future.set_exception(error)
 
 
