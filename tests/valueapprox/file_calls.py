@@ -234,7 +234,7 @@ def audit(recorder):
         op, name = event.op, event.name
         if op in ("write", "truncate") and name in cut:
             broken.append(f"{name} was cut, and written to before the cut was forced to disk")
-        if op == "truncate" and any("end" in other for other in unsynced):
+        if op == "truncate" and any("end" in other for other in unsynced - {name}):
             broken.append(f"{name} was cut before the copy of its last record was forced to disk")
         if op == "truncate" and new_names - left:
             broken.append(f"{name} was cut before {sorted(new_names)} was forced to disk")

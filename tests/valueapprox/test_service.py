@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_journal import in_old_format
 
 from valueapprox import SGD, Adam, CheckpointError, Network, ValueFunction, checkpoint
 from valueapprox.predictions import Predictions
@@ -407,17 +409,56 @@ def test_a_folder_belongs_to_one_service(tmp_path):
 def test_a_torn_tail_is_cut_off_with_a_notice(tmp_path):
     with Service(SETTINGS, tmp_path / "s") as service:
         service.learn(transitions("a", 0, 5))
-        expected = state(service)
         service.learn(transitions("a", 5, 5))
+        expected = state(service)
         (file,) = (tmp_path / "s").glob("journal-*.log")
-        torn = file.read_bytes()[:-7]
-        file.write_bytes(torn)
+        file.write_bytes(file.read_bytes() + b"VREC and a record that was not written whole")
         with crashed(service) as again:
             assert any("a record that was not written whole, were cut off" in notice for notice in again.notices)
             for name, array in state(again).items():
                 np.testing.assert_array_equal(array, expected[name])
-            assert again.learn(transitions("a", 0, 10)).learned == 5
+            assert again.learn(transitions("a", 0, 15)).learned == 5
+            service.learn(transitions("a", 10, 5))
             assert_same(service, again)
+
+
+@pytest.mark.parametrize("size", [-7, -300, None])
+def test_a_damaged_last_record_that_was_acknowledged_is_restored(tmp_path, size):
+    # Version 0.1 dropped it and called it one that was not written whole; or, without the file, said nothing.
+    with Service(SETTINGS, tmp_path / "s") as service:
+        service.learn(transitions("a", 0, 5))
+        service.checkpoint()
+        service.learn(transitions("a", 5, 5))
+        file = max((tmp_path / "s").glob("journal-*.log"))
+        if size is None:
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:size])
+        with crashed(service) as again:
+            assert "restored from journal-end-" in again.notices[0]
+            assert_same(service, again)
+            assert again.learn(transitions("a", 0, 11)).status.tolist() == [DUPLICATE] * 10 + [LEARNED]
+            with crashed(again) as third:
+                assert_same(again, third)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_lost_records_that_were_acknowledged_are_an_error_that_names_them(tmp_path, removed):
+    with Service(SETTINGS, tmp_path / "s") as service:
+        for i in range(4):
+            service.learn(transitions("a", 5 * i, 5))
+        shutil.copytree(service.folder, tmp_path / "killed")
+    (file,) = (tmp_path / "killed").glob("journal-*.log")
+    where = "there is no segment that could hold them"
+    if removed:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:40])
+        where = f"{file.name} ends at byte 40, before record 0"
+    before = {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()}
+    with pytest.raises(JournalError, match=rf"^records 0 to 2 of the journal in .* had been on disk, .*: {where}"):
+        Service.open(tmp_path / "killed")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == before
 
 
 def test_damage_is_an_error_and_nothing_is_deleted(tmp_path):
@@ -431,7 +472,7 @@ def test_damage_is_an_error_and_nothing_is_deleted(tmp_path):
     data = bytearray(file.read_bytes())
     data[100] ^= 1
     file.write_bytes(data)
-    with pytest.raises(JournalError, match=f"{file} is damaged at byte 24, in record 0"):
+    with pytest.raises(JournalError, match=f"{file} is damaged at byte 40, in record 0"):
         Service.open(folder)
     assert file.read_bytes() == data
     saved = (folder / "checkpoint.npz").read_bytes()
@@ -446,25 +487,95 @@ def test_damage_is_an_error_and_nothing_is_deleted(tmp_path):
     assert file.read_bytes() == data
 
 
+def in_version_0_1(folder):
+    """Make a service's folder one of version 0.1."""
+    in_old_format(folder)
+    arrays, meta = checkpoint.load(folder / "checkpoint.npz")
+    del meta["identity"], meta["marked"]
+    checkpoint.save(folder / "checkpoint.npz", arrays, meta)
+
+
+def killed(folder, settings=SETTINGS, weights=False):
+    """The folder of a service that was killed when it had learned five transitions, or been given weights."""
+    with Service(settings, folder / "service") as service:
+        if weights:
+            service.load_weights(np.zeros(settings.net.n_parameters))
+        else:
+            d = settings.net.n_inputs
+            service.learn(Transitions.of("a", 0, np.full((5, d), 0.5), np.ones((5, 2)), np.full((5, d), 0.5)))
+        shutil.copytree(service.folder, folder / "killed")
+    return folder / "killed"
+
+
+def test_the_journal_of_another_service_is_an_error(tmp_path):
+    # The other one is of the same kind: nothing but the identity tells them apart.
+    mine, others = killed(tmp_path / "mine"), killed(tmp_path / "others")
+    names = ["journal-00000000000000000000.log", "journal-end-0"]
+    assert sorted(path.name for path in mine.glob("journal-*")) == names
+    for copied in (names[:1], names[1:], names):
+        shutil.copytree(mine, tmp_path / "mixed")
+        for name in copied:
+            shutil.copy(others / name, tmp_path / "mixed")
+        before = {path.name: path.read_bytes() for path in (tmp_path / "mixed").iterdir()}
+        with pytest.raises(JournalError, match=r"the identity in .* is [0-9a-f]{32}; expected [0-9a-f]{32}, that of"):
+            Service.open(tmp_path / "mixed")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "mixed").iterdir()} == before
+        shutil.rmtree(tmp_path / "mixed")
+    # Nor one of version 0.1, which says nothing about whose it is.
+    in_version_0_1(others)
+    (mine / "journal-end-0").unlink()
+    shutil.copy(others / names[0], mine)
+    with pytest.raises(JournalError, match="has no identity; expected that of the checkpoint beside it"):
+        Service.open(mine)
+
+
 @pytest.mark.parametrize(
     "other", [Network((2, 8, 2), dtype="float64"), Network((3, 8, 2)), Network((3, 4, 2))], ids=str
 )
-def test_the_journal_of_another_service_is_an_error(tmp_path, other):
+@pytest.mark.parametrize("weights", [False, True])
+def test_the_journal_of_another_service_of_version_0_1_is_an_error_where_it_shows(tmp_path, other, weights):
     # Read as if it were of this network, its numbers would be learned as others, or memory behind them.
-    for name, net in (("one", SETTINGS.net), ("two", other)):
-        service = Service(replace(SETTINGS, net=net), tmp_path / name)
-        service.checkpoint()
-        if net.n_inputs == 3 and net.dtype == "float64" and net is other:
-            service.load_weights(np.zeros(net.n_parameters))  # transitions of it would fit
-        else:
-            service.learn(Transitions.of("a", 0, [0.5] * net.n_inputs, [1.0, 2.0], [0.5] * net.n_inputs))
-        shutil.copytree(tmp_path / name, tmp_path / f"{name} killed")
-        service.close()
-    (mine,) = (tmp_path / "one killed").glob("journal-*.log")
-    (others,) = (tmp_path / "two killed").glob("journal-*.log")
-    shutil.copy(others, mine)
+    mine, others = killed(tmp_path / "mine"), killed(tmp_path / "others", replace(SETTINGS, net=other), weights)
+    for folder in (mine, others):
+        in_version_0_1(folder)
+    shutil.copy(others / "journal-00000000000000000000.log", mine)
     with pytest.raises(JournalError, match=r"record 0 .* the journal is of another one"):
-        Service.open(tmp_path / "one killed")
+        Service.open(mine)
+
+
+def test_a_folder_of_version_0_1_is_gone_on_with(tmp_path):
+    with Service(SETTINGS, tmp_path / "s") as service:
+        service.learn(transitions("a", 0, 5))
+        service.checkpoint()
+        service.learn(transitions("a", 5, 5))
+        service.learn(transitions("a", 10, 5))
+        shutil.copytree(service.folder, tmp_path / "old")
+        in_version_0_1(tmp_path / "old")
+        with Service.open(tmp_path / "old") as again:
+            assert_same(service, again)
+            assert again.notices == ["10 transitions were learned again from the journal, up to 15"]
+            for each in (service, again):
+                each.learn(transitions("a", 15, 5))
+            with crashed(again) as third:
+                assert_same(service, third)
+        assert len(checkpoint.load(tmp_path / "old" / "checkpoint.npz").meta["identity"]) == 32
+
+
+def test_what_a_service_leaves_that_is_killed_while_it_writes_a_checkpoint_is_removed(tmp_path):
+    child = os.fork()
+    if child == 0:
+        service = Service(SETTINGS, tmp_path)
+        service.learn(transitions("a", 0, 5))
+        fsync = os.fsync
+        os.fsync = lambda descriptor: (fsync(descriptor), os.kill(os.getpid(), signal.SIGKILL))
+        service.checkpoint()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = (path for path in tmp_path.iterdir() if path.suffix == ".tmp")
+    assert left.stat().st_size > 1000
+    with Service.open(tmp_path) as service:
+        assert service.version == 5
+        assert [path for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
 
 def test_the_journal_stays_bounded(tmp_path):

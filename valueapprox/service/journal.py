@@ -25,6 +25,9 @@ had been on disk. Whatever order the disk chooses, a loss of power leaves one of
 And damage done later to the last segment shows: the last record comes from its copy, and if earlier ones are missing
 too, the journal is refused with their numbers. The identity is that of the service, which its checkpoint holds as well.
 
+A record of more than 1 MiB is not written twice, nor one that finds no room for that on a full disk. Once it is on
+disk, a header that begins with b"VAPXEND2" takes the place of the copy. It proves as much, but restores nothing.
+
 Version 0.1 wrote segments with the header b"VAPXJRN1", first record number (u64), crc32 of both (u32), 0 (u32), and no
 copies. They are read, and new records go to new segments.
 """
@@ -49,9 +52,11 @@ HEADER = struct.Struct("<8sQ16sII")
 OLD_HEADER = struct.Struct("<8sQII")  # of version 0.1, without an identity
 RECORD = struct.Struct("<4sIQQ")
 CHECKED = struct.Struct("<QQ")  # what of the record's head the checksum covers, before the payload
-MAGIC, OLD_MAGIC, COPY_MAGIC, MARK = b"VAPXJRN2", b"VAPXJRN1", b"VAPXEND1", b"VREC"
+MAGIC, OLD_MAGIC, COPY_MAGIC, END_MAGIC, MARK = b"VAPXJRN2", b"VAPXJRN1", b"VAPXEND1", b"VAPXEND2", b"VREC"
 NOBODY = bytes(16)  # the identity in a journal that belongs to no service
 COPIES = ("journal-end-0", "journal-end-1")
+COPY_BYTES = 2**20  # a larger record is not written twice
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ALIGN = 8
 
 
@@ -64,6 +69,11 @@ class Record(NamedTuple):
 
     number: int
     payload: bytes
+
+
+class _Copy(NamedTuple):
+    number: int  # of the last record
+    record: Record | None  # None: it was not written twice
 
 
 class _Segment(NamedTuple):
@@ -184,8 +194,8 @@ def _later_record(data: bytes, offset: int, number: int) -> int | None:
     return None
 
 
-def _last_copy(folder: Path, identity: bytes | None) -> Record | None:
-    """The newest whole copy of a record outside the segments: what is known of the journal's end."""
+def _last_copy(folder: Path, identity: bytes | None) -> _Copy | None:
+    """The newest copy of a record outside the segments: what is known of the journal's end."""
     found = []
     for name in COPIES:
         path = folder / name
@@ -193,13 +203,17 @@ def _last_copy(folder: Path, identity: bytes | None) -> Record | None:
             data = path.read_bytes()
         except FileNotFoundError:
             continue
-        record = _record_at(data, HEADER.size)
-        owner = data[16:32]
-        if record is not None and data[: HEADER.size] == _header(COPY_MAGIC, record[0].number, owner):
+        if len(data) < HEADER.size:
+            continue
+        magic, number, owner, *_ = HEADER.unpack_from(data)
+        copied = _record_at(data, HEADER.size)
+        if magic == COPY_MAGIC and (copied is None or copied[0].number != number):
+            continue
+        if magic in (COPY_MAGIC, END_MAGIC) and data[: HEADER.size] == _header(magic, number, owner):
             if identity is not None:
                 _must_belong(path, owner, identity)
-            found.append(record[0])
-    return max(found, default=None)
+            found.append(_Copy(number, copied[0] if copied is not None and magic == COPY_MAGIC else None))
+    return max(found, key=lambda copy: copy.number, default=None)
 
 
 def owner(folder: str | Path) -> bytes | None:
@@ -210,14 +224,21 @@ def owner(folder: str | Path) -> bytes | None:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             data = file.read(HEADER.size)
             magic, number, identity, *_ = HEADER.unpack(data) if len(data) == HEADER.size else (b"", 0, NOBODY)
-            if magic in (MAGIC, COPY_MAGIC) and data == _header(magic, number, identity):
+            if magic in (MAGIC, COPY_MAGIC, END_MAGIC) and data == _header(magic, number, identity):
                 return bytes(identity)
     return None
 
 
-def _missing(folder: Path, first: int, copy: Record, scan: _Scan | None, path: Path | None) -> JournalError:
-    """The error for records that are not there although the copy of a later one proves that they had been."""
-    which = f"record {first}" if copy.number == first + 1 else f"records {first} to {copy.number - 1}"
+def _must_be_there(folder: Path, first: int, copy: _Copy | None, scan: _Scan | None, path: Path | None) -> None:
+    """Raise if records from `first` on are not there although the copy of a later one proves that they had been."""
+    if copy is None or copy.number < first or (copy.number == first and copy.record is not None):
+        return
+    last = copy.number if copy.record is None else copy.number - 1
+    which = (
+        f"record {first} of the journal in {folder}"
+        if first == last
+        else (f"records {first} to {last} of the journal in {folder}")
+    )
     if path is None or scan is None:
         where = "there is no segment that could hold them"
     elif scan.next < first:
@@ -226,9 +247,9 @@ def _missing(folder: Path, first: int, copy: Record, scan: _Scan | None, path: P
         where = f"{path.name} is damaged at byte {scan.end}, where record {first} begins"
     else:
         where = f"{path.name} ends at byte {scan.end}, before record {first}"
-    return JournalError(
-        f"{which} of the journal in {folder} had been on disk, and is missing: {where}. Restore the file; or, to go on "
-        f"without what is missing, move {' and '.join(COPIES)} away, which hold record {copy.number}"
+    raise JournalError(
+        f"{which} had been on disk, and {'is' if first == last else 'are'} missing: {where}. Restore the file; or, to "
+        f"go on without, move {' and '.join(COPIES)} away, which say so"
     )
 
 
@@ -275,10 +296,9 @@ def read(
             )
         yield from (record for record in scan.records if record.number >= position)
         position = max(position, scan.next)
-    if copy is not None and copy.number > position:
-        raise _missing(folder, position, copy, scan, found[-1].path if found else None)
-    if copy is not None and copy.number == position:
-        yield copy
+    _must_be_there(folder, position, copy, scan, found[-1].path if found else None)
+    if copy is not None and copy.record is not None and copy.number == position:
+        yield copy.record
 
 
 class _Copies:
@@ -291,21 +311,26 @@ class _Copies:
     def _path(self, number: int) -> Path:
         return self.folder / COPIES[number % 2]
 
-    def write(self, number: int, record: bytes) -> None:
-        """Write over the copy before the last one, and force it to disk."""
+    def write(self, number: int, record: bytes | None) -> None:
+        """Write over the copy before the last one, and force it to disk. None: only say that the record is there."""
         path = self._path(number)
         if path not in self._files:
             self._files[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             sync_folder(self.folder)  # also if it was there: who created it, or a segment, may have been killed first
-        _write(self._files[path], _header(COPY_MAGIC, number, self.identity) + record, 0)
-        os.fdatasync(self._files[path])
+        file = self._files[path]
+        if record is not None:
+            _write(file, _header(COPY_MAGIC, number, self.identity) + record, 0)
+        else:
+            _write(file, _header(END_MAGIC, number, self.identity), 0)
+            os.ftruncate(file, HEADER.size)
+        os.fdatasync(file)
 
     def spoil(self, number: int) -> None:
-        """Make the copy of a record that could not be written worthless, so that nobody finds it there."""
+        """Empty the copy of a record that could not be written, so that nobody finds it there."""
         with contextlib.suppress(FileNotFoundError):
             file = os.open(self._path(number), os.O_WRONLY | os.O_CLOEXEC)
             try:
-                _write(file, bytes(HEADER.size), 0)
+                os.ftruncate(file, 0)
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -376,8 +401,7 @@ class Journal:
             path = found[-1].path
             scan = _scan(found[-1], True, identity)
             self.next = max(position, scan.next)
-        if copy is not None and copy.number > self.next:
-            raise _missing(self.folder, self.next, copy, scan, path)
+        _must_be_there(self.folder, self.next, copy, scan, path)
         if copy is None:
             n_known = 0 if scan is None or scan.start != HEADER.size else len(scan.records)
             lost, known = marked or n_known > 1, False
@@ -392,8 +416,8 @@ class Journal:
             )
         if scan is not None and scan.next >= position:  # otherwise the checkpoint knows more: a new segment is begun
             self._path, self._start, self._end = path, scan.start, scan.end
-        if copy is not None and copy.number == self.next:
-            self._last, self._unwritten = _encode(*copy), True
+        if copy is not None and copy.record is not None and copy.number == self.next:
+            self._last, self._unwritten = _encode(*copy.record), True
             self.notices.append(
                 f"record {copy.number} is missing or damaged at the end of the journal; it was restored from "
                 f"{COPIES[copy.number % 2]}"
@@ -460,20 +484,33 @@ class Journal:
             self._mend()
         record = _encode(self.next, payload)
         try:
-            copied = self._helper.submit(self._copies.write, self.next, record)
-            try:
+            self._write_twice(record, len(record) <= COPY_BYTES)
+        except OSError as error:
+            if self._doubtful or error.errno not in NO_ROOM:
+                raise
+            self._write_twice(record, False)  # it may fit once
+        self.next += 1
+        return self.next - 1
+
+    def _write_twice(self, record: bytes, whole: bool) -> None:
+        """Write a record into its segment and its copy, or else the end as it was."""
+        try:
+            if whole:
+                copied = self._helper.submit(self._copies.write, self.next, record)
+                try:
+                    self._write_record(self.next, record)
+                finally:
+                    wait([copied])
+                copied.result()
+            else:  # one after the other: what says that the record is there must not be there first
                 self._write_record(self.next, record)
-            finally:
-                wait([copied])
-            copied.result()
+                self._copies.write(self.next, None)
             self._accept(record)
         except OSError:
             self._doubtful = self._failed = True
             with contextlib.suppress(OSError):  # the next call will try again
                 self._mend()
             raise
-        self.next += 1
-        return self.next - 1
 
     def _write_record(self, number: int, record: bytes) -> None:
         if self._path is None or self._end >= self.segment_bytes:
@@ -531,7 +568,7 @@ class Journal:
                 self._write_record(self.next - 1, self._last)
                 self._accept(self._last)
                 self._unwritten = False
-            self._copies.write(self.next - 1, self._last)
+            self._copies.write(self.next - 1, self._last if len(self._last) <= COPY_BYTES else None)
             self.marked, self._last = True, None
         self._doubtful = False
 
