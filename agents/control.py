@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from agents import control_kernels as kernels
 from agents.policies import Policy, uniform
-from agents.spaces import encoder
+from agents.spaces import MOST_INDEXED, Decoder, by_factor, by_index, continuous, encoder
 from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
 from valueapprox.backprop import X
 from valueapprox.checks import aligned_zeros, one_of, positive, unit_interval
@@ -37,6 +37,7 @@ FLAT_BELOW = {
     "tanh": -2.644121,  # artanh sqrt 0.98
     "softplus": -3.891820,  # log(0.02 / 0.98)
 }
+MULTI = (spaces.MultiDiscrete, spaces.MultiBinary)
 DEAD_AFTER = 3000  # steps in which there was no sign of life
 
 
@@ -200,12 +201,9 @@ class ControlAgent:
         self.action_space = action_space
         positive("seed", seed, at_least=0)
         n_inputs = self.encode.size + (time_limit is not None)
-        algorithm, n_outputs = self._algorithm(action_space)
-        self.first_action = int(action_space.start) if isinstance(action_space, spaces.Discrete) else None
-        self._action_values = np.zeros(0 if self.first_action is not None else n_outputs // 2)
-        if isinstance(action_space, spaces.Box):
-            self._bounds = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
-            self._action_shape, self._action_dtype = action_space.shape, action_space.dtype
+        algorithm, actions = self._algorithm(action_space)
+        n_outputs, self._to_space = actions.n_outputs, actions.decode
+        self._action_values = np.zeros(actions.n_values)
 
         def network(outputs: int) -> Network:
             return Network((n_inputs, *hidden, outputs), activation, layer_norm=layer_norm, dtype=dtype)
@@ -225,7 +223,7 @@ class ControlAgent:
             raise ValueError(f"temperature is {temperature}; a positive number is wanted, or None for epsilon-greedy")
         if not (average_reward >= 0 and np.isfinite(average_reward)):
             raise ValueError(f"average_reward is {average_reward}; a rate that is not negative is wanted")
-        settings = np.zeros(kernels.N_SETTINGS)
+        settings = np.append(np.zeros(kernels.N_SETTINGS), actions.layout)
         settings[kernels.ALGORITHM] = algorithm
         settings[kernels.GAMMA], settings[kernels.LAMBDA] = unit_interval("gamma", gamma), unit_interval("lam", lam)
         settings[kernels.EPSILON_FIRST] = unit_interval("epsilon", first_epsilon)
@@ -257,14 +255,25 @@ class ControlAgent:
             work,
         )
 
-    def _algorithm(self, action_space: gym.Space[Any]) -> tuple[int, int]:
-        """The kernels' code of the algorithm, and how many outputs the network that acts has."""
-        if isinstance(action_space, spaces.Discrete):
-            return self.algorithm, int(action_space.n)
-        if isinstance(action_space, spaces.Box) and self.algorithm == kernels.ACTOR_CRITIC:
-            return kernels.GAUSSIAN_ACTOR_CRITIC, 2 * int(np.prod(action_space.shape))
-        wanted = "Discrete or Box" if self.algorithm == kernels.ACTOR_CRITIC else "Discrete"
-        raise TypeError(f"the action space is {action_space}; {type(self).__name__} wants {wanted}")
+    def _algorithm(self, action_space: gym.Space[Any]) -> tuple[int, Decoder]:
+        """The kernels' code of the algorithm, and what it makes of the action space."""
+        if self.algorithm == kernels.ACTOR_CRITIC and isinstance(action_space, spaces.Box):
+            return kernels.GAUSSIAN_ACTOR_CRITIC, continuous(action_space)
+        if self.algorithm == kernels.ACTOR_CRITIC and isinstance(action_space, MULTI):
+            return kernels.FACTORED_ACTOR_CRITIC, by_factor(action_space)
+        actions = by_index(action_space)
+        if actions is not None:
+            return self.algorithm, actions
+        if isinstance(action_space, MULTI):
+            raise TypeError(
+                f"action_space is {action_space}; expected at most {MOST_INDEXED} actions in all, since "
+                f"{type(self).__name__} learns a value for each. StreamAC chooses each entry by itself"
+            )
+        expected = "Discrete, MultiDiscrete or MultiBinary"
+        if self.algorithm == kernels.ACTOR_CRITIC:
+            raise TypeError(f"action_space is {action_space}; expected Box, {expected}")
+        also = ". StreamAC takes Box" if isinstance(action_space, spaces.Box) else ""
+        raise TypeError(f"action_space is {action_space}; expected {expected} for {type(self).__name__}{also}")
 
     def _own_settings(self) -> dict[int, float]:
         """The settings that one agent alone has."""
@@ -306,14 +315,6 @@ class ControlAgent:
     def action(self) -> Any:
         """The action that was chosen last, as the environment takes it."""
         return self._to_space(int(self.counts[kernels.ACTION]), self._action_values)
-
-    def _to_space(self, index: int, values: np.ndarray) -> Any:
-        """The action as the environment takes it; a continuous one is cut off at the bounds of the space."""
-        if self.first_action is not None:
-            return index + self.first_action
-        # np.clip takes twice as long for the same.
-        low, high = self._bounds
-        return np.minimum(np.maximum(values.reshape(self._action_shape), low), high).astype(self._action_dtype)
 
     def fail(self, status: int, reward: float, observation: Any) -> None:
         """Raise what the kernel's status means."""
@@ -363,7 +364,7 @@ class ControlAgent:
             values[f"{self.name}/td_error/rms"] = float(np.sqrt(self.sums[kernels.SUM_DELTA_SQUARED] / seen))
             if self.algorithm == kernels.ACTOR_CRITIC:
                 values["actor/entropy"] = self.sums[kernels.SUM_ENTROPY] / seen
-                if self.first_action is None:
+                if self.settings[kernels.ALGORITHM] == kernels.GAUSSIAN_ACTOR_CRITIC:
                     values["actor/spread"] = self.sums[kernels.SUM_SPREAD] / seen
         if self.algorithm not in (kernels.ACTOR_CRITIC, kernels.TD) and self.settings[kernels.TEMPERATURE] == 0.0:
             values["agent/epsilon"] = float(kernels.epsilon_now(self.settings, self.counts))
@@ -565,8 +566,8 @@ class StreamTD(ControlAgent):
         self._action: Any = None
         self._scratch = self.first.net.scratch(), self.second.net.scratch()
 
-    def _algorithm(self, action_space: gym.Space[Any]) -> tuple[int, int]:
-        return self.algorithm, 1
+    def _algorithm(self, action_space: gym.Space[Any]) -> tuple[int, Decoder]:
+        return self.algorithm, Decoder(1, 0, np.zeros(0), lambda index, values: None)
 
     def _next_action(self, observation: Any) -> Any:
         self._action = self.policy(observation, self.rng)
@@ -648,7 +649,7 @@ class StreamTD(ControlAgent):
         self._action = None
         if self.counts[kernels.RUNNING] and self.action_space.shape is not None:
             action = arrays["action"].copy()
-            self._action = action if self.first_action is None else int(action)
+            self._action = int(action) if isinstance(self.action_space, spaces.Discrete) else action
 
 
 class PolicyActor(Actor):

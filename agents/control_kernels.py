@@ -40,7 +40,7 @@ from valueapprox.compiling import kernel
 from valueapprox.optimizers import ascend, follow
 from valueapprox.td import finite, sample_norms
 
-Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, QRC, TD = range(7)
+Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, FACTORED_ACTOR_CRITIC, QRC, TD = range(8)
 
 # Positions in settings.
 (
@@ -64,6 +64,12 @@ Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, QRC, TD = range(7
     LEAST_ERROR,
     N_SETTINGS,
 ) = range(19)
+
+# Behind the settings: what the kernels know of the action space. Of a factored policy, how many values each entry has;
+# of a Gaussian one, by entry, the place and size of its unit in the space, the bounds there and in the policy's own
+# unit, and whether actions are integers.
+ACTIONS = N_SETTINGS
+ORIGIN, UNIT, LOW, HIGH, LEAST, MOST, WHOLE, N_OF_ENTRY = range(8)
 
 # Positions in memory: the reward's scaling (its divisor 0 while there is none), the average reward, QRC's scalar trace,
 # the mean size of TD errors before its bias is corrected, the time, then the observation's statistics. Its second half
@@ -91,6 +97,7 @@ N_LEARNED, SUM_DELTA, SUM_DELTA_SQUARED, SUM_ENTROPY, SUM_SPREAD, N_SUMS = range
 
 LEARNED, BAD_INPUT, DIVERGED, NO_EPISODE = range(4)  # status
 LARGEST = 1e30  # observation or reward
+MARGIN = 1.0  # in standard deviations, by which the mean of a Gaussian may be outside of the bounds
 ERROR_DECAY = 0.9998  # the mean size of TD errors is over about the last 5000
 MOST_ALIVE = ROWS  # one more row of the scratch for s, see `remember_units`
 WATCH_EVERY = 3  # steps; each would cost 1 % in a compiled world
@@ -281,10 +288,37 @@ def softplus(p):
 
 
 @kernel
-def choose_by_policy(algorithm, values, first, n, counts, key, greedy, action):
+def held(mean, sigma, least, most):
+    """The mean of the Gaussian that acts: the network's, or what it may be at most.
+
+    Where nearly all actions are cut off at a bound, they all earn the same, and nothing would call the mean back.
+    """
+    return min(max(mean, least - MARGIN * sigma), most + MARGIN * sigma)
+
+
+@kernel(exact=True)
+def in_space(layout, j, value):
+    """Entry j of a continuous action, from the policy's unit to the environment's, within its bounds."""
+    entry = j * N_OF_ENTRY
+    a = layout[entry + ORIGIN] + layout[entry + UNIT] * value
+    if layout[entry + WHOLE] != 0.0:
+        a = np.rint(a)
+    return min(max(a, layout[entry + LOW]), layout[entry + HIGH])
+
+
+@kernel(exact=True)
+def to_space(layout, values, action):
+    """A continuous action (k,), from the policy's unit to the environment's."""
+    for j in range(values.size):
+        action[j] = in_space(layout, j, values[j])
+
+
+@kernel
+def choose_by_policy(algorithm, values, first, n, settings, counts, key, greedy, action):
     """An action from the actor's outputs: softmax of its logits, or a Gaussian of means and pre-spreads.
 
-    `greedy` takes the likeliest. A continuous action (k,) is written to `action`; it is not squashed.
+    `greedy` takes the likeliest. What has several entries (k,) is written to `action`: the index of each entry's value,
+    or a continuous action in the policy's own unit, not cut off at its bounds.
     """
     if algorithm == ACTOR_CRITIC:
         if greedy:
@@ -292,11 +326,22 @@ def choose_by_policy(algorithm, values, first, n, counts, key, greedy, action):
         else:
             counts[ACTION] = softmax_action(values, first, n, 1.0, key, counts)
         return
+    if algorithm == FACTORED_ACTOR_CRITIC:
+        for j in range(action.size):
+            n_j = int(settings[ACTIONS + j])
+            if greedy:
+                action[j] = best_action(values, first, n_j, key, counts)
+            else:
+                action[j] = softmax_action(values, first, n_j, 1.0, key, counts)
+            first += n_j
+        return
     k = n // 2
     for j in range(k):
-        action[j] = np.float64(values[first + j])
+        sigma = softplus(np.float64(values[first + k + j]))
+        entry = ACTIONS + j * N_OF_ENTRY
+        action[j] = held(np.float64(values[first + j]), sigma, settings[entry + LEAST], settings[entry + MOST])
         if not greedy:
-            action[j] += softplus(np.float64(values[first + k + j])) * draw_normal(key, counts)
+            action[j] += sigma * draw_normal(key, counts)
 
 
 # --- the actor's gradient -------------------------------------------------------------------------------------------
@@ -322,11 +367,23 @@ def seed_softmax(x, d, first, n, action, weight):
 
 
 @kernel
-def seed_gaussian(x, d, first, n, action, weight):
+def seed_factors(x, d, first, settings, action, weight):
+    """The same for entries that are chosen each by itself: log pi and H are sums over them."""
+    entropy = 0.0
+    for j in range(action.size):
+        n_j = int(settings[ACTIONS + j])
+        entropy += seed_softmax(x, d, first, n_j, int(action[j]), weight)
+        first += n_j
+    return entropy
+
+
+@kernel
+def seed_gaussian(x, d, first, n, settings, action, weight):
     """The same for a diagonal Gaussian: outputs mu (k,) and p (k,), sigma = softplus(p). Returns (H, mean sigma).
 
     d log pi / d mu = (a - mu) / sigma^2;  d log pi / d sigma = ((a - mu)^2 - sigma^2) / sigma^3;
     d sigma / d p = sigmoid(p);  dH / d sigma = 1 / sigma;  H = sum log sigma + 1/2 log(2 pi e).
+    Where mu is `held`, that is the mean in all of these, and mu gets the gradient as though it were not.
     """
     k = n // 2
     entropy, spread = 0.0, 0.0
@@ -334,7 +391,8 @@ def seed_gaussian(x, d, first, n, action, weight):
         p = np.float64(x[first + k + j])
         sigma = softplus(p)
         slope = 1.0 / (1.0 + math.exp(-p))
-        error = action[j] - np.float64(x[first + j])
+        entry = ACTIONS + j * N_OF_ENTRY
+        error = action[j] - held(np.float64(x[first + j]), sigma, settings[entry + LEAST], settings[entry + MOST])
         d[first + j] = error / (sigma * sigma)
         d[first + k + j] = slope * ((error * error - sigma * sigma) / (sigma * sigma * sigma) + weight / sigma)
         entropy += math.log(sigma) + 0.5 * math.log(2.0 * math.pi * math.e)
@@ -454,7 +512,7 @@ def choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, he
     status = LEARNED
     if algorithm == TD:
         return status
-    if algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC):
+    if algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, FACTORED_ACTOR_CRITIC):
         for i in range(spec_2[SIZES]):
             here_2[X, i] = here[X, i]
         forward(w_2, spec_2, here_2)
@@ -463,7 +521,7 @@ def choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, he
             if not finite(here_2[X, first + j]):
                 status = DIVERGED
         if status == LEARNED:
-            choose_by_policy(algorithm, here_2[X], first, n, counts, key, greedy, action)
+            choose_by_policy(algorithm, here_2[X], first, n, settings, counts, key, greedy, action)
     else:
         first, n = outputs(spec)
         choose_by_value(here[X], first, n, settings, counts, key, greedy)
@@ -508,7 +566,7 @@ def step(
         return BAD_INPUT
     dtype = w.dtype.type
     algorithm = int(settings[ALGORITHM])
-    policy_based = algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC)
+    policy_based = algorithm in (ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, FACTORED_ACTOR_CRITIC)
     state_value = policy_based or algorithm == TD  # one output, v(s)
     ended = terminated or truncated
     old_scale, draws = memory[REWARD_SCALE], counts[DRAWS]
@@ -592,8 +650,10 @@ def step(
             weight = settings[ENTROPY] * sign
             if algorithm == ACTOR_CRITIC:
                 entropy = seed_softmax(here_2[X], here_2[D], first_2, n_2, taken, weight)
+            elif algorithm == FACTORED_ACTOR_CRITIC:
+                entropy = seed_factors(here_2[X], here_2[D], first_2, settings, action, weight)
             else:
-                entropy, spread = seed_gaussian(here_2[X], here_2[D], first_2, n_2, action, weight)
+                entropy, spread = seed_gaussian(here_2[X], here_2[D], first_2, n_2, settings, action, weight)
                 sums[SUM_SPREAD] += spread
             sums[SUM_ENTROPY] += entropy
             memory[ERROR_SIZE] = ERROR_DECAY * memory[ERROR_SIZE] + (1.0 - ERROR_DECAY) * abs(delta)

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.control import ControlAgent
-from agents.control_kernels import ACTION, DIVERGED, LEARNED, TD, begin, step
+from agents.control_kernels import ACTION, ACTIONS, DIVERGED, LEARNED, TD, begin, in_space, step
 from agents.spaces import encoder
 from envs import World, env_state, restore_env_state
 from envs.dynamics import observe, reset_state, step_state
@@ -23,8 +23,8 @@ AT, RETURN, LENGTH = range(3)  # entries of a row of episodes
 
 @kernel(exact=True)
 def learn(
-    n, world, params, n_actions, low, high, n_reset, n_step, limit, uniforms, state, counters, running, observation,
-    episodes, settings, memory, counts, key, action, *rest,
+    n, world, params, n_actions, n_reset, n_step, limit, uniforms, state, counters, running, observation, episodes,
+    settings, memory, counts, key, action, *rest,
 ):  # fmt: skip
     """Let an agent live in a world for n steps, a new episode following each that ends; returns (status, last reward).
 
@@ -42,7 +42,7 @@ def learn(
         else:
             if not abs(action[0]) < np.inf:
                 return DIVERGED, reward
-            taken = np.float64(np.float32(min(max(action[0], low), high)))
+            taken = np.float64(np.float32(in_space(settings[ACTIONS:], 0, action[0])))
         u = 0.0
         if n_step > 0:
             u = uniforms[counters[DRAWS]]
@@ -122,7 +122,7 @@ class CompiledLoop:
         episodes = np.zeros((n, 3))
         state = where["world"]["state"]
         status, reward = learn(
-            *(n, world.code, world.params, world.n_actions, world.action_low, world.action_high),
+            *(n, world.code, world.params, world.n_actions),
             *(world.n_reset_uniforms, world.n_step_uniforms, self.limit, uniforms, state, counters, self.running),
             *(self.observation, episodes, *self.agent.arrays),
         )

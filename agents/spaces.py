@@ -1,15 +1,21 @@
-"""From a Gymnasium observation to the network's input: a vector of numbers."""
+"""Between Gymnasium's spaces and the networks: observations become vectors of numbers, choices become actions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-__all__ = ["Encoder", "UnsupportedSpaceError", "encoder"]
+from agents import control_kernels as kernels
+
+__all__ = ["Decoder", "Encoder", "UnsupportedSpaceError", "by_factor", "by_index", "continuous", "encoder", "factors"]
+
+MOST_INDEXED = 1024  # actions of a space of several numbers of which a value is learned for each
+NO_BOUND = 1e12  # a bound beyond this is none: float32 has 3.4e38
 
 
 class UnsupportedSpaceError(TypeError):
@@ -62,3 +68,85 @@ def _state_number(observation: Any, space: spaces.Discrete) -> int:
     if not 0 <= number < space.n:
         raise ValueError(f"the observation is {observation}, which is not in {space}")
     return number
+
+
+# --- actions --------------------------------------------------------------------------------------------------------
+
+
+class Decoder(NamedTuple):
+    """How an agent's choice becomes an action of its environment's space."""
+
+    n_outputs: int  # of the network that acts
+    n_values: int  # numbers that the kernels write for one action; 0 where it is an index
+    layout: np.ndarray  # what the kernels know of the space
+    decode: Callable[[int, np.ndarray], Any]  # (index, values) -> action
+
+
+def factors(space: spaces.MultiDiscrete | spaces.MultiBinary) -> tuple[np.ndarray, np.ndarray]:
+    """How many values each entry of an action can have, and the smallest."""
+    if isinstance(space, spaces.MultiBinary):
+        return np.full(space.shape, 2, np.int64), np.zeros(space.shape, np.int64)
+    return space.nvec.astype(np.int64), np.asarray(space.start, np.int64)
+
+
+def by_index(space: gym.Space[Any]) -> Decoder | None:
+    """One output for each action, of a Discrete space, or of another one with few actions; None for any other."""
+    if isinstance(space, spaces.Discrete):
+        first = int(space.start)
+        return Decoder(int(space.n), 0, np.zeros(0), lambda index, values: index + first)
+    if not isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+        return None
+    counts, start = factors(space)
+    n = math.prod(counts.ravel().tolist())
+    if n > MOST_INDEXED:
+        return None
+    indices = np.stack(np.unravel_index(np.arange(n), counts.ravel().tolist()), axis=1)  # (n, entries)
+    actions = (start + indices.reshape(n, *counts.shape)).astype(space.dtype)
+    return Decoder(n, 0, np.zeros(0), lambda index, values: actions[index].copy())
+
+
+def by_factor(space: spaces.MultiDiscrete | spaces.MultiBinary) -> Decoder:
+    """One output for each value of each entry: a choice is made of each entry by itself."""
+    counts, start = factors(space)
+
+    def decode(index: int, values: np.ndarray) -> np.ndarray:
+        return (start + values.reshape(start.shape).astype(np.int64)).astype(space.dtype)
+
+    return Decoder(int(counts.sum()), counts.size, counts.ravel().astype(np.float64), decode)
+
+
+def continuous(space: spaces.Box) -> Decoder:
+    """Two outputs for each entry, of a Gaussian in the policy's own unit.
+
+    Between two bounds that unit is half their distance, and its 0 lies in the middle. Otherwise it is the
+    environment's, and 0 is 0, or lies one unit inside of the single bound where 0 is outside. Actions are cut off at
+    the bounds, and rounded to the nearest integer in a space of integers.
+    """
+    low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+    whole = space.dtype.kind != "f"
+    if whole:  # the largest integers are not numbers of float64, and would be rounded to beyond the type's range
+        beyond = [int(number) > int(bound) for number, bound in zip(high, space.high.ravel(), strict=True)]
+        high = np.where(beyond, np.nextafter(high, 0.0), high)
+    below, above = low > -NO_BOUND, high < NO_BOUND
+    layout = np.zeros((low.size, kernels.N_OF_ENTRY))
+    numbers = layout.ravel()
+    for entry, a, b, bounded_below, bounded_above in zip(layout, low, high, below, above, strict=True):
+        origin, unit = 0.0, 1.0
+        if bounded_below and bounded_above:
+            origin, unit = (a + b) / 2.0, (b - a) / 2.0
+        elif bounded_below:
+            origin = a + 1.0 if a > 0.0 else 0.0
+        elif bounded_above:
+            origin = b - 1.0 if b < 0.0 else 0.0
+        entry[kernels.ORIGIN], entry[kernels.UNIT], entry[kernels.WHOLE] = origin, unit, whole
+        entry[kernels.LOW], entry[kernels.HIGH] = a, b
+        both = bounded_below and bounded_above
+        entry[kernels.LEAST] = -1.0 if both else (a - origin if bounded_below else -np.inf)
+        entry[kernels.MOST] = 1.0 if both else (b - origin if bounded_above else np.inf)
+
+    def decode(index: int, values: np.ndarray) -> np.ndarray:
+        action = np.empty(values.size)
+        kernels.to_space(numbers, values, action)
+        return action.reshape(space.shape).astype(space.dtype)
+
+    return Decoder(2 * low.size, low.size, numbers, decode)
