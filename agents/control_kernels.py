@@ -97,7 +97,6 @@ N_LEARNED, SUM_DELTA, SUM_DELTA_SQUARED, SUM_ENTROPY, SUM_SPREAD, N_SUMS = range
 
 LEARNED, BAD_INPUT, DIVERGED, NO_EPISODE = range(4)  # status
 LARGEST = 1e30  # observation or reward
-MARGIN = 1.0  # in standard deviations, by which the mean of a Gaussian may be outside of the bounds
 ERROR_DECAY = 0.9998  # the mean size of TD errors is over about the last 5000
 MOST_ALIVE = ROWS  # one more row of the scratch for s, see `remember_units`
 WATCH_EVERY = 3  # steps; each would cost 1 % in a compiled world
@@ -287,15 +286,6 @@ def softplus(p):
     return max(p, 0.0) + math.log1p(math.exp(-abs(p)))
 
 
-@kernel
-def held(mean, sigma, least, most):
-    """The mean of the Gaussian that acts: the network's, or what it may be at most.
-
-    Where nearly all actions are cut off at a bound, they all earn the same, and nothing would call the mean back.
-    """
-    return min(max(mean, least - MARGIN * sigma), most + MARGIN * sigma)
-
-
 @kernel(exact=True)
 def in_space(layout, j, value):
     """Entry j of a continuous action, from the policy's unit to the environment's, within its bounds."""
@@ -337,11 +327,9 @@ def choose_by_policy(algorithm, values, first, n, settings, counts, key, greedy,
         return
     k = n // 2
     for j in range(k):
-        sigma = softplus(np.float64(values[first + k + j]))
-        entry = ACTIONS + j * N_OF_ENTRY
-        action[j] = held(np.float64(values[first + j]), sigma, settings[entry + LEAST], settings[entry + MOST])
+        action[j] = np.float64(values[first + j])
         if not greedy:
-            action[j] += sigma * draw_normal(key, counts)
+            action[j] += softplus(np.float64(values[first + k + j])) * draw_normal(key, counts)
 
 
 # --- the actor's gradient -------------------------------------------------------------------------------------------
@@ -378,12 +366,11 @@ def seed_factors(x, d, first, settings, action, weight):
 
 
 @kernel
-def seed_gaussian(x, d, first, n, settings, action, weight):
+def seed_gaussian(x, d, first, n, action, weight):
     """The same for a diagonal Gaussian: outputs mu (k,) and p (k,), sigma = softplus(p). Returns (H, mean sigma).
 
     d log pi / d mu = (a - mu) / sigma^2;  d log pi / d sigma = ((a - mu)^2 - sigma^2) / sigma^3;
     d sigma / d p = sigmoid(p);  dH / d sigma = 1 / sigma;  H = sum log sigma + 1/2 log(2 pi e).
-    Where mu is `held`, that is the mean in all of these, and mu gets the gradient as though it were not.
     """
     k = n // 2
     entropy, spread = 0.0, 0.0
@@ -391,8 +378,7 @@ def seed_gaussian(x, d, first, n, settings, action, weight):
         p = np.float64(x[first + k + j])
         sigma = softplus(p)
         slope = 1.0 / (1.0 + math.exp(-p))
-        entry = ACTIONS + j * N_OF_ENTRY
-        error = action[j] - held(np.float64(x[first + j]), sigma, settings[entry + LEAST], settings[entry + MOST])
+        error = action[j] - np.float64(x[first + j])
         d[first + j] = error / (sigma * sigma)
         d[first + k + j] = slope * ((error * error - sigma * sigma) / (sigma * sigma * sigma) + weight / sigma)
         entropy += math.log(sigma) + 0.5 * math.log(2.0 * math.pi * math.e)
@@ -653,7 +639,7 @@ def step(
             elif algorithm == FACTORED_ACTOR_CRITIC:
                 entropy = seed_factors(here_2[X], here_2[D], first_2, settings, action, weight)
             else:
-                entropy, spread = seed_gaussian(here_2[X], here_2[D], first_2, n_2, settings, action, weight)
+                entropy, spread = seed_gaussian(here_2[X], here_2[D], first_2, n_2, action, weight)
                 sums[SUM_SPREAD] += spread
             sums[SUM_ENTROPY] += entropy
             memory[ERROR_SIZE] = ERROR_DECAY * memory[ERROR_SIZE] + (1.0 - ERROR_DECAY) * abs(delta)

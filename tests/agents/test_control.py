@@ -26,6 +26,7 @@ from valueapprox.optimizers import OPTIMIZERS as EVERY_OPTIMIZER
 
 SPACE = spaces.Box(-10.0, 10.0, (3,), np.float64)
 THREE = spaces.Discrete(3)
+PAIRS = spaces.MultiDiscrete([3, 2], start=[1, -1])
 PLANE = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 PLAIN = {"normalise_observations": False, "scale_rewards": False, "layer_norm": False, "activation": "tanh"}
 
@@ -39,6 +40,7 @@ def wander(observation, rng):
 AGENTS = {
     "actor-critic": (StreamAC, THREE, {"entropy": 0.1, "least_error": 1.3}),  # about the mean |delta| of `life`
     "gaussian": (StreamAC, PLANE, {"entropy": 0.1, "least_error": 0.0}),
+    "factored": (StreamAC, PAIRS, {"entropy": 0.1}),
     "q": (StreamQ, THREE, {"epsilon": (0.5, 0.5, 0)}),
     "q, cut before": (StreamQ, THREE, {"epsilon": (0.5, 0.5, 0), "cut": "before"}),
     "q, softmax": (StreamQ, THREE, {"temperature": 0.3}),
@@ -146,10 +148,14 @@ def log_policy(outputs, action, gaussian):
     if gaussian:
         mean, spread = outputs[: action.size], np.log(1 + np.exp(outputs[action.size :]))
         return (-((action - mean) ** 2) / (2 * spread**2) - np.log(spread) - 0.5 * math.log(2 * math.pi)).sum()
+    if np.ndim(action):  # entries chosen each by itself, of three and of two values
+        return sum(log_policy(o, int(a), False) for o, a in zip(np.split(outputs, [3]), action, strict=True))
     return (outputs - np.log(np.exp(outputs).sum()))[action]
 
 
-def entropy_of(outputs, gaussian):
+def entropy_of(outputs, gaussian, several=False):
+    if several:
+        return sum(entropy_of(o, False) for o in np.split(outputs, [3]))
     if gaussian:
         return (np.log(np.log(1 + np.exp(outputs[outputs.size // 2 :]))) + 0.5 * math.log(2 * math.pi * math.e)).sum()
     log_p = outputs - np.log(np.exp(outputs).sum())
@@ -171,7 +177,8 @@ class Twin:
     """An agent in NumPy, told the actions that the other one took. Statistics are taken over all that was seen."""
 
     def __init__(self, agent, rule, rule_2, settings):
-        self.kind, self.gaussian = type(agent), agent.first_action is None
+        self.kind, self.gaussian = type(agent), agent.action_space is PLANE
+        self.several = agent.action_space is PAIRS
         self.net, self.net_2 = agent.first.net, agent.second.net
         self.w, self.w_2 = agent.first.w.copy(), agent.second.w.copy()
         self.rule, self.rule_2, self.memory, self.memory_2 = rule, rule_2, {}, {}
@@ -243,7 +250,7 @@ class Twin:
                 moved = outputs.astype(complex)  # the complex step: exact, and no formula of the policy's slope
                 moved[j] += 1e-30j
                 J = log_policy(moved, action, self.gaussian)
-                J = J + s["entropy"] * np.sign(delta) * entropy_of(moved, self.gaussian)
+                J = J + s["entropy"] * np.sign(delta) * entropy_of(moved, self.gaussian, self.several)
                 g_2 = g_2 + J.imag / 1e-30 * self.net_2.gradient(self.w_2, x, j)
             self.z_2 = self.decay * self.z_2 + g_2
             self.errors.append(abs(delta))
@@ -251,7 +258,7 @@ class Twin:
             mean_error = np.average(self.errors, weights=0.9998**ages)
             urge = max(1.0, s.get("least_error", 0.05) / mean_error)
             self.w_2 = self.rule_2(self.w_2, self.z_2, g_2, urge * delta, self.decay, self.t, self.memory_2)
-            self.entropy = entropy_of(outputs, self.gaussian)
+            self.entropy = entropy_of(outputs, self.gaussian, self.several)
         if self.kind is QRC:
             h, g_h = self.net_2.forward(self.w_2, x)[a], self.net_2.gradient(self.w_2, x, a)
             self.e = self.decay * self.e + h
@@ -305,7 +312,8 @@ def test_learning_equals_a_second_implementation(name, optimizer):
     close = {"rtol": 1e-9, "atol": 1e-10}
     n_explored = 0
     for t, (call, *arguments) in enumerate(life(250, seed=4)):
-        taken = agent._action_values.copy() if name == "gaussian" else int(agent.counts[kernels.ACTION])
+        several = name in ("gaussian", "factored")
+        taken = agent._action_values.copy() if several else int(agent.counts[kernels.ACTION])
         n_explored += int(agent.counts[kernels.EXPLORING])
         agent.sums[:] = 0.0
         answer = getattr(agent, call)(*arguments)
@@ -1175,12 +1183,13 @@ def test_discrete_actions_may_start_anywhere(name):
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((2,), np.float32), ((2, 3), np.float64), ((), np.float32), ((1,), int)])
-def test_continuous_actions_are_cut_off_at_the_bounds_and_learned_from_as_they_were(shape, dtype):
-    space = spaces.Box(-1, 2, shape, dtype)
+def test_continuous_actions_fill_the_bounds_and_are_learned_from_as_they_were(shape, dtype):
+    # From -1 to 3: the policy's 0 is the middle, 1, and its unit is 2.
+    space = spaces.Box(-1, 3, shape, dtype)
     agent = make("gaussian", actions=space, optimizer=SGD(0.0), second_optimizer=SGD(0.0), lam=0.0, entropy=0.0)
     agent.second.w[:] = 0.0
     outputs = agent.second.net.n_outputs
-    agent.second.w[-outputs // 2 :] = 3.0  # wide
+    agent.second.w[-outputs // 2 :] = 0.5  # sigma = 0.97
     beyond = 0
     agent.start(np.ones(3))
     for t in range(40):
@@ -1188,32 +1197,138 @@ def test_continuous_actions_are_cut_off_at_the_bounds_and_learned_from_as_they_w
         assert np.shape(action) == shape
         assert action.dtype == dtype
         assert space.contains(action)
-        np.testing.assert_array_equal(np.ravel(action), np.clip(sampled, -1, 2).astype(dtype))
-        beyond += int((np.abs(sampled) > 2).sum())
+        inside = np.clip(1.0 + 2.0 * sampled, -1, 3)
+        np.testing.assert_array_equal(np.ravel(action), (np.round(inside) if dtype is int else inside).astype(dtype))
+        beyond += int((np.abs(sampled) > 1).sum())
         agent.step(1.0, np.full(3, 0.1 * t))
         gradient = agent.second.net.unpack(agent.second.z)[-1][1][: outputs // 2]
-        np.testing.assert_allclose(gradient, sampled / np.log1p(np.exp(3.0)) ** 2, rtol=1e-9)  # (a - mu) / sigma^2
+        np.testing.assert_allclose(gradient, sampled / np.log1p(np.exp(0.5)) ** 2, rtol=1e-9)  # (a - mu) / sigma^2
     assert beyond > 5
 
 
-def test_bounds_hold_for_each_entry():
-    space = spaces.Box(np.array([-1.0, 5.0]), np.array([1.0, 6.0]), dtype=np.float64)
-    agent = make("gaussian", actions=space)
-    assert all(a is None or space.contains(a) for a in live(agent, life(50)))
-    assert space.contains(agent.actor().start(np.ones(3)))
+def actions_of(space, n=2000, mean=0.0, spread=0.69):
+    """Actions (n, entries) of a Gaussian with this mean and spread in each entry, in the policy's unit."""
+    agent = StreamAC(spaces.Discrete(1), space, (), dtype="float64", **PLAIN)
+    k = agent._action_values.size
+    agent.second.w[:], agent.second.w[-2 * k : -k], agent.second.w[-k:] = 0.0, mean, math.log(math.expm1(spread))
+    answers = [agent.start(0) for _ in range(n)]
+    assert all(space.contains(a) for a in answers)
+    return np.reshape(np.array(answers, np.float64), (n, -1))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(5.0, 35.0), (100.0, 200.0), (0.0, 1.0), (-1000.0, 1000.0), (-1e-3, 1e-3), (-1e6, -1e6 + 1.0)]
+)
+def test_the_unit_of_the_policy_is_half_the_distance_of_the_bounds(low, high):
+    space = spaces.Box(low, high, (2,), np.float64)
+    unit = (actions_of(space, spread=0.3) - low) / (high - low) * 2.0 - 1.0
+    # clipped at 3.3 sigma; the mean of 2000 within 4 sigma / sqrt 2000
+    np.testing.assert_allclose(unit.mean(axis=0), 0.0, atol=0.027)
+    np.testing.assert_allclose(unit.std(axis=0), 0.3, atol=0.02)
+    assert actions_of(space, 1, mean=5.0)[0].tolist() == [high, high]
+    assert actions_of(space, 1, mean=-5.0)[0].tolist() == [low, low]
+
+
+def test_what_has_no_bound_keeps_the_unit_of_the_environment():
+    inf, largest = np.inf, float(np.finfo(np.float32).max)
+    #        low, high, mean of actions and spread where the policy's mean is 3 and its spread 0.2
+    cases = [
+        (-1.0, 1.0, 1.0, 0.0),
+        (-inf, inf, 3.0, 0.2),
+        (-largest, largest, 3.0, 0.2),
+        (0.0, largest, 3.0, 0.2),
+        (0.0, inf, 3.0, 0.2),
+        (-inf, 50.0, 3.0, 0.2),
+        (5.0, inf, 9.0, 0.2),  # 0 is outside: the policy's 0 is one unit inside, as the mean of random actions
+        (-inf, -5.0, -5.0, 0.0),
+        (20.0, 60.0, 60.0, 0.0),
+        (2.0, 2.0, 2.0, 0.0),
+    ]
+    low, high, mean, spread = np.array(cases).T
+    actions = actions_of(spaces.Box(low.astype(np.float32), high.astype(np.float32)), mean=3.0, spread=0.2)
+    np.testing.assert_allclose(actions.mean(axis=0), mean, atol=0.02)
+    np.testing.assert_allclose(actions.std(axis=0), spread, atol=0.015)
+
+
+def test_between_minus_one_and_one_actions_are_the_samples_to_the_bit():
+    agent = StreamAC(SPACE, spaces.Box(-1.0, 1.0, (4,)), seed=3)
+    for call in life(50, ends=0.0):
+        action = live(agent, [call])[0]
+        np.testing.assert_array_equal(action, np.clip(agent._action_values, -1.0, 1.0).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(-2, 2, np.int64), (0, 1, np.int8), (10, 13, np.int32), (0, 255, np.uint8), (0, 1, bool)]
+)
+def test_integer_actions_are_rounded_to_the_nearest(low, high, dtype):
+    # From -2 to 2 the sigma of 0.69 is 1.38: 0 in 28 % (P(|z| < 0.5 / 1.38)), -1 and 1 in 22 %, the ends in 14 %.
+    space = spaces.Box(low, high, (1,), dtype)
+    centre, sigma, n = (low + high) / 2, 0.69 * (high - low) / 2, 6000
+    edges = np.concatenate([[-np.inf], np.arange(low, high) + 0.5, [np.inf]])
+    expected = np.diff(stats.norm.cdf((edges - centre) / sigma))
+    counts = np.bincount(actions_of(space, n).ravel().astype(int) - low, minlength=high - low + 1)
+    assert np.abs(counts / n - expected).max() < 0.03
+
+
+def test_the_largest_integers_are_bounds_too():
+    for dtype in (np.int64, np.uint64, np.int32):
+        limits = np.iinfo(dtype)
+        assert np.abs(actions_of(spaces.Box(-np.inf if limits.min else 0, np.inf, (2,), dtype), 50)).max() < 10
+        assert actions_of(spaces.Box(-np.inf if limits.min else 0, np.inf, (2,), dtype), 1, mean=1e30).min() > 2e9
 
 
 @pytest.mark.parametrize("kind", [StreamQ, Sarsa, ExpectedSarsa, QRC])
 def test_agents_of_action_values_want_discrete_actions(kind):
-    with pytest.raises(TypeError, match=f"Box.*{kind.__name__} wants Discrete"):
+    with pytest.raises(TypeError, match=rf"^action_space is Box.*; expected Discrete.* for {kind.__name__}.*StreamAC"):
         kind(SPACE, PLANE)
+    with pytest.raises(TypeError, match=r"^action_space is MultiB.*; expected at most 1024 actions in all.*StreamAC"):
+        kind(SPACE, spaces.MultiBinary(11))
 
 
-@pytest.mark.parametrize("actions", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Tuple((THREE, THREE))])
 @pytest.mark.parametrize("kind", [StreamAC, StreamQ])
-def test_other_spaces_of_actions_are_refused(kind, actions):
-    with pytest.raises(TypeError, match="wants Discrete"):
-        kind(SPACE, actions)
+def test_other_spaces_of_actions_are_refused(kind):
+    for space in (spaces.Tuple((THREE, THREE)), spaces.Text(3)):
+        with pytest.raises(TypeError, match=r"^action_space is .*; expected .*Discrete, MultiDiscrete or MultiBinary"):
+            kind(SPACE, space)
+
+
+SEVERAL = [PAIRS, spaces.MultiDiscrete([[2, 3], [1, 4]]), spaces.MultiBinary(3), spaces.MultiBinary((2, 2))]
+
+
+@pytest.mark.parametrize("space", SEVERAL, ids=str)
+@pytest.mark.parametrize("kind", [StreamAC, StreamQ, Sarsa, ExpectedSarsa, QRC])
+def test_an_action_of_several_entries_is_learned(kind, space):
+    # A reward of 1 for each entry that is right: of an actor's 12 actions at random half an entry would be wrong.
+    agent = kind(spaces.Discrete(1), space, (), seed=1, **({} if kind is StreamAC else {"epsilon": (1.0, 0.05, 2000)}))
+    rng = np.random.default_rng(5)
+    best = space.sample() if space.seed(5) else None
+    best = np.asarray(best)
+    n = 4000
+    for _ in range(n):
+        action = agent.start(0)
+        assert space.contains(action)
+        assert action.dtype == space.dtype
+        agent.end(float((action == best).sum() + 0.1 * rng.normal()), 0, terminated=True)
+    np.testing.assert_array_equal(agent.actor().start(0), best)
+
+
+@pytest.mark.parametrize("space", SEVERAL, ids=str)
+def test_each_entry_of_an_action_has_the_softmax_of_its_own_outputs(space):
+    agent = StreamAC(spaces.Discrete(1), space, (), dtype="float64", **PLAIN)
+    counts = (space.nvec if isinstance(space, spaces.MultiDiscrete) else np.full(space.shape, 2)).ravel()
+    logits = np.random.default_rng(0).normal(size=counts.sum())
+    agent.second.w[:], agent.second.w[-logits.size :] = 0.0, logits
+    start = np.ravel(getattr(space, "start", np.zeros(space.shape, int)))
+    actions = np.array([agent.start(0).ravel() - start for _ in range(6000)])
+    for j, own in enumerate(np.split(logits, np.cumsum(counts)[:-1])):
+        p = np.exp(own) / np.exp(own).sum()
+        assert_frequencies(np.bincount(actions[:, j], minlength=counts[j]), p)
+        assert agent.actor().start(0).ravel()[j] - start[j] == own.argmax()
+    agent.step(1.0, 0)
+    entropies = [stats.entropy(np.exp(own) / np.exp(own).sum()) for own in np.split(logits, np.cumsum(counts)[:-1])]
+    shown = agent.diagnostics()
+    assert shown["actor/entropy"] == pytest.approx(sum(entropies), rel=1e-9)
+    assert "actor/spread" not in shown
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -1468,8 +1583,7 @@ def test_the_policy_is_shown_what_the_environment_gives_and_its_answer_is_passed
         agent.action()
     with pytest.raises(TypeError, match="policy is"):
         StreamTD(SPACE, THREE, (32, 32))
-    with pytest.raises(TypeError, match="Discrete, Box"):
-        StreamTD(SPACE, actions)
+    assert actions.contains(StreamTD(SPACE, actions).start(np.ones(3)))
 
 
 @pytest.mark.parametrize(
