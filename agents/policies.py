@@ -87,12 +87,12 @@ def uniform(space: gym.Space[Any]) -> Policy:
     if type(space) is spaces.Box and space.is_bounded("both"):
         low, high = space.low, space.high
         if space.dtype.kind != "f":
-            return lambda observation, rng: rng.integers(low, high, dtype=space.dtype, endpoint=True)
+            return lambda observation, rng: np.asarray(rng.integers(low, high, dtype=space.dtype, endpoint=True))
         low, high = low.astype(np.float64), high.astype(np.float64)
 
         def between(observation: Any, rng: np.random.Generator) -> np.ndarray:
             share = rng.random(space.shape)  # a difference of the bounds could overflow
-            return np.clip((1.0 - share) * low + share * high, low, high).astype(space.dtype)
+            return np.asarray(np.clip((1.0 - share) * low + share * high, low, high), space.dtype)
 
         return between
     own = deepcopy(space)

@@ -1,9 +1,12 @@
 """Policies: uniform where they say so, found by name, and with errors that help."""
 
+from collections import Counter
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from scipy import stats
 
 from agents.policies import HEURISTICS, make_policy, resolve, uniform
 
@@ -33,6 +36,99 @@ def test_uniform_actions_lie_in_their_space(space):
     actions = [policy(None, rng) for _ in range(200)]
     assert all(space.contains(action) for action in actions)
     assert len({str(action) for action in actions}) > 3
+
+
+def drawn(space, n=2000, seed=0):
+    policy, rng = uniform(space), np.random.default_rng(seed)
+    actions = [policy(None, rng) for _ in range(n)]
+    assert all(space.contains(action) for action in actions)
+    return actions
+
+
+@pytest.mark.parametrize(
+    ("space", "n_actions"),
+    [
+        (spaces.Discrete(5, start=-2), 5),
+        (spaces.MultiDiscrete([2, 2], start=[5, -1]), 4),
+        (spaces.MultiDiscrete([[2, 3], [1, 2]], start=[[0, 7], [-3, 100]]), 12),
+        (spaces.MultiBinary((3, 1)), 8),
+        (spaces.Box(-2, 2, (1,), np.int64), 5),
+        (spaces.Box(0, 1, (1,), np.int8), 2),
+        (spaces.Box(np.array([-1, 5]), np.array([1, 6]), dtype=np.int16), 6),
+        (spaces.Box(250, 255, (), np.uint8), 6),
+        (spaces.Box(0, 1, (2,), bool), 4),
+        (spaces.Box(2**63 - 4, 2**63 - 2, (1,), np.int64), 3),
+        (spaces.Box(-(2**63), -(2**63) + 2, (1,), np.int64), 3),
+        (spaces.Tuple((spaces.Discrete(2), spaces.Box(-1, 1, (1,), np.int64))), 6),
+        (spaces.Dict(a=spaces.Discrete(3, start=1), b=spaces.MultiBinary(1)), 6),
+        (spaces.Text(min_length=1, max_length=1, charset="abc"), 3),
+        (spaces.Sequence(spaces.Discrete(3, start=1), seed=0), None),
+    ],
+    ids=str,
+)
+def test_each_action_of_a_finite_space_is_as_likely(space, n_actions):
+    counts = Counter(str(action) for action in drawn(space))
+    if n_actions is None:  # lengths are geometric: half of the sequences are not longer than one
+        assert len(counts) > 30
+        return
+    assert len(counts) == n_actions
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-2.0, 3.0, (2, 3)),
+        spaces.Box(-1000.0, 1000.0, (1,), np.float64),
+        spaces.Box(-np.inf, np.inf, (2,)),
+        spaces.Box(3.0, np.inf, (1,)),
+        spaces.Box(-np.inf, -3.0, (1,), np.float64),
+        spaces.Box(-np.inf, np.inf, (1,), np.int64),
+        spaces.Box(4, np.inf, (1,), np.int64),
+        spaces.Box(np.array([0.0, -np.inf, 1.0], np.float32), np.array([1.0, np.inf, np.inf], np.float32)),
+    ],
+    ids=str,
+)
+def test_a_box_is_sampled_as_its_own_sample_does(space):
+    space.seed(1)
+    own = np.array([action.ravel() for action in drawn(space, 1000)], np.float64)
+    theirs = np.array([space.sample().ravel() for _ in range(1000)], np.float64)
+    assert all(stats.ks_2samp(a, b).pvalue > 1e-4 for a, b in zip(own.T, theirs.T, strict=True))
+
+
+def test_bounds_whose_difference_overflows_are_bounds_too():
+    space = spaces.Box(-1e308, 1e308, (1,), np.float64)  # where `sample` raises
+    assert stats.kstest(np.ravel(drawn(space, 1000)) / 1e308, "uniform", args=(-1.0, 2.0)).pvalue > 1e-4
+
+
+class Halves(spaces.Box):
+    """A space with a `sample` of its own."""
+
+    def sample(self, mask=None, probability=None):
+        return np.full(self.shape, 0.5, self.dtype)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Graph(spaces.Box(-1, 1, (2,)), spaces.Discrete(3)),
+        spaces.OneOf((spaces.Discrete(2), spaces.Box(-1, 1, (2,)))),
+        spaces.Sequence(spaces.Box(-1, 1, (1,)), stack=True),
+        spaces.Text(5),
+        spaces.Dict(a=spaces.Tuple((spaces.Discrete(5), spaces.Box(0, 1, (2,)))), b=spaces.Text(3)),
+    ],
+    ids=str,
+)
+def test_any_space_is_sampled_from_the_policys_generator_alone(space):
+    a, b, other = drawn(space, 30), drawn(space, 30), drawn(space, 30, seed=1)
+    assert str(a) == str(b) != str(other)
+    before = space.np_random.bit_generator.state
+    drawn(space, 3)
+    assert space.np_random.bit_generator.state == before
+
+
+def test_a_space_with_a_sample_of_its_own_is_asked():
+    assert {float(action[0]) for action in drawn(Halves(0.0, 1.0, (1,)), 10)} == {0.5}
 
 
 def test_the_same_generator_gives_the_same_actions():
@@ -114,8 +210,3 @@ def test_unknown_policies_and_noise_are_errors(name, noise, env, message):
 def test_a_policy_that_cannot_be_found_is_an_error(name, message):
     with pytest.raises(ValueError, match=message):
         make_policy(name, 0.0, "CartPole-v1", spaces.Discrete(2))
-
-
-def test_an_action_space_without_a_uniform_distribution_is_an_error():
-    with pytest.raises(TypeError, match="Discrete, Box, MultiDiscrete or MultiBinary"):
-        make_policy("random", 0.0, "X-v0", spaces.Text(3))
