@@ -136,7 +136,8 @@ BARS = (
 def updates(problems: list[Problem], folder: str, notes: list[str]) -> list[Contender]:
     """Whoever can take part here; into the notes, why the others cannot."""
     first = problems[0]
-    taking_part = [make.numpy_loop(first), make.ours_call(first), *make.ours_loop(first), make.ours_runs(problems)]
+    calls = [make.ours_call(first), make.ours_call(first, numpy_scalars=True)]
+    taking_part = [make.numpy_loop(first), *calls, *make.ours_loop(first), make.ours_runs(problems)]
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         notes.append("no C: neither gcc nor cc is there")

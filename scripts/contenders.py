@@ -22,6 +22,7 @@ from valueapprox import SGD, Network, ValueFunction
 GAMMA, LAM, ALPHA = 0.99, 0.9, 1e-4
 
 OURS_LOOP, OURS_CALL, OURS_RUNS = "ours, learn_stream()", "ours, learn()", "ours, many runs in turn"
+OURS_NUMPY = "ours, learn() with NumPy's numbers"
 C, TORCH, JAX_CALL, JAX_RUNS = "C", "PyTorch, autograd", "JAX, jitted call", "JAX, scan + vmap, many runs"
 
 
@@ -97,15 +98,17 @@ def ours_loop(problem: Problem, *intervals: int) -> list[Contender]:
     ]
 
 
-def ours_call(problem: Problem) -> Contender:
-    """One Python call per transition."""
+def ours_call(problem: Problem, numpy_scalars: bool = False) -> Contender:
+    """One Python call per transition; reward and flags as Python's numbers, or as environments hand them out."""
     ours, rows = value_function(problem), problem.rows(np.array)
+    if numpy_scalars:
+        rows = [(s, np.float64(r), s_next, np.bool_(end), np.bool_(cut)) for s, r, s_next, end, cut in rows]
 
     def learn() -> None:
         for s, r, s_next, terminated, truncated in rows:
             ours.learn(s, r, s_next, terminated, truncated)
 
-    return Contender(OURS_CALL, learn, lambda: ours.w)
+    return Contender(OURS_NUMPY if numpy_scalars else OURS_CALL, learn, lambda: ours.w)
 
 
 def ours_runs(problems: Sequence[Problem]) -> Contender:

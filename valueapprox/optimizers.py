@@ -207,9 +207,10 @@ class Optimizer:
     def __init_subclass__(cls) -> None:
         """Refuse a code that another optimizer has: its kernel would run in place of this one's."""
         super().__init_subclass__()
-        if "code" in vars(cls):
+        inherited = {base.code for base in cls.__mro__[1:] if issubclass(base, Optimizer) and "code" in vars(base)}
+        if "code" in vars(cls) and cls.code not in inherited - {Optimizer.code}:
             for other in _subclasses(Optimizer):
-                if other is not cls and not issubclass(cls, other) and other.code == cls.code:
+                if other is not cls and "code" in vars(other) and other.code == cls.code:
                     raise TypeError(f"code of {cls.__name__} is {cls.code}; expected one that {other.__name__} has not")
 
     def __post_init__(self) -> None:

@@ -34,7 +34,15 @@ def test_all_contenders_agree_and_every_round_is_written(tmp_path):
     path = tmp_path / "benchmark.json"
     done = run("--quick", "--networks", "3-16-1", "--json", path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for words in ("ours, learn()", "ours, learn_stream()", "NumPy", "us per update", "How many times faster ours is"):
+    numpy = "ours, learn() with NumPy's numbers"
+    for words in (
+        "ours, learn()",
+        numpy,
+        "ours, learn_stream()",
+        "NumPy",
+        "us per update",
+        "How many times faster ours is",
+    ):
         assert words in done.stdout
     results = json.loads(path.read_text())["results"]
     assert {(r["section"], r["dtype"]) for r in results} == {

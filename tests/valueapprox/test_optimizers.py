@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from valueapprox import (
     Momentum,
     Network,
     Optimizer,
+    Predictions,
     RMSProp,
     StepDecay,
     ValueFunction,
@@ -272,3 +274,35 @@ def test_settings_survive_json(optimizer):
 def test_errors_name_the_setting(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- an optimizer of one's own ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Undecided(Optimizer):
+    """An optimizer whose code no kernel knows, without moments: as one would begin."""
+
+    code = 97
+
+
+def test_no_kernel_reads_a_meaning_into_the_order_of_codes():
+    # Version 0.1 took every code above 6 for one that has two moments, and wrote them outside of its arrays.
+    rng = np.random.default_rng(0)
+    states, rewards = rng.normal(size=(101, 3)), rng.normal(size=100)
+    never = np.zeros(100, np.bool_)
+    v = ValueFunction(Network((3, 4, 1), dtype="float64"), Undecided(), lam=0.9, seed=0)
+    before = v.w.copy()
+    v.learn_stream(states[:-1], rewards, states[1:], never)
+    np.testing.assert_array_equal(v.w, before)
+    assert v.state.moments.shape == (0, v.net.size)
+    p = Predictions(Network((3, 4, 2), dtype="float64"), Undecided(), [0.9, 0.5], 0.9, separate=False)
+    before = p.w.copy()
+    p.learn(0, states[:-1], np.stack([rewards, rewards], axis=1), states[1:])
+    np.testing.assert_array_equal(p.w, before)
+
+
+def test_a_code_that_another_optimizer_has_is_refused_when_the_class_is_made():
+    with pytest.raises(TypeError, match="code of Twice is 3; expected one that Adam has not"):
+        type("Twice", (Optimizer,), {"code": Adam.code})
+    assert type("Slower", (Adam,), {"code": Adam.code, "alpha": 1e-4}).code == Adam.code  # it is Adam

@@ -179,6 +179,24 @@ def test_states_come_in_many_forms_and_none_is_changed_or_compiled_for(form):
     assert [len(kernel.signatures) for kernel in kernels] == compiled
 
 
+@pytest.mark.parametrize("number", [float, int, np.float64, np.float32, np.int64, np.uint8, np.array])
+def test_rewards_and_flags_are_python_numbers_or_those_of_numpy(number):
+    s, _, s_next, _, _ = stream(4)
+    v, other = value_function(), value_function()
+    expected = [v.learn(s[t], 2.0, s_next[t], t == 2, t == 3) for t in range(4)]
+    compiled = len(td.learn_transition.signatures)
+    flags = [np.bool_(False), np.bool_(True)]
+    assert [other.learn(s[t], number(2), s_next[t], flags[t == 2], flags[t == 3]) for t in range(4)] == expected
+    assert len(td.learn_transition.signatures) == compiled
+
+
+@pytest.mark.parametrize("reward", [None, "1.0", 1j, np.ones(2), np.complex128(1)])
+def test_a_reward_that_is_no_number_is_refused(reward):
+    s, _, s_next, _, _ = stream(1)
+    with pytest.raises((TypeError, ValueError), match=r"^r h"):
+        value_function().learn(s[0], reward, s_next[0])
+
+
 def test_learning_changes_no_input():
     data = stream(50)
     copies = [column.copy() for column in data]
