@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Lines
 
@@ -25,6 +27,7 @@ from agents.console import announce_compile, console, errors_in_one_line
 from agents.interrupts import interruptible
 from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit, losses
 from valueapprox.checks import one_of, positive
+from valueapprox.columns import Cells, Column, Problem, Raw, Treatment, encode, learn_columns, read_columns
 from valueapprox.files import folder_for
 from valueapprox.fitting import STOPPED
 from valueapprox.optimizers import (
@@ -64,6 +67,17 @@ class Settings:
     """Columns to leave out."""
     delimiter: str | None = None
     """Between the cells of a CSV file: one character, or tab; guessed from the header if not given."""
+    missing: Literal["refuse", "drop", "mean", "median"] = "refuse"
+    """Rows with a missing cell: refuse them; leave them out; or fill in the column's mean or median, and add a column
+    that says where. A row without target is left out by each of the last three."""
+    missing_words: tuple[str, ...] = ()
+    """What means a missing cell, beside an empty one, NA and NaN."""
+    one_hot: tuple[str, ...] = ()
+    """Columns of categories: each category becomes a column of 0 and 1."""
+    dates: tuple[str, ...] = ()
+    """Columns of dates (2024-03-31, 2024-03-31T18:00): they become days since 1970-01-01."""
+    date_format: str | None = None
+    """How those dates are written, if otherwise: %d.%m.%Y for 31.03.2024, %m/%d/%Y for 03/31/2024."""
     loss: str = "half_squared"
     """Numbers: half_squared, squared, mse, huber; targets 0 and 1: log_loss; classes by number or name: nll."""
     validation: float | Path = 0.2
@@ -118,7 +132,14 @@ class Settings:
     """Of everything random: the rows held out, weights, order, dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("target", "features", "ignore"):  # JSON gives lists; equality wants tuples
+        for name in (
+            "target",
+            "features",
+            "ignore",
+            "missing_words",
+            "one_hot",
+            "dates",
+        ):  # JSON gives lists; equality wants tuples
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "hidden", tuple(int(n) for n in self.hidden))
         object.__setattr__(self, "alpha", tuple(float(a) for a in self.alpha))
@@ -133,11 +154,18 @@ class Settings:
         if self.epochs is not None:
             positive("epochs", self.epochs)
         if isinstance(self.validation, int | float) and not 0 <= self.validation < 1:
-            raise ValueError(f"validation is {self.validation}; a share in [0, 1) or a file is wanted")
+            raise ValueError(f"validation is {self.validation}; expected a share in [0, 1), or a file")
+        if self.date_format is not None and not self.dates:
+            raise ValueError("date_format is set and dates is empty; expected the columns that it is for (--dates)")
         if self.early_stopping is not None and self.validation == 0:
             raise ValueError("early_stopping needs validation data, and validation is 0")
         if self.proximal and self.l1 == 0:
             raise ValueError("proximal is set and l1 is 0; it says how the penalty of --l1 acts")
+
+    @property
+    def treatment(self) -> Treatment:
+        """What becomes of cells that are no numbers."""
+        return Treatment(self.missing, self.one_hot, self.dates, self.date_format, self.missing_words)
 
     @property
     def max_epochs(self) -> int | None:
@@ -189,9 +217,16 @@ class Fit:
     The file comes first, then the column to predict. Model, log, learning curve and summary go to a folder in runs/.
     A fifth of the rows is held out, to see how well the model does on rows that it has not seen. Ctrl-C saves.
 
+    A number is an optional sign, the digits 0 to 9, a point and an exponent: -12.5e3. Blanks around a cell do not
+    count. An empty cell, NA and NaN are missing; anything else is text. Classes are given back as they are written.
+    All that keeps a table from being used is said at once, with the options that help: --missing, --one-hot, --dates,
+    --ignore. The model remembers them: it takes such tables as they are. A category that it has not seen counts as
+    none of those that it knows; with --missing drop, a row with a missing cell gets an empty prediction.
+
     Like this:
       fit.py houses.csv --target price --hidden 64 64 --early-stopping 20
       fit.py flowers.csv --target species --loss nll
+      fit.py flats.csv --target rent --missing median --one-hot district --dates let-since
       fit.py returns.npz                                 arrays S (n, d) and Y (n,) or (n, k)
       fit.py --resume runs/NAME --epochs 500             go on
       fit.py more-houses.csv --model runs/NAME           predictions as CSV, to the terminal or to --out FILE
@@ -223,34 +258,61 @@ class Examples(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What is learned from what."""
+    """What is learned from what: `features` are the network's inputs, made of the columns."""
 
     training: Examples
     validation: Examples | None
+    columns: tuple[Column, ...]
     features: tuple[str, ...]
     targets: tuple[str, ...]
     classes: tuple[Label, ...]
 
 
-def targets_of(table: Table, names: Sequence[str], loss: str, classes: tuple[Label, ...]) -> np.ndarray:
-    """The targets as `fit` takes them; for classes their numbers, in the order of `classes`."""
+class Targets(NamedTuple):
+    """What is to be predicted: labels of classes or numbers, where they are missing, and what is wrong with them."""
+
+    labels: np.ndarray
+    Y: np.ndarray
+    missing: np.ndarray
+    problems: list[Problem]
+
+
+def targets_of(table: Table, names: Sequence[str], settings: Settings) -> Targets:
+    """The columns to predict, read; of classes the labels."""
+    columns = {name: table.parse(name, settings.missing_words) for name in names}
+    problems: list[Problem] = []
+    labels = np.empty(0)
+    for name, cells in columns.items():
+        absent = cells.missing if settings.missing == "refuse" or cells.missing.all() else np.zeros_like(cells.missing)
+        if settings.loss in OF_CLASSES:
+            labels = table.labels(name, settings.missing_words)
+            found = Cells(cells.numbers, absent, np.zeros_like(absent))
+            problems += table.problem(name, found, ("--missing drop",), what="class")
+        else:
+            offers = ("--loss", "--missing drop", "--missing-words")
+            problems += table.problem(name, cells._replace(missing=absent), offers)
+    missing = np.any([cells.missing for cells in columns.values()], axis=0)
+    return Targets(labels, np.stack([cells.numbers for cells in columns.values()], axis=1), missing, problems)
+
+
+def numbers_of(
+    table: Table, names: Sequence[str], found: Targets, rows: np.ndarray, loss: str, classes: tuple[Label, ...]
+) -> np.ndarray:
+    """The targets of these rows as `fit` takes them; for classes their numbers, in the order of `classes`."""
     if loss in OF_CLASSES:
         number = {str(label): k for k, label in enumerate(classes)}
-        labels = [str(label) for label in table.labels(names[0])]
-        for row, label in enumerate(labels):
-            if label not in number:
-                known = ", ".join(number)
-                raise TableError(f"{table.place(row, names[0])}: class {label!r} was not learned; there are {known}")
-        return np.array([number[label] for label in labels])
-    try:
-        Y = table.numbers(names)
-    except TableError as error:
-        hint = "; --loss nll learns classes by name" if "is no number" in str(error) else ""
-        raise TableError(f"{str(error).removesuffix(' (--ignore leaves a column out)')}{hint}") from None
+        for row in rows:
+            if str(found.labels[row]) not in number:
+                raise TableError(
+                    f"{table.place(row, names[0])}: class {str(found.labels[row])!r} was not learned; expected one of "
+                    f"{', '.join(number)}"
+                )
+        return np.array([number[str(found.labels[row])] for row in rows])
+    Y = found.Y[rows]
     if loss in OF_ZERO_AND_ONE and not ((Y == 0) | (Y == 1)).all():
-        row, j = np.argwhere((Y != 0) & (Y != 1))[0]
+        i, j = np.argwhere((Y != 0) & (Y != 1))[0]
         raise TableError(
-            f"{table.place(row, names[j])}: {Y[row, j]:g} is neither 0 nor 1, which {loss} learns; --loss nll learns "
+            f"{table.place(rows[i], names[j])}: {Y[i, j]:g} is neither 0 nor 1, which {loss} learns; --loss nll learns "
             "other classes"
         )
     return Y
@@ -262,36 +324,79 @@ def read_data(path: Path, settings: Settings) -> Data:
     features, targets = table.roles(settings.target, settings.features, settings.ignore)
     if table.n_nameless:
         say(f"{table.n_nameless} column{'s' * (table.n_nameless > 1)} of {path} without a name: left out")
+    if settings.loss in OF_CLASSES and len(targets) != 1:
+        raise TableError(f"{settings.loss} learns one column of classes; {', '.join(targets)} were given")
+    treatment = settings.treatment
+    for option, asked in (("--one-hot", treatment.one_hot), ("--dates", treatment.dates)):
+        for name in table.pick(asked, option):
+            if name not in features:
+                raise TableError(f"{option} is {name}; expected columns to predict from, and it is none of them")
+    if both := [name for name in treatment.one_hot if name in treatment.dates]:
+        raise TableError(f"--one-hot and --dates are both {both[0]}; expected one of them for a column")
+    n = len(table.cells[targets[0]])
+    raw, rows, found = usable_rows(table, features, targets, settings)
     classes: tuple[Label, ...] = ()
     if settings.loss in OF_CLASSES:
-        if len(targets) != 1:
-            raise TableError(f"{settings.loss} learns one column of classes; {', '.join(targets)} were given")
-        classes = tuple(np.unique(table.labels(targets[0])).tolist())
-    Y = targets_of(table, targets, settings.loss, classes)
+        classes = tuple(sorted(set(found.labels[rows].tolist())))
+    Y = numbers_of(table, targets, found, rows, settings.loss, classes)
     for j, name in enumerate(targets):
         column = Y[:, j] if Y.ndim == 2 else Y
         if (column == column[0]).all() and len(column) > 1:
             value = classes[0] if classes else f"{column[0]:g}"
             raise TableError(f"{path}: {name} is {value} in all {len(column)} rows; there is nothing to learn")
-    examples = Examples(table.numbers(features), Y)
-    validation = None
+    # Positions among the rows that are used: fills and categories come from those that are learned from.
+    kept, held = np.arange(len(rows)), np.arange(0)
+    if not isinstance(settings.validation, Path) and settings.validation > 0:
+        n_held = max(1, round(settings.validation * len(rows)))
+        order = np.random.default_rng(sequence(settings.seed, "validation")).permutation(len(rows))
+        held, kept = np.sort(order[:n_held]), np.sort(order[n_held:])
+    if len(kept) < 2:
+        used = f" of which {len(rows)} can be used" if len(rows) < n else ""
+        raise TableError(
+            f"{path} has {n} row{'s' * (n > 1)}{used}{', and 1 is held out' * bool(len(held))}; expected at least 2 to "
+            "learn from"
+        )
+    columns = learn_columns(raw, rows[kept], treatment)
+    S = encoded(table, columns, raw, rows)
+    training, validation = Examples(S[kept], Y[kept]), None
     if isinstance(settings.validation, Path):
         other = read_table(settings.validation, settings.delimiter)
-        rows = other.pick(features, "--features"), other.pick(targets, "--target")
-        validation = Examples(other.numbers(rows[0]), targets_of(other, rows[1], settings.loss, classes))
-        if len(validation.S) != len(validation.Y):
-            raise TableError(f"{other.path}: {len(validation.S)} rows of features and {len(validation.Y)} of targets")
-    elif settings.validation > 0:
-        n = len(Y)
-        n_held = max(1, round(settings.validation * n))
-        order = np.random.default_rng(sequence(settings.seed, "validation")).permutation(n)
-        held, kept = np.sort(order[:n_held]), np.sort(order[n_held:])
-        examples, validation = (Examples(examples.S[rows], Y[rows]) for rows in (kept, held))
-    if len(examples.S) < 2:
-        held_out = "" if validation is None or isinstance(settings.validation, Path) else ", and 1 is held out"
-        n = len(Y)
-        raise TableError(f"{path} has {n} row{'s' * (n > 1)}{held_out}; at least 2 to learn from are wanted")
-    return Data(examples, validation, tuple(features), tuple(targets), classes)
+        inputs, wanted = other.pick(features, "--features"), other.pick(targets, "--target")
+        raw, rows, found = usable_rows(other, inputs, wanted, settings)
+        judged = numbers_of(other, wanted, found, rows, settings.loss, classes)
+        validation = Examples(encoded(other, columns, raw, rows), judged)
+    elif len(held):
+        validation = Examples(S[held], Y[held])
+    names = tuple(name for column in columns for name in column.inputs)
+    return Data(training, validation, columns, names, tuple(targets), classes)
+
+
+def usable_rows(
+    table: Table, features: Sequence[str], targets: Sequence[str], settings: Settings
+) -> tuple[dict[str, Raw], np.ndarray, Targets]:
+    """The columns as they are read, and the rows that can be used; a `TableError` that says all that is wrong."""
+    table.roles(targets, features)  # of one length
+    raw, problems = read_columns(table, features, settings.treatment)
+    found = targets_of(table, targets, settings)
+    table.complain([*problems, *found.problems])
+    missing = found.missing.copy()
+    if settings.missing == "drop":
+        missing |= np.any([column.missing for column in raw.values()], axis=0)
+    if missing.all():
+        raise TableError(f"{table.path} has a missing cell in each of its {len(missing)} rows; expected some without")
+    if missing.any():
+        n = int(missing.sum())
+        without = "a cell" if settings.missing == "drop" else "the target"
+        say(f"{n} of {len(missing)} rows of {table.path} {'are' if n > 1 else 'is'} left out: {without} is missing")
+    return raw, np.flatnonzero(~missing), found
+
+
+def encoded(table: Table, columns: Sequence[Column], raw: Mapping[str, Raw], rows: np.ndarray) -> np.ndarray:
+    """The inputs of these rows; what was not as learned is said."""
+    result = encode(columns, raw, table)
+    for note in result.notes:
+        say(note)
+    return result.S[rows]
 
 
 # --- fitting --------------------------------------------------------------------------------------------------------
@@ -323,6 +428,12 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
     regularizer = ElasticNet(settings.l1, settings.l2, settings.proximal) if settings.l1 or settings.l2 else None
     earlier = stored_history(folder, optimizer) if options.resume else None
     w = net.init(sequence(settings.seed, "weights"), settings.init)
+    with contextlib.suppress(FitError):  # one update that is thrown away: what has to be compiled for it is no fitting
+        few = [array[:2] for array in standard(data.training)]
+        fit(
+            net, w.copy(), *few, loss=loss, optimizer=optimizer, regularizer=regularizer, dropout=settings.dropout,
+            max_iterations=1, validation=(few[0], few[1]), gradient_tolerance=settings.gradient_tolerance, progress=False,
+        )  # fmt: skip
     started = saved = time.monotonic()
 
     def save(history: History) -> None:
@@ -371,7 +482,9 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
             save(history)
             raw, folded = fold_scaling(net, w, inputs, outputs)
             raw = replace(raw, output=GIVES.get(settings.loss, raw.output))
-            model = Model(raw, folded, data.features, data.targets, settings.loss, data.classes)
+            model = Model(
+                raw, folded, data.features, data.targets, settings.loss, data.classes, data.columns, settings.treatment
+            )
             model.save(folder / MODEL_FILE)
     except FitError:
         if not (folder / HISTORY_FILE).exists():  # not an epoch was done: nothing that is worth a look
@@ -570,15 +683,24 @@ def summarise(result: Result, data: Data, path: Path, folder: Path, options: Fit
 
 
 def predictions(model: Model, S: np.ndarray) -> tuple[list[str], list[list[object]]]:
-    """The header and the rows of a CSV file of predictions: numbers; or classes, and their probabilities."""
-    outputs = model.predict(S)
+    """The header and the rows of a CSV file of predictions: numbers; or classes, and their probabilities.
+
+    A row of NaN gets empty cells.
+    """
+    usable = ~np.isnan(S).any(axis=1)
+    outputs = model.predict(S[usable])
+    answers: list[list[object]]
     if model.loss in OF_CLASSES:
         header = [model.targets[0], *(f"P({label})" for label in model.classes)]
-        return header, [[label, *row] for label, row in zip(model.classify(S).tolist(), outputs.tolist(), strict=True)]
-    if model.loss in OF_ZERO_AND_ONE:
+        chosen = [model.classes[k] for k in outputs.argmax(axis=1)]
+        answers = [[label, *row] for label, row in zip(chosen, outputs.tolist(), strict=True)]
+    elif model.loss in OF_ZERO_AND_ONE:
         header = [*model.targets, *(f"P({name}=1)" for name in model.targets)]
-        return header, [[*k, *row] for k, row in zip(model.classify(S).tolist(), outputs.tolist(), strict=True)]
-    return list(model.targets), outputs.tolist()
+        answers = [[*(int(p > 0.5) for p in row), *row] for row in outputs.tolist()]
+    else:
+        header, answers = list(model.targets), outputs.tolist()
+    left = iter(answers)
+    return header, [next(left) if there else [""] * len(header) for there in usable]
 
 
 def predict(options: Fit) -> int:
@@ -588,7 +710,12 @@ def predict(options: Fit) -> int:
         raise ValueError("--model predicts, and takes --delimiter and --out; the other options are for fitting")
     model = load_model(options.model)
     table = read_table(data_path(options), options.settings.delimiter)
-    header, rows = predictions(model, table.numbers(table.pick(model.features, f"a feature of {options.model}")))
+    S, notes = model.encode(table, f"a feature of {options.model}")
+    header, rows = predictions(model, S)
+    if n := int(np.isnan(S).any(axis=1).sum()):
+        notes.append(f"{n} of {len(S)} rows have a missing cell; their predictions are empty")
+    for note in notes:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[yellow]note:[/] {escape(note)}")
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     if options.out is None:
@@ -659,10 +786,12 @@ def describe(data: Data, path: Path, settings: Settings) -> None:
     """What is learned from what, in a few lines."""
     held = 0 if data.validation is None else len(data.validation.S)
     what = ", ".join(data.targets) + (f" ({len(data.classes)} classes)" if data.classes else "")
-    names = ", ".join(data.features[:8]) + ", ..." * (len(data.features) > 8)
+    names = ", ".join(column.name for column in data.columns[:8]) + ", ..." * (len(data.columns) > 8)
+    inputs = "" if len(data.features) == len(data.columns) else f", as {len(data.features)} inputs"
     net = settings.make_network(len(data.features), len(data.classes) or len(data.targets))
     console.print(
-        f"[bold]{escape(str(path))}[/]: {escape(what)} from {len(data.features)} columns ({escape(names)})\n"
+        f"[bold]{escape(str(path))}[/]: {escape(what)} from {len(data.columns)} columns ({escape(names)})"
+        f"{inputs}\n"
         f"{len(data.training.S):,} rows to learn from, {held:,} for validation; {settings.loss} by "
         f"{settings.optimizer}\n{net}"
     )

@@ -7,9 +7,10 @@ import difflib
 import io
 import math
 import re
+import shlex
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,16 +19,24 @@ from numpy.typing import ArrayLike
 
 from valueapprox import checkpoint
 from valueapprox.checks import MOST_NAMES
+from valueapprox.columns import Cells, Column, Encoded, Problem, TableError, Treatment, encode, read_columns
 from valueapprox.network import Network
 
-__all__ = ["Model", "Scaling", "Table", "TableError", "fold_scaling", "load_model", "read_table"]
+__all__ = ["Cells", "Model", "Problem", "Scaling", "Table", "TableError", "fold_scaling", "load_model", "read_table"]
 
 DELIMITERS = (",", ";", "\t")
-Label = int | str
-
-
-class TableError(ValueError):
-    """A file of examples that cannot be used; the message says where and why, in one line."""
+Label = bool | int | float | str
+BLANKS = " \t"  # around a cell of a CSV file they do not belong to it
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+WHOLE = re.compile(r"0|-?[1-9][0-9]*")  # written as Python writes a whole number
+MISSING = frozenset(("", "na", "n/a", "#na", "#n/a", "<na>", "nan", "+nan", "-nan"))  # small and capital letters alike
+SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?\r?\n', re.IGNORECASE)  # a first line that spreadsheets write
+QUOTED = re.compile(r'(^|[,;\t])[ \t]*"(?:[^"]|"")*"', re.MULTILINE)
+A_DATE = re.compile(r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}(?:[T ]+[0-9]{1,2}:[0-9]{2}.*)?")
+LONGEST_HEADER = 1_000_000  # characters, that are looked at for the delimiter
+LONGEST_SHOWN = 40  # characters of a cell
+MANY = 20  # different texts, which may still be categories
+FEW = 3  # different texts among numbers, which may stand for a missing cell
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -129,74 +138,180 @@ class Table:
         names = self._known()
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         hint = ""
-        if self.lines and all(_number(name) is not None for name in names):
+        if self.lines and all(NUMBER.fullmatch(name) for name in names):
             hint = "; is line 1 a header?"
         return f"there are {', '.join(names[:MOST_NAMES])}{more}{hint}"
 
-    def place(self, row: int, name: str) -> str:
+    def place(self, row: int, name: str, *, path: bool = True) -> str:
         """Where a cell lies, for errors: file, line and column; of an array, the index."""
         if self.lines:
-            return f"{self.path}, line {self.lines[row]}, column {name!r}"
-        for array, columns in self.groups.items():
-            if name in columns:
-                return f"{self.path}, {array}[{row}, {columns.index(name)}]"
-        return f"{self.path}, {name}[{row}]"
+            where = f"line {self.lines[row]}, column {name!r}"
+        else:
+            group = next((array for array, columns in self.groups.items() if name in columns), None)
+            where = f"{name}[{row}]" if group is None else f"{group}[{row}, {self.groups[group].index(name)}]"
+        return f"{self.path}, {where}" if path else where
 
-    def numbers(self, names: Sequence[str]) -> np.ndarray:
+    def texts(self, name: str) -> list[str]:
+        """The cells of a column as they are written: of a CSV file without the blanks around them."""
+        cells = self.cells[name]
+        if not isinstance(cells, np.ndarray):
+            return [cell.strip(BLANKS) for cell in cells]
+        if cells.dtype.kind == "S":
+            return [cell.decode("utf-8", "backslashreplace") for cell in cells.tolist()]
+        return [str(cell) for cell in cells]
+
+    def parse(self, name: str, words: Iterable[str] = ()) -> Cells:
+        """A column as numbers: sign, ASCII digits, point, exponent. Empty, NA, NaN and `words` are missing."""
+        cells = self.cells[name]
+        if isinstance(cells, np.ndarray) and cells.dtype.kind in "fiub":
+            numbers = cells.astype(np.float64)
+            missing, other = np.isnan(numbers), np.isinf(numbers)
+        elif isinstance(cells, np.ndarray) and cells.dtype.kind not in "US":
+            numbers, missing = np.full(len(cells), np.nan), np.zeros(len(cells), bool)
+            if cells.dtype.kind in "mM":
+                missing = np.isnat(cells)
+            other = ~missing
+        else:
+            absent = MISSING | {word.strip(BLANKS).lower() for word in words}
+            texts = self.texts(name)
+            missing = np.array([text.lower() in absent for text in texts])
+            is_text = isinstance(cells, np.ndarray)  # which stays text, whatever it looks like
+            numbers = np.array([math.nan if is_text or not NUMBER.fullmatch(text) else float(text) for text in texts])
+            numbers[missing] = np.nan
+            other = ~(missing | np.isfinite(numbers))
+        numbers[other] = np.nan
+        return Cells(numbers, missing, other)
+
+    def problem(self, name: str, cells: Cells, offers: Iterable[str] = (), *, what: str = "number") -> list[Problem]:
+        """What keeps a column from being used, if anything does, and which of the offered options mends it, best first.
+
+        offers
+            Of --missing (or only --missing drop), --missing-words, --one-hot, --dates, --ignore and --loss, those that
+            the command has.
+        """
+        n, n_missing, n_other = len(cells.numbers), int(cells.missing.sum()), int(cells.other.sum())
+        if not n_missing + n_other:
+            return []
+        texts, column = self.texts(name), shlex.quote(name)
+        row = int(np.argmax(cells.other if n_other else cells.missing))
+        text = texts[row] if len(texts[row]) <= LONGEST_SHOWN else f"{texts[row][:LONGEST_SHOWN]}..."
+        offered: list[tuple[str, ...]] = []
+        counts, told = "", f"the cell is {f'{text!r}, which is missing' if text else 'empty'}; expected a {what}"
+        if n_other:
+            kinds = {texts[i] for i in np.flatnonzero(cells.other)}
+            counts, offered = self._other(name, n, kinds, n_other)
+            point = text.count(",") == 1 and NUMBER.fullmatch(text.replace(",", "."))
+            told = f"{text!r} is no number; expected a number{' with a decimal point' * bool(point)}"
+        if n_missing:
+            of = f" of {n} cells" * (not n_other)
+            counts += f"{' and ' * bool(n_other)}{n_missing}{of} {'is' if n_missing == 1 else 'are'} missing"
+        offered = [option for option in offered if option[0] in offers]
+        if n_missing == n and "--ignore" in offers:
+            offered = [("--ignore", name)]
+        elif n_missing and not (offered and offered[0][0] == "--ignore"):
+            offered += [("--missing", "median")] * ("--missing" in offers)
+            offered += [("--missing", "drop")] * ("--missing drop" in offers)
+        words = " ".join(map(shlex.quote, offered[0][1:])) if offered else ""
+        fill = ", --missing median (or mean) fills them in" * ("--missing" in offers)
+        advice = {
+            "--loss": "--loss nll learns classes by name",
+            "--missing-words": f"--missing-words {words} if that means missing",
+            "--one-hot": f"--one-hot {column} makes a column of 0 and 1 of each",
+            "--dates": f"--dates {column} turns them into days",
+            "--ignore": f"--ignore {column} leaves the column out",
+            "--missing": f"--missing drop leaves out their rows{fill}",
+        }
+        hint = "; ".join(advice[option[0]] for option in offered)
+        best = [offered[0]] if offered else []
+        best += [option for option in offered[1:] if option[0] == "--missing"]
+        if best and best[0][0] == "--missing-words":
+            best.append(("--missing", "median" if "--missing" in offers else "drop"))
+        where = self.place(row, name, path=False)
+        return [Problem(where, f"{told} ({counts}{': ' * bool(hint)}{hint})", tuple(best))]
+
+    def _other(self, name: str, n: int, kinds: set[str], count: int) -> tuple[str, list[tuple[str, ...]]]:
+        """What the cells are that are no numbers, in words, and the options that are made for such."""
+        array = self.cells[name]
+        kind = array.dtype.kind if isinstance(array, np.ndarray) else ""
+        counts = f"{count} of {n} cells {'is' if count == 1 else 'are'}"
+        if kind in tuple("fiub") or all(NUMBER.fullmatch(text) for text in kinds):
+            return f"{counts} infinite", [("--ignore", name)]
+        if kind == "c":
+            return f"{counts} complex", [("--ignore", name)]
+        if kind == "M" or all(A_DATE.fullmatch(text) for text in kinds):
+            return f"{counts} dates" if count > 1 else f"{counts} a date", [("--dates", name), ("--ignore", name)]
+        offered: list[tuple[str, ...]] = [("--loss", "nll"), ("--one-hot", name), ("--ignore", name)]
+        if 2 * count < n and len(kinds) <= FEW:
+            offered.insert(0, ("--missing-words", *sorted(kinds)))
+        elif len(kinds) > max(MANY, n // 5):  # names and remarks rather than categories
+            offered = [("--loss", "nll"), ("--ignore", name), ("--one-hot", name)]
+        return f"{counts} text{f', {len(kinds)} different ones' if len(kinds) > 1 else ''}", offered
+
+    def numbers(self, names: Sequence[str], offers: Iterable[str] = ("--ignore",)) -> np.ndarray:
         """Columns as finite float64 numbers (n, len(names)).
 
         Raises
         ------
         TableError
-            If a cell is empty, no number, or NaN or infinite.
+            If a cell is missing, no number, or infinite; it names all such columns, and the options that mend them.
         """
-        numbers = np.empty((self._same_length(names), len(names)))
-        for j, name in enumerate(names):
-            cells = self.cells[name]
-            if isinstance(cells, np.ndarray):
-                if cells.dtype.kind not in "fiub":
-                    raise TableError(f"{self.path}: {name} holds {_kind(cells)}; real numbers are wanted")
-                numbers[:, j] = cells
-            else:
-                try:
-                    numbers[:, j] = [float(cell) for cell in cells]
-                except ValueError:
-                    row = next(i for i, cell in enumerate(cells) if _number(cell) is None)
-                    raise TableError(f"{self.place(row, name)}: {_what_is_wrong(cells[row])}") from None
-            if not np.isfinite(numbers[:, j]).all():
-                row = int(np.argmax(~np.isfinite(numbers[:, j])))
-                shown = "NaN" if math.isnan(numbers[row, j]) else "infinite"
-                raise TableError(f"{self.place(row, name)}: the cell is {shown}; a finite number is wanted")
-        return numbers
+        columns = {name: self.parse(name) for name in names}
+        self._same_length(names)
+        self.complain([problem for name, cells in columns.items() for problem in self.problem(name, cells, offers)])
+        return np.stack([cells.numbers for cells in columns.values()], axis=1)
 
-    def labels(self, name: str) -> np.ndarray:
-        """A column as labels of classes (n,): int64 if all are whole numbers, else text.
+    def complain(self, problems: Sequence[Problem]) -> None:
+        """Raise a `TableError` that says all of it, if there is anything."""
+        if not problems:
+            return
+        if len(problems) == 1:
+            raise TableError(f"{self.path}, {problems[0].where}: {problems[0].what}")
+        merged: dict[str, list[str]] = {}
+        for option, *values in (option for problem in problems for option in problem.options):
+            given = merged.setdefault(option, [])
+            given += [] if given and option in ("--missing", "--loss") else values
+        options = [part for option, values in merged.items() for part in (option, *dict.fromkeys(values))]
+        lines = [f"{self.path} has {len(problems)} columns that cannot be used as they are:"]
+        lines += [f"  {problem.where}: {problem.what}" for problem in problems]
+        raise TableError("\n".join([*lines, f"For instance, add: {shlex.join(options)}"] if options else lines))
+
+    def labels(self, name: str, words: Iterable[str] = ()) -> np.ndarray:
+        """A column as labels of classes (n,): numbers and booleans of an array, text of a CSV file as it is written.
+
+        Text is a whole number if all that is not missing is written as one, so that 2 comes before 10.
 
         Raises
         ------
         TableError
-            If a cell is empty, or if all are numbers and not all of them whole.
+            If they are other numbers that hardly repeat, or nothing that has a name.
         """
-        cells = self.cells[name]
-        if isinstance(cells, np.ndarray) and cells.dtype.kind not in "fiubU":
-            raise TableError(f"{self.path}: {name} holds {_kind(cells)}; whole numbers or text are wanted")
-        texts = [str(cell).strip() for cell in cells]
-        if "" in texts:
-            raise TableError(f"{self.place(texts.index(''), name)}: the cell is empty; a class is wanted")
-        if isinstance(cells, np.ndarray) and cells.dtype.kind in "iub":
-            return cells.astype(np.int64)
-        parsed = [_number(text) for text in texts]
-        if any(number is None for number in parsed):
-            return np.array(texts)
-        numbers = np.array(parsed, dtype=np.float64)
-        whole = np.isfinite(numbers) & (numbers % 1 == 0)
-        if not whole.all():
-            row = int(np.argmax(~whole))
-            raise TableError(
-                f"{self.place(row, name)}: {texts[row]} is no class; a class is a whole number or a name (for other "
-                "numbers there is --loss half_squared)"
+        cells, texts = self.cells[name], self.texts(name)
+        kind = cells.dtype.kind if isinstance(cells, np.ndarray) else ""
+        if kind not in ("", *"fiubUS"):
+            raise TableError(f"{self.path}: {name} holds {_kind(cells)}; expected numbers or text")  # type: ignore[arg-type]
+        parsed = self.parse(name, words)
+        if kind == "f" and parsed.other.any():
+            row = int(np.argmax(parsed.other))
+            raise TableError(f"{self.place(row, name)}: {texts[row]} is no class; expected a finite number or a name")
+        there = ~(parsed.missing | parsed.other)
+        if kind in ("", "f") and ((parsed.numbers[there] % 1) != 0).any() and (there | parsed.missing).all():
+            different = len(np.unique(parsed.numbers[there]))
+            if 2 * different > there.sum():
+                row = int(np.argmax(there & (parsed.numbers % 1 != 0)))
+                raise TableError(
+                    f"{self.place(row, name)}: {texts[row]} is no class; expected classes that repeat, and there are "
+                    f"{different} different numbers in {there.sum()} rows (--loss half_squared predicts numbers)"
+                )
+        if kind in tuple("iub"):
+            return np.asarray(cells)
+        if kind == "f":
+            return np.array([float(text) for text in texts])  # as written: 0.1 of float32, not 0.10000000149
+        present = [text for text, gone in zip(texts, parsed.missing, strict=True) if not gone]
+        if kind == "" and all(WHOLE.fullmatch(text) for text in present):
+            return np.array(
+                [text if gone else int(text) for text, gone in zip(texts, parsed.missing, strict=True)], object
             )
-        return numbers.astype(np.int64)
+        return np.array(texts)
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -205,23 +320,8 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {lower[near[0]]!r}? " if near else ""
 
 
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
 def _kind(array: np.ndarray) -> str:
     return {"U": "text", "S": "bytes", "c": "complex numbers"}.get(array.dtype.kind, f"{array.dtype}")
-
-
-def _what_is_wrong(cell: str) -> str:
-    if not cell.strip():
-        return "the cell is empty; a number is wanted"
-    shown = repr(cell if len(cell) <= 40 else f"{cell[:40]}...")
-    hint = " with a decimal point" if cell.count(",") == 1 and _number(cell.replace(",", ".")) is not None else ""
-    return f"{shown} is no number; a number{hint} is wanted (--ignore leaves a column out)"
 
 
 def read_table(path: str | Path, delimiter: str | None = None) -> Table:
@@ -232,8 +332,8 @@ def read_table(path: str | Path, delimiter: str | None = None) -> Table:
     path
         The file.
     delimiter
-        Between the cells of a CSV file: one character, or "tab"; of comma, semicolon and tab, the one that is most
-        frequent in the header, if not given.
+        Between the cells of a CSV file: one character, or "tab". If not given, that of a first line sep=;, or of comma,
+        semicolon and tab the one that is most frequent in the header.
 
     Raises
     ------
@@ -261,17 +361,23 @@ def _read_csv(path: Path, content: bytes, delimiter: str | None) -> Table:
         raise TableError(f"{path}, line {line} is not UTF-8 text; save it as CSV in UTF-8") from None
     if not text.strip():
         raise TableError(f"{path} is empty")
+    line = 1
+    if said := SEPARATOR.match(text):
+        text, line = text[said.end() :], 2
+        delimiter = delimiter or said[1]
     if delimiter is None:
-        header = re.sub(r'"[^"]*"', "", text.lstrip().split("\n", 1)[0])
+        # What is quoted is taken out first, with its line breaks: what is left of the first record is one line.
+        first_lines = QUOTED.sub(r"\1", text.lstrip("\r\n ")[:LONGEST_HEADER])
+        header = re.split(r"[\r\n]", first_lines, maxsplit=1)[0]
         delimiter = max(DELIMITERS, key=header.count)
     delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
     if len(delimiter) != 1 or delimiter in '"\r\n':
-        raise TableError(f"the delimiter is {delimiter!r}; one character, or tab, is wanted")
+        raise TableError(f"the delimiter is {delimiter!r}; expected one character, or tab")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     names: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
-    line = 1
+    above = line - 1
     try:
         for row in reader:
             if not row or (len(row) == 1 and not row[0].strip()):
@@ -285,7 +391,7 @@ def _read_csv(path: Path, content: bytes, delimiter: str | None) -> Table:
             else:
                 rows.append(row)
                 lines.append(line)
-            line = reader.line_num + 1
+            line = above + reader.line_num + 1
     except csv.Error as error:
         raise TableError(f"{path}, line {line} is not CSV: {error}") from None
     twice = [name for i, name in enumerate(names) if name and name in names[:i]]
@@ -414,6 +520,9 @@ class Model:
         What was minimised.
     classes
         The class of each output, for nll; none for others.
+    columns, treatment
+        The columns of a table of which `encode` makes the inputs, and what becomes of cells that are no numbers; if not
+        given, the features are columns of numbers.
     """
 
     net: Network
@@ -422,6 +531,27 @@ class Model:
     targets: tuple[str, ...]
     loss: str
     classes: tuple[Label, ...] = ()
+    columns: tuple[Column, ...] = ()
+    treatment: Treatment = field(default_factory=Treatment)
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            object.__setattr__(self, "columns", tuple(Column(name) for name in self.features))
+
+    def encode(self, table: Table, option: str = "a feature of the model") -> Encoded:
+        """The rows S (n, d) of a table as `predict` takes them, and notes on cells that are not as in fitting.
+
+        A row that the treatment leaves out is NaN.
+
+        Raises
+        ------
+        TableError
+            If a column is not there, or cells in it cannot be used; it names all of them.
+        """
+        names = table.pick([column.name for column in self.columns], option)
+        raw, problems = read_columns(table, names, self.treatment, offers=())
+        table.complain(problems)
+        return encode(self.columns, raw, table)
 
     def predict(self, S: ArrayLike) -> np.ndarray:
         """The outputs (n, k) for rows S (n, d) of the features: numbers in the targets' units, or probabilities."""
@@ -430,7 +560,10 @@ class Model:
     def classify(self, S: ArrayLike) -> np.ndarray:
         """The likeliest class of each row (n,); with log_loss, (n, k) of 0 and 1, where 1 has more than a half."""
         if self.net.output == "softmax":
-            return np.array(self.classes)[self.predict(S).argmax(axis=1)]
+            classes = np.array(self.classes)
+            if classes.tolist() != list(self.classes):  # of different types: NumPy would change some
+                classes = np.array(self.classes, dtype=object)
+            return classes[self.predict(S).argmax(axis=1)]
         if self.net.output == "sigmoid":
             return (self.predict(S) > 0.5).astype(np.int64)
         raise ValueError(f"the model's outputs are {self.net.output}, numbers and not classes; predict gives them")
@@ -444,6 +577,8 @@ class Model:
             "targets": list(self.targets),
             "loss": self.loss,
             "classes": list(self.classes),
+            "columns": [asdict(column) for column in self.columns],
+            "treatment": asdict(self.treatment),
         }
         checkpoint.save(path, {"w": self.w}, meta)
 
@@ -467,6 +602,11 @@ def load_model(path: str | Path) -> Model:
         features, targets = (tuple(str(name) for name in meta[part]) for part in ("features", "targets"))
         if w.shape != (net.size,) or w.dtype != net.dtype or len(features) != net.n_inputs:
             raise ValueError(f"w is {w.dtype} of shape {w.shape}")  # noqa: TRY301
-        return Model(net, w, features, targets, str(meta["loss"]), tuple(meta["classes"]))
+        # Version 0.1 knew numbers only.
+        columns = tuple(Column(**column) for column in meta.get("columns", ()))
+        if columns and [name for column in columns for name in column.inputs] != list(features):
+            raise ValueError("its columns do not give its features")  # noqa: TRY301
+        treatment = Treatment(**meta.get("treatment", {}))
+        return Model(net, w, features, targets, str(meta["loss"]), tuple(meta["classes"]), columns, treatment)
     except (KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path} holds no model ({error!r})") from None

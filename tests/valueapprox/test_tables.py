@@ -60,6 +60,27 @@ def test_the_delimiter_is_guessed_from_the_header_without_what_is_quoted(table):
     assert list(read.cells) == ["x, the first, of all", "y"]
 
 
+@pytest.mark.parametrize("name", ['"price\n(EUR)"', '"a\r\nb, c, d"', '"5"" pipe\n,,"', '5" pipe', "'it"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n", "\ufeff\n"])
+def test_the_delimiter_is_guessed_from_the_whole_first_record(table, name, delimiter, end, start):
+    rows = [(name, "area", "rooms"), ("1", "2", "3"), ("4", '"5\n"', "6")]
+    read = table(start + end.join(delimiter.join(row) for row in rows) + end)
+    assert len(read.cells) == 3
+    assert list(read.cells)[1:] == ["area", "rooms"]
+    np.testing.assert_array_equal(read.numbers(["rooms"]), [[3], [6]])
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "\ufeffsep=;"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_first_line_of_spreadsheets_names_the_delimiter(table, first, end):
+    read = table(end.join([first, "price;a,b,c", "100;5", "110;x", ""]))
+    assert list(read.cells) == ["price", "a,b,c"]
+    assert read.lines == [3, 4]  # as an editor shows them
+    assert table(end.join([first, "a|b;c", "1|2", ""]), delimiter="|").cells["b;c"] == ("2",)
+
+
 @pytest.mark.parametrize(("given", "character"), [("|", "|"), ("tab", "\t"), ("\\t", "\t"), (";", ";")])
 def test_a_delimiter_can_be_given(table, given, character):
     read = table(f"a,b{character}y\n1{character}2\n", delimiter=given)
@@ -101,15 +122,57 @@ def test_a_file_that_is_no_table(table, tmp_path, name):
     assert str(error.value) == f"{tmp_path / 't.csv'}{wrong}"
 
 
+#: What a cell is. Blanks around it do not belong to it.
+NUMBERS = {
+    "12": 12,
+    "-4": -4,
+    "+5": 5,
+    "5e1": 50,
+    ".5": 0.5,
+    "5.": 5,
+    "-1.25E-2": -0.0125,
+    " 7 ": 7,
+    "\t8": 8,
+    "007": 7,
+}
+MISSING = ("", " ", "NA", "na", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NAN", "-nan", " NA ")
+TEXT = (
+    "1_2", "1_000.5", "\u0661\u0662", "\uff11", "1\u00a0000", "0x10", "1e5_0", "inf", "-Infinity", "1e999", "1e", ".", "+", "--1",
+    "1 2", "3,5", "1'000", "True", "null", "None", "\u22125", "1f", "\u00b2", "N A", "nano",
+)  # fmt: skip
+
+
+def test_a_number_is_sign_digits_point_exponent_and_nothing_else(table):
+    cells = {**NUMBERS, **dict.fromkeys(MISSING), **dict.fromkeys(TEXT)}
+    read = table("x;y\n" + "".join(f'"{cell}";1\n' for cell in cells)).parse("x")
+    assert [cell for cell, number in zip(cells, read.numbers, strict=True) if np.isfinite(number)] == list(NUMBERS)
+    assert read.numbers[: len(NUMBERS)].tolist() == list(NUMBERS.values())
+    assert [cell for cell, missing in zip(cells, read.missing, strict=True) if missing] == list(MISSING)
+    assert [cell for cell, other in zip(cells, read.other, strict=True) if other] == list(TEXT)
+
+
+def test_more_words_can_mean_a_missing_cell(table):
+    read = table("x,y\n?,1\nNULL,2\n-,3\n5,4\n").parse("x", ("?", "null"))
+    assert read.missing.tolist() == [True, True, False, False]
+    assert read.other.tolist() == [False, False, True, False]
+
+
 #: name: (cell, what is wrong with it)
 BAD_CELLS = {
-    "text": ("Paris", "'Paris' is no number; a number is wanted (--ignore leaves a column out)"),
-    "decimal comma": ('"3,5"', "'3,5' is no number; a number with a decimal point is wanted"),
+    "text": (
+        "Paris",
+        "'Paris' is no number; expected a number (1 of 2 cells is text: --ignore b leaves the column out)",
+    ),
+    "underscore": ("1_2", "'1_2' is no number; expected a number"),
+    "digits": ("\u0661\u0662", "'\u0661\u0662' is no number; expected a number"),
+    "decimal comma": ('"3,5"', "'3,5' is no number; expected a number with a decimal point"),
     "long": ("x" * 99, f"'{'x' * 40}...' is no number"),
-    "empty": ("", "the cell is empty; a number is wanted"),
-    "blank": ('"  "', "the cell is empty; a number is wanted"),
-    "NaN": ("nan", "the cell is NaN; a finite number is wanted"),
-    "infinite": ("-inf", "the cell is infinite; a finite number is wanted"),
+    "empty": ("", "the cell is empty; expected a number (1 of 2 cells is missing)"),
+    "blank": ('"  "', "the cell is empty; expected a number"),
+    "NaN": ("nan", "the cell is 'nan', which is missing; expected a number"),
+    "infinite": ("-inf", "'-inf' is no number; expected a number"),
+    "too large": ("1e999", "'1e999' is no number; expected a number (1 of 2 cells is infinite"),
+    "date": ("2024-03-31", "'2024-03-31' is no number; expected a number (1 of 2 cells is a date"),
 }
 
 
@@ -121,6 +184,28 @@ def test_a_cell_that_is_no_number(table, tmp_path, name):
     with pytest.raises(TableError) as error:
         read.numbers(["a", "b"])
     assert str(error.value).startswith(f"{tmp_path / 't.csv'}, line 3, column 'b': {wrong}")
+
+
+def test_all_that_is_wrong_is_said_at_once(table, tmp_path):
+    read = table("n,t,d,m,gone,ok\n1,a,,1,,5\n,b,2024-01-02,?,NA,6\n3,a,2024-02-03,2,nan,7\n")
+    with pytest.raises(TableError) as error:
+        read.numbers(list(read.cells), ("--missing", "--missing-words", "--one-hot", "--dates", "--ignore"))
+    first, *lines, last = str(error.value).split("\n")
+    assert first == f"{tmp_path / 't.csv'} has 5 columns that cannot be used as they are:"
+    for line, starts in zip(
+        lines,
+        (
+            "  line 3, column 'n': the cell is empty; expected a number (1 of 3 cells is missing: --missing drop leaves",
+            "  line 2, column 't': 'a' is no number; expected a number (3 of 3 cells are text, 2 different ones: --one-hot t",
+            "  line 3, column 'd': '2024-01-02' is no number; expected a number (2 of 3 cells are dates and 1 is missing: --da",
+            "  line 3, column 'm': '?' is no number; expected a number (1 of 3 cells is text: --missing-words '?' if that",
+            "  line 2, column 'gone': the cell is empty; expected a number (3 of 3 cells are missing: --ignore gone leaves",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(starts)
+    assert last == "For instance, add: --missing median --one-hot t --dates d --missing-words '?' --ignore gone"
+    assert error.value.place == "\n".join([*lines, last])
 
 
 def test_a_missing_file_suggests_the_nearest(table, tmp_path):
@@ -135,7 +220,7 @@ def test_a_missing_file_suggests_the_nearest(table, tmp_path):
 
 @pytest.mark.parametrize("delimiter", ["", "ab", '"'])
 def test_a_delimiter_that_is_none(table, delimiter):
-    with pytest.raises(TableError, match=f"the delimiter is '{delimiter}'; one character, or tab, is wanted"):
+    with pytest.raises(TableError, match=f"the delimiter is '{delimiter}'; expected one character, or tab"):
         table("a,b\n1,2\n", delimiter=delimiter)
 
 
@@ -181,23 +266,29 @@ def test_columns_that_cannot_be_used(table, tmp_path, name):
     ("cells", "labels"),
     [
         (["2", "0", "10"], [2, 0, 10]),
-        (["1.0", "-3", "2e0"], [1, -3, 2]),
+        (["007", "042", "007"], ["007", "042", "007"]),
+        (["007", "7", "+7"], ["007", "7", "+7"]),
+        (["3_1", "31", "31"], ["3_1", "31", "31"]),
+        (["1.0", "-3", "2e0"], ["1.0", "-3", "2e0"]),
+        (["-0", "0", "0"], ["-0", "0", "0"]),
+        (["\u0661", "1", "1"], ["\u0661", "1", "1"]),
+        (["1.5", "1.5", "2", "2"], ["1.5", "1.5", "2", "2"]),
+        (["12345678901234567890123", "1", "1"], [12345678901234567890123, 1, 1]),
         (["red", " blue ", "red"], ["red", "blue", "red"]),
         (["1", "2", "many"], ["1", "2", "many"]),
-        (["NA", "EU", "NA"], ["NA", "EU", "NA"]),
+        (["True", "false", "true"], ["True", "false", "true"]),
+        (["inf", "null", "0x1"], ["inf", "null", "0x1"]),
     ],
 )
-def test_classes_are_whole_numbers_or_names(table, cells, labels):
+def test_a_class_is_given_back_as_it_is_written(table, cells, labels):
     read = table("x,y\n" + "".join(f"0,{cell}\n" for cell in cells)).labels("y")
     assert read.tolist() == labels
+    assert list(map(type, read.tolist())) == list(map(type, labels))
 
 
-@pytest.mark.parametrize(
-    ("cell", "wrong"), [("1.5", "1.5 is no class"), ("nan", "nan is no class"), ("", "the cell is empty")]
-)
-def test_what_is_no_class(table, cell, wrong):
-    with pytest.raises(TableError, match=rf"t\.csv, line 3, column 'y': {wrong}"):
-        table(f"x,y\n0,1\n0,{cell}\n").labels("y")
+def test_numbers_that_do_not_repeat_are_no_classes(table):
+    with pytest.raises(TableError, match=r"t\.csv, line 3, column 'y': 1\.5 is no class; expected classes that repeat"):
+        table("x,y\n0,1\n0,1.5\n").labels("y")
 
 
 # npz ------------------------------------------------------------------------------------------------------------------
@@ -217,10 +308,20 @@ def test_without_an_s_all_other_arrays_are_features(npz):
 
 @pytest.mark.parametrize(
     ("labels", "read"),
-    [(np.array(["b", "a"]), ["b", "a"]), (np.array([True, False]), [1, 0]), (np.array([3.0, 1.0]), [3, 1])],
+    [
+        (np.array(["b", " a", "007", "7"]), ["b", " a", "007", "7"]),
+        (np.array([b"b", b"a\xc3\xa4"]), ["b", "aä"]),
+        (np.array([True, False]), [True, False]),
+        (np.array([3.0, 1.0]), [3.0, 1.0]),
+        (np.array([0.1, 0.1, 0.5], np.float32), [0.1, 0.1, 0.5]),
+        (np.array([2**64 - 1, 7], np.uint64), [2**64 - 1, 7]),
+        (np.array([-5, 7], np.int8), [-5, 7]),
+    ],
 )
 def test_classes_in_arrays(npz, labels, read):
-    assert npz(Y=labels).labels("Y").tolist() == read
+    found = npz(Y=labels).labels("Y").tolist()
+    assert found == read
+    assert list(map(type, found)) == list(map(type, read))
 
 
 S, Y = np.zeros((3, 2)), np.zeros(3)
@@ -233,10 +334,10 @@ BAD_ARRAYS = {
     "3-D": ({"S": np.zeros((3, 2, 2)), "Y": Y}, ": array S has shape (3, 2, 2); (n,) or (n, d) is wanted"),
     "lengths": ({"S": S, "Y": np.zeros(4)}, ": S[0] has 3 rows and Y has 4; equally many are wanted"),
     "no rows": ({"S": S[:0], "Y": Y[:0]}, " has no rows"),
-    "NaN": ({"S": WITH_NAN, "Y": Y}, ", S[1, 1]: the cell is NaN; a finite number is wanted"),
-    "infinite": ({"S": S, "Y": Y - np.inf}, ", Y[0]: the cell is infinite"),
-    "complex": ({"S": S * 1j, "Y": Y}, ": S[0] holds complex numbers; real numbers are wanted"),
-    "text": ({"S": S, "Y": np.array(["a", "b", "c"])}, ": Y holds text; real numbers are wanted"),
+    "NaN": ({"S": WITH_NAN, "Y": Y}, ", S[1, 1]: the cell is 'nan', which is missing; expected a number"),
+    "infinite": ({"S": S, "Y": Y - np.inf}, ", Y[0]: '-inf' is no number; expected a number (3 of 3 cells are infinite"),
+    "complex": ({"S": S * 1j, "Y": Y}, ", S[0, 0]: '0j' is no number; expected a number"),
+    "text": ({"S": S, "Y": np.array(["a", "b", "c"])}, ", Y[0]: 'a' is no number; expected a number (3 of 3 cells are text"),
 }  # fmt: skip
 
 
