@@ -22,13 +22,17 @@ console = Console(highlight=False, soft_wrap=True)  # a command that is broken o
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Turn what a person can mend into one line on stderr and exit code 2; bugs keep their traceback."""
+    """Turn what a person can mend into one line on stderr and exit code 2; bugs keep their traceback.
+
+    Where an error has more to say, such as all that is wrong with a table, it follows below.
+    """
     try:
         yield
     except (ValueError, TypeError, FileExistsError, FileNotFoundError, ConnectionError, CheckpointError) as error:
         # Ray shows the worker's traceback above the sentence that matters.
         cause = getattr(error, "cause", None)
-        _fail(str(cause if isinstance(cause, BaseException) else error), 2)
+        shown = cause if isinstance(cause, BaseException) else error
+        _fail(str(shown), 2, getattr(shown, "place", ""))
     except FloatingPointError as error:
         _fail(str(error), 1)
     except OSError as error:
@@ -37,11 +41,13 @@ def errors_in_one_line() -> Iterator[None]:
         _fail("interrupted", 130)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int, place: str = "") -> None:
     if os.environ.get("VALUEAPPROX_TRACEBACK"):
         raise  # the exception that is being handled
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()] or ["unknown"]
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(lines[0])}")
+    if place:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(_plain(place))
     sys.exit(code)
 
 

@@ -432,7 +432,8 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
         few = [array[:2] for array in standard(data.training)]
         fit(
             net, w.copy(), *few, loss=loss, optimizer=optimizer, regularizer=regularizer, dropout=settings.dropout,
-            max_iterations=1, validation=(few[0], few[1]), gradient_tolerance=settings.gradient_tolerance, progress=False,
+            max_iterations=1, validation=(few[0], few[1]), gradient_tolerance=settings.gradient_tolerance,
+            progress=False,
         )  # fmt: skip
     started = saved = time.monotonic()
 

@@ -484,6 +484,190 @@ def test_a_fit_that_diverges_says_so_and_leaves_nothing(start, tmp_path):
     assert not Path("run").exists()
 
 
+# Tables as they are ---------------------------------------------------------------------------------------------------
+
+
+def flats(path, n=300):
+    """Rents with empty cells, a column of four districts, dates, remarks; about one cell in twenty is missing."""
+    rng = np.random.default_rng(5)
+    extra = {"North": 0, "South": 80, "Old Town": 250, "Harbour": 150}
+    rows = []
+    for i in range(n):
+        area, day, district = rng.uniform(25, 140), int(rng.integers(0, 3000)), str(rng.choice(list(extra)))
+        rent = 9 * area + 0.1 * day + extra[district] + rng.normal(0, 5)
+        cells = [f"{area:.1f}", district, str(np.datetime64("2015-01-01") + day), f'"remark {i}, ok"', f"{rent:.2f}"]
+        gone = rng.random(5) < 0.05
+        rows.append(
+            [cell if not lost else rng.choice(["", "NA", "nan"]) for cell, lost in zip(cells, gone, strict=True)]
+        )
+    return write(path, ("area", "district", "since", "remark", "rent"), rows)
+
+
+def test_one_message_says_all_that_is_wrong_and_its_advice_works(start, tmp_path):
+    flats(tmp_path / "flats.csv")
+    result = start("flats.csv", "--target", "rent", "--out", "run", *SMALL)
+    assert (result.returncode, result.stdout) == (2, "")
+    first, *lines, last = result.stderr.splitlines()
+    assert first == "error: flats.csv has 5 columns that cannot be used as they are:"
+    assert [line.partition("column ")[2].partition(":")[0] for line in lines] == [
+        "'area'", "'district'", "'since'", "'remark'", "'rent'",
+    ]  # fmt: skip
+    assert "300 cells are dates and" in lines[2]
+    assert last == "For instance, add: --missing median --one-hot district --dates since --ignore remark"
+    assert not Path("run").exists()
+    advice = last.partition("add: ")[2].split()
+    result = start(
+        "flats.csv", "--target", "rent", "--out", "run", "--quiet", *advice, "--epochs", 200, "--alpha", 0.01
+    )
+    assert result.returncode == 0, result.stderr
+    assert "rows of flats.csv are left out: the target is missing" in result.stdout
+    scores = json.loads(Path("run/summary.json").read_text())["scores"]
+    assert scores["training"]["rent"]["R^2"] > 0.95
+
+
+def test_the_treatment_goes_with_the_model(start, tmp_path):
+    # y = x + 10 where a is "p"; x = 1, 2, 3, 4 has mean 2.5 and median 2.5; with 9 the mean is 3.8 and the median 3
+    rows = [(1, "p", "1970-01-02", 11), (2, "q", "1970-01-03", 2), (3, "p", "1970-01-04", 13), (4, "q", "", 4)]
+    rows += [("", "q", "1970-01-05", 2), (9, "", "1970-01-06", 9), (5, "p", "1970-01-01", "")]
+    write(tmp_path / "t.csv", ("x", "a", "d", "y"), rows)
+    options = ("--target", "y", "--missing", "median", "--one-hot", "a", "--dates", "d", "--validation", 0)
+    result = start("t.csv", *options, *SMALL, "--out", "run")
+    assert result.returncode == 0, result.stderr
+    model = load_model("run")
+    assert model.features == ("x", "x missing", "a=p", "a=q", "a missing", "d", "d missing")
+    # of the six rows with a target: x = 1 2 3 4 9, d = 1 2 3 4 5 days
+    write(tmp_path / "new.csv", ("d", "a", "x"), [("1970-01-11", "p", 7), ("NA", "z", "?"), ("", "", "")])
+    assert start("new.csv", "--model", "run").stderr == (
+        "error: new.csv, line 3, column 'x': '?' is no number; expected a number (1 of 3 cells is text)\n"
+    )
+    write(tmp_path / "new.csv", ("d", "a", "x"), [("1970-01-11", "p", 7), ("NA", "z", "n/a"), ("", "", "")])
+    S, notes = model.encode(read_table("new.csv"))
+    np.testing.assert_array_equal(S, [[7, 0, 1, 0, 0, 10, 0], [3, 1, 0, 0, 0, 3, 1], [3, 1, 0, 0, 1, 3, 1]])
+    result = start("new.csv", "--model", "run")
+    assert result.returncode == 0
+    assert result.stderr == (
+        "note: new.csv, line 3, column 'a': 'z' was not among the categories that were learned; 1 such cell counts as "
+        "none of them\n"
+    )
+    assert [float(line) for line in result.stdout.split()[1:]] == model.predict(S)[:, 0].tolist()
+    # a resume knows it too
+    assert start("--resume", "run", "--epochs", 8, "--quiet").returncode == 0
+    assert load_model("run").columns == model.columns
+
+
+@pytest.mark.parametrize(("missing", "fill"), [("mean", 3.8), ("median", 3.0)])
+def test_a_missing_cell_is_filled_from_the_rows_that_are_learned_from(start, tmp_path, missing, fill):
+    write(tmp_path / "t.csv", ("x", "y"), [(x, i) for i, x in enumerate([1, 2, 3, 4, 9, ""])])
+    write(tmp_path / "v.csv", ("x", "y"), [(1000, 1), ("", 2)])
+    result = start("t.csv", "--target", "y", "--missing", missing, "--validation", "v.csv", *SMALL, "--out", "run")
+    assert result.returncode == 0, result.stderr
+    (column,) = load_model("run").columns
+    assert (column.fill, column.flag) == (pytest.approx(fill), True)
+
+
+def test_rows_with_a_missing_cell_can_be_left_out(start, tmp_path):
+    write(
+        tmp_path / "t.csv",
+        ("x", "k", "y"),
+        [(1, "a", 1), ("", "a", 2), (3, "", 3), (4, "b", ""), (5, "b", 5), (6, "a", 6)],
+    )
+    options = ("--target", "y", "--missing", "drop", "--one-hot", "k", "--validation", 0)
+    result = start("t.csv", *options, *SMALL, "--out", "run")
+    assert result.returncode == 0, result.stderr
+    assert "note: 3 of 6 rows of t.csv are left out: a cell is missing" in result.stdout
+    assert json.loads(Path("run/summary.json").read_text())["rows"] == {"training": 3, "validation": 0}
+    result = start("t.csv", "--model", "run")
+    assert result.stderr == "note: 2 of 6 rows have a missing cell; their predictions are empty\n"
+    _, *rows = csv.reader(io.StringIO(result.stdout))
+    assert [bool(row[0]) for row in rows] == [True, False, False, True, True, True]
+    expected = load_model("run").predict([[1, 1, 0], [4, 0, 1]])[:, 0]
+    assert [float(rows[0][0]), float(rows[3][0])] == expected.tolist()
+
+
+def test_refused_is_what_is_missing_at_prediction_if_it_was_refused_at_fitting(start, regression, tmp_path):
+    write(tmp_path / "new.csv", ("area", "year"), [(1, 2), ("", 3), (4, "NA")])
+    result = start("new.csv", "--model", regression[0])
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        "error: new.csv has 2 columns that cannot be used as they are:\n  line 3, column 'area'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "cells"),
+    [
+        ((), ("1970-01-02", "1970-01-03T12:00", "1970-01-04 00:00+01:00")),
+        (("--date-format", "%d.%m.%Y %H:%M"), ("02.01.1970 00:00", "3.1.1970 12:00", "03.01.1970 23:00")),
+    ],
+)
+def test_dates_become_days(start, tmp_path, form, cells):
+    # 1, 2.5, and an hour before 3: midnight in a zone that is an hour ahead
+    write(tmp_path / "t.csv", ("d", "y"), [(cell, i) for i, cell in enumerate(cells)])
+    options = ("t.csv", "--target", "y", "--validation", 0, *SMALL)
+    refused = start(*options, "--out", "no").stderr
+    assert "column 'd'" in refused
+    assert "--dates d turns them into days" in refused
+    result = start(*options, "--dates", "d", *form, "--out", "run")
+    assert result.returncode == 0, result.stderr
+    S, _ = load_model("run").encode(read_table("t.csv"))
+    np.testing.assert_allclose(S[:, 0], [1, 2.5, 3 - 1 / 24])
+    wrong = start(*options, "--dates", "d", "--date-format", "%Y/%m/%d", "--out", "no")
+    assert "is no date; expected a date of the form %Y/%m/%d; of 3 cells, 3 are not" in wrong.stderr
+
+
+def test_a_model_of_version_0_1_predicts(start, regression, tmp_path):
+    arrays, meta = checkpoint.load(regression[0] / "model.npz")
+    old = {name: value for name, value in meta.items() if name not in ("columns", "treatment")}
+    checkpoint.save(tmp_path / "old.npz", arrays, old)
+    new = write(tmp_path / "new.csv", ("year", "area"), [(2000, 100), (1950, 40.5)])
+    assert start(new, "--model", "old.npz").stdout == start(new, "--model", regression[0]).stdout
+
+
+@pytest.mark.parametrize(
+    "cells", [("007", "042"), ("007", "7"), ("3_1", "31"), ("1.0", "2"), ("NaNo", "inf"), ("\u0661", "1")], ids=str
+)
+def test_classes_come_back_as_they_are_written(start, tmp_path, cells):
+    one, other = cells
+    write(tmp_path / "t.csv", ("x", "code"), [(0.1 * i, one if i < 4 else other) for i in range(8)])
+    options = ("--target", "code", "--loss", "nll", "--epochs", 200, "--alpha", 0.05, "--validation", 0, "--quiet")
+    result = start("t.csv", *options, "--out", "run")
+    assert result.returncode == 0, result.stderr
+    header, *rows = csv.reader(io.StringIO(start("t.csv", "--model", "run").stdout))
+    assert header == ["code", *(f"P({label})" for label in sorted(cells))]
+    assert [row[0] for row in rows] == [one] * 4 + [other] * 4
+
+
+LARGE = 2**63 + 1
+
+
+@pytest.mark.parametrize("labels", [[False, True], [1.0, 2.0], [0.5, 1.5], [7, 10], ["007", "7"], [LARGE, 3]], ids=str)
+def test_classes_of_arrays_come_back_as_they_are(start, tmp_path, labels):
+    one, other = labels
+    np.savez(
+        tmp_path / "t.npz",
+        S=np.arange(8.0)[:, None],
+        Y=np.array([one] * 4 + [other] * 4, np.uint64 if one == LARGE else None),
+    )
+    options = ("--loss", "nll", "--epochs", 200, "--alpha", 0.05, "--validation", 0, "--quiet", "--out", "run")
+    result = start("t.npz", *options)
+    assert result.returncode == 0, result.stderr
+    _, *rows = csv.reader(io.StringIO(start("t.npz", "--model", "run").stdout))
+    assert [row[0] for row in rows] == [str(one)] * 4 + [str(other)] * 4
+    found = load_model("run").classify(np.arange(8.0)[:, None]).tolist()
+    assert found == [one] * 4 + [other] * 4
+    assert type(found[0]) is type(one)
+
+
+def test_what_only_python_reads_is_no_number(start, tmp_path):
+    write(
+        tmp_path / "homes.csv", ("zip", "area", "price"), [("1_2", 50, 100), ("2_1", 60, 110), ("3_0", "\u0661", 120)]
+    )
+    result = start("homes.csv", "--target", "price", *SMALL, "--out", "m")
+    assert result.returncode == 2
+    assert "line 2, column 'zip': '1_2' is no number" in result.stderr
+    assert "line 4, column 'area': '\u0661' is no number" in result.stderr
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 T = ("--target", "y")
@@ -494,11 +678,15 @@ BAD_DATA = {
     "text": (
         "x,y\n1,2\noops,4\n",
         T,
-        "data.csv, line 3, column 'x': 'oops' is no number; a number is wanted (--ignore",
+        "data.csv, line 3, column 'x': 'oops' is no number; expected a number (1 of 2 cells is text: --one-hot x makes",
     ),
-    "text target": ("x,y\n1,a\n3,b\n", T, "line 2, column 'y': 'a' is no number; a number is wanted; --loss nll"),
-    "empty cell": ("x,y\n1,2\n3,\n", T, "data.csv, line 3, column 'y': the cell is empty; a number is wanted"),
-    "NaN": ("x,y\n1,2\n3,4\nNaN,5\n", T, "data.csv, line 4, column 'x': the cell is NaN; a finite number is wanted"),
+    "text target": (
+        "x,y\n1,a\n3,b\n",
+        T,
+        "column 'y': 'a' is no number; expected a number (2 of 2 cells are text, 2 different ones: --loss nll",
+    ),
+    "empty cell": ("x,y\n1,2\n3,\n", T, "data.csv, line 3, column 'y': the cell is empty; expected a number (1 of 2"),
+    "NaN": ("x,y\n1,2\n3,4\nNaN,5\n", T, "line 4, column 'x': the cell is 'NaN', which is missing; expected a num"),
     "ragged": ("x,y\n1,2\n3\n", T, "data.csv, line 3 has 1 cell; the header has 2"),
     "empty": ("", T, "data.csv is empty"),
     "header only": ("x,y\n", T, "data.csv has a header line and no rows"),
@@ -509,10 +697,23 @@ BAD_DATA = {
         (*T, "--loss", "nll"),
         "data.csv: y is a in all 2 rows; there is nothing to learn",
     ),
-    "one row": ("x,y\n1,2\n", (*T, "--validation", 0), "data.csv has 1 row; at least 2 to learn from are wanted"),
-    "two rows": ("x,y\n1,2\n3,4\n", T, "data.csv has 2 rows, and 1 is held out; at least 2 to learn from are wanted"),
+    "one row": ("x,y\n1,2\n", (*T, "--validation", 0), "data.csv has 1 row; expected at least 2 to learn from"),
+    "two rows": ("x,y\n1,2\n3,4\n", T, "data.csv has 2 rows, and 1 is held out; expected at least 2 to learn from"),
     "neither 0 nor 1": ("x,y\n1,0\n3,2\n", (*T, "--loss", "log_loss"), "line 3, column 'y': 2 is neither 0 nor 1"),
     "no class": ("x,y\n1,0\n3,0.5\n", (*T, "--loss", "nll"), "line 3, column 'y': 0.5 is no class"),
+    "one-hot and date": ("x,y\n1,2\n3,4\n", (*T, "--one-hot", "x", "--dates", "x"), "--one-hot and --dates are both x"),
+    "one-hot target": ("x,y\n1,2\n3,4\n", (*T, "--one-hot", "y"), "--one-hot is y; expected columns to predict from"),
+    "form of no dates": ("x,y\n1,2\n3,4\n", (*T, "--date-format", "%Y"), "date_format is set and dates is empty"),
+    "missing class": (
+        "x,y\n1,a\n3,\n4,b\n",
+        (*T, "--loss", "nll"),
+        "line 3, column 'y': the cell is empty; expected a cl",
+    ),
+    "all missing": (
+        "x,y\n1,\n3,2\n,4\n",
+        (*T, "--missing", "drop"),
+        "data.csv has 3 rows of which 1 can be used, and 1 is",
+    ),
     "two columns of classes": ("x,y,z\n1,0,1\n", ("--target", "y", "z", "--loss", "nll"), "nll learns one column of"),
 }
 #: name: (options, what the line says); good.csv is fine, bad.npz is not
@@ -526,7 +727,10 @@ BAD_OPTIONS = {
         ("good.csv", "--target", "price", "--loss", "nll", "--output", "tanh", "--ignore", "id"),
         "must be softmax",
     ),
-    "share": (("good.csv", "--target", "price", "--validation", 1), "validation is 1.0; a share in [0, 1) or a file"),
+    "share": (
+        ("good.csv", "--target", "price", "--validation", 1),
+        "validation is 1.0; expected a share in [0, 1), or a file",
+    ),
     "validation file": (("good.csv", "--target", "price", "--validation", "god.csv"), "did you mean 'good.csv'?"),
     "nothing to stop by": (
         ("good.csv", "--target", "price", "--validation", 0, "--early-stopping", 3),
@@ -605,8 +809,8 @@ def test_an_error_in_a_process_of_its_own(start_script, tmp_path):
     result = start_script("fit.py", "data.csv", *T, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        "error: data.csv, line 2, column 'y': '[b]2' is no number; a number is wanted; --loss nll learns classes by "
-        "name\n"
+        "error: data.csv, line 2, column 'y': '[b]2' is no number; expected a number (1 of 1 cells is text: --loss nll "
+        "learns classes by name)\n"
     )
 
 
@@ -615,4 +819,4 @@ def test_an_unknown_class_in_the_validation_file(start, tmp_path):
     write(tmp_path / "b.csv", ("y", "x"), [("blue", 1), ("green", 2)])
     result = start("a.csv", *T, "--loss", "nll", "--validation", "b.csv")
     assert result.returncode == 2
-    assert "b.csv, line 3, column 'y': class 'green' was not learned; there are blue, red" in result.stderr
+    assert "b.csv, line 3, column 'y': class 'green' was not learned; expected one of blue, red" in result.stderr
