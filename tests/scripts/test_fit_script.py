@@ -541,7 +541,7 @@ def test_the_treatment_goes_with_the_model(start, tmp_path):
         "error: new.csv, line 3, column 'x': '?' is no number; expected a number (1 of 3 cells is text)\n"
     )
     write(tmp_path / "new.csv", ("d", "a", "x"), [("1970-01-11", "p", 7), ("NA", "z", "n/a"), ("", "", "")])
-    S, notes = model.encode(read_table("new.csv"))
+    S, _ = model.encode(read_table("new.csv"))
     np.testing.assert_array_equal(S, [[7, 0, 1, 0, 0, 10, 0], [3, 1, 0, 0, 0, 3, 1], [3, 1, 0, 0, 1, 3, 1]])
     result = start("new.csv", "--model", "run")
     assert result.returncode == 0
