@@ -12,18 +12,34 @@ from rich.table import Table
 from agents.control_evaluation import Returns
 from agents.control_training import ControlStatus
 from agents.evaluation import MonteCarlo
-from agents.terminal import announce_compile, console, errors_in_one_line
+from agents.terminal import (
+    announce_compile,
+    command,
+    command_line,
+    console,
+    errors,
+    errors_in_one_line,
+    note,
+    plain,
+    typed,
+)
 from agents.training import Status
 
 __all__ = [
     "announce_compile",
+    "command",
+    "command_line",
     "console",
     "control_bar",
+    "errors",
     "errors_in_one_line",
     "evaluation_table",
+    "note",
+    "plain",
     "progress_bar",
     "returns_table",
     "training_bar",
+    "typed",
 ]
 
 

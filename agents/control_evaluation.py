@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from agents.checked import Checked, close
 from agents.control import ControlAgent
 from agents.control_training import ControlSettings
 from agents.evaluation import Estimate, interval_of_mean
@@ -33,7 +35,7 @@ class Returns:
     Attributes
     ----------
     mean
-        With a 95 % interval from a bootstrap over episodes.
+        With its 95 % interval, Student's t over the episodes.
     spread
         Standard deviation of the returns.
     lowest, highest, mean_length
@@ -82,6 +84,7 @@ def evaluate(
     greedy: bool = True,
     film: Film | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    notice: Callable[[str], None] = warnings.warn,
 ) -> Returns:
     """Returns of episodes in which a frozen copy of the agent acts: greedily, or by the policy that it learns with.
 
@@ -97,8 +100,9 @@ def evaluate(
     positive("seed", seed, at_least=0)
     env = make_environment(settings.env, **settings.arguments())
     if film is not None:
-        env = _drawn(env, settings)
+        env = _drawn(env, settings, notice)
         film.frames_per_second = float(env.metadata.get("render_fps") or film.frames_per_second)
+    env = Checked(env, settings.env)
     actor = agent.actor(seed, greedy)
     returns, lengths, n_cut = np.zeros(n_episodes), np.zeros(n_episodes), 0
     try:
@@ -117,8 +121,10 @@ def evaluate(
                     action = actor.step(observation)
             n_cut += not ended
             progress(episode + 1)
+    except ValueError as error:  # an observation that is not a number
+        raise env.named(error) from error
     finally:
-        env.close()
+        close(env, settings.env, notice)
     return Returns(
         interval_of_mean(returns),
         float(returns.std(ddof=1)),
@@ -130,10 +136,10 @@ def evaluate(
     )
 
 
-def _drawn(env: gym.Env[Any, Any], settings: ControlSettings) -> gym.Env[Any, Any]:
+def _drawn(env: gym.Env[Any, Any], settings: ControlSettings, notice: Callable[[str], None]) -> gym.Env[Any, Any]:
     """The same environment, made so that it can be drawn."""
     modes = env.metadata.get("render_modes") or []
-    env.close()
+    close(env, settings.env, notice)
     if "rgb_array" not in modes:
         known = f"only as {', '.join(modes)}" if modes else "in no way"
         hint = f"; {settings.env.rpartition('/')[2]} of Gymnasium can" if "valueapprox/" in settings.env else ""

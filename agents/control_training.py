@@ -7,6 +7,7 @@ import json
 import math
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 import envs
+from agents.checked import Checked, close
 from agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
 from agents.control_loop import Chunk, CompiledLoop
 from agents.interrupts import interruptible
@@ -34,19 +36,9 @@ from agents.training import (
     resumed_settings,
 )
 from valueapprox import DivergenceError, Optimizer, checkpoint
-from valueapprox.checks import one_of, positive, unit_interval
+from valueapprox.checks import one_of, positive, python_settings, unit_interval
 from valueapprox.files import FolderLock
-from valueapprox.optimizers import (
-    SGD,
-    Adam,
-    AdaptiveObGD,
-    DecayedMax,
-    Intentional,
-    Momentum,
-    ObGD,
-    RMSProp,
-    VarianceAdjusted,
-)
+from valueapprox.optimizers import SPELLED, AdaptiveObGD, Intentional, ObGD
 from valueapprox.seeding import seed_for
 from valueapprox.telemetry import RunLog
 
@@ -76,17 +68,6 @@ AGENTS: dict[str, type[ControlAgent]] = {
     "expected-sarsa": ExpectedSarsa,
     "qrc": QRC,
 }
-OPTIMIZERS: dict[str, type[Optimizer]] = {
-    "obgd": ObGD,
-    "adaptive-obgd": AdaptiveObGD,
-    "decayed-max": DecayedMax,
-    "intentional": Intentional,
-    "variance-adjusted": VarianceAdjusted,
-    "sgd": SGD,
-    "momentum": Momentum,
-    "rmsprop": RMSProp,
-    "adam": Adam,
-}
 
 
 @dataclass(frozen=True)
@@ -114,10 +95,10 @@ class ControlSettings:
     optimizer: Literal[
         "auto",
         "obgd",
-        "adaptive-obgd",
-        "decayed-max",
+        "adaptive_obgd",
+        "decayed_max",
         "intentional",
-        "variance-adjusted",
+        "variance_adjusted",
         "sgd",
         "momentum",
         "rmsprop",
@@ -129,7 +110,7 @@ class ControlSettings:
     actor_alpha: float | None = None
     """Step size of the actor, or of QRC's h; as alpha if not given, but auto and intentional have their own."""
     kappa: float | None = None
-    """Of obgd and adaptive-obgd, which bound a step's change by 1 / kappa; 2 if not given."""
+    """Of obgd and adaptive_obgd, which bound a step's change by 1 / kappa; 2 if not given."""
     actor_kappa: float | None = None
     """The same for the actor, or for QRC's h; 3 if not given."""
     entropy: float = 0.01
@@ -169,7 +150,8 @@ class ControlSettings:
 
     def __post_init__(self) -> None:
         # JSON gives lists; equality wants tuples.
-        object.__setattr__(self, "hidden", tuple(int(n) for n in self.hidden))
+        python_settings(self)
+        object.__setattr__(self, "hidden", tuple(int(n) for n in np.atleast_1d(self.hidden)))
         object.__setattr__(self, "epsilon", tuple(float(e) for e in self.epsilon))
 
     def check(self) -> None:
@@ -178,7 +160,7 @@ class ControlSettings:
         for name in ("log_every", "schedule_steps", "seed"):
             positive(name, getattr(self, name), at_least=0)
         one_of("agent", self.agent, AGENTS)
-        one_of("optimizer", self.optimizer, ("auto", *OPTIMIZERS))
+        one_of("optimizer", self.optimizer, ("auto", *SPELLED))
         for name, second in (("kappa", False), ("actor_kappa", True)):
             if getattr(self, name) is not None and not hasattr(self._own_optimizer(second), "kappa"):
                 kind = type(self._own_optimizer(second)).__name__
@@ -216,7 +198,7 @@ class ControlSettings:
         """The same where neither alpha nor kappa is given."""
         if self.optimizer == "auto":
             return AGENTS[self.agent].default_optimizers[second]
-        cls = OPTIMIZERS[self.optimizer]
+        cls = SPELLED[self.optimizer]
         if issubclass(cls, (ObGD, AdaptiveObGD)):
             return cls(kappa=3.0 if second else 2.0)
         if cls is Intentional and second and self.agent == "stream-ac":
@@ -269,7 +251,10 @@ class ControlSettings:
     def from_dict(cls, values: Mapping[str, Any]) -> ControlSettings:
         """Settings as a checkpoint holds them."""
         known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        own = {name: value for name, value in values.items() if name in known}
+        if "optimizer" in own:
+            own["optimizer"] = own["optimizer"].replace("-", "_")  # as version 0.1 spelled them
+        return cls(**own)
 
 
 @dataclass(frozen=True)
@@ -343,6 +328,7 @@ class ControlRun:
             check_fresh(self.folder)
         self.settings.check()
         self.env = make_environment(self.settings.env, **self.settings.arguments())
+        self.checked = Checked(self.env, self.settings.env, 0)
         try:
             self.agent = self.settings.make_agent(self.env)
             self.step = self.logged = 0
@@ -354,7 +340,7 @@ class ControlRun:
             else:
                 self._begin(seed_for(self.settings.seed, "environment", 0))
         except BaseException:
-            self.env.close()
+            close(self.env, self.settings.env, self.notice)
             raise
         self.loop: CompiledLoop | None = None
         found = envs.compiled_world(self.settings.env, **self.settings.arguments()) if compiled else None
@@ -363,7 +349,7 @@ class ControlRun:
 
     def _begin(self, seed: int) -> None:
         """Start an episode in an environment that is seeded anew."""
-        observation, _ = self.env.reset(seed=seed)
+        observation, _ = self.checked.reset(seed=seed)
         self.agent.start(observation)
         self.running[:] = 0.0
 
@@ -393,7 +379,9 @@ class ControlRun:
         return _settings_of(path, checkpoint.load(path).meta)
 
     @staticmethod
-    def load_agent(path: str | Path) -> tuple[ControlAgent, ControlSettings]:
+    def load_agent(
+        path: str | Path, notice: Callable[[str], None] = warnings.warn
+    ) -> tuple[ControlAgent, ControlSettings]:
         """The agent of a run's checkpoint file as far as it has learned, and the run's settings."""
         arrays, meta = checkpoint.load(path)
         settings = _settings_of(Path(path), meta)
@@ -401,7 +389,7 @@ class ControlRun:
         try:
             agent = settings.make_agent(env)
         finally:
-            env.close()
+            close(env, settings.env, notice)
         _restore_agent(agent, arrays, Path(path))
         return agent, settings
 
@@ -446,7 +434,7 @@ class ControlRun:
             Called some ten times a second.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(self.env.close)
+            stack.callback(close, self.env, self.settings.env, self.notice)
             if self.resumed:
                 lock = hold_again(self.folder, self._stamp, self.notice)
             else:
@@ -536,23 +524,27 @@ class ControlRun:
 
     def _gymnasium_chunk(self, n: int) -> Chunk:
         """Take n steps of the environment, whatever it is; at an ending, the final observation is learned from."""
-        env, agent = self.env, self.agent
+        env, agent = self.checked, self.agent
+        env.n_steps = self.step
         env_step, learn = env.step, agent.step
         total, length = float(self.running[0]), int(self.running[1])
         episodes = []
         action = agent.action()
-        for t in range(1, n + 1):
-            observation, reward, terminated, truncated, _ = env_step(action)
-            total += float(reward)
-            length += 1
-            if terminated or truncated:
-                agent.end(float(reward), observation, bool(terminated))
-                episodes.append((t, total, length))
-                total, length = 0.0, 0
-                observation, _ = env.reset()
-                action = agent.start(observation)
-            else:
-                action = learn(reward, observation)  # type: ignore[arg-type]  # made a float there
+        try:
+            for t in range(1, n + 1):
+                observation, reward, terminated, truncated, _ = env_step(action)
+                total += float(reward)
+                length += 1
+                if terminated or truncated:
+                    agent.end(float(reward), observation, bool(terminated))
+                    episodes.append((t, total, length))
+                    total, length = 0.0, 0
+                    observation, _ = env.reset()
+                    action = agent.start(observation)
+                else:
+                    action = learn(reward, observation)
+        except ValueError as error:  # an observation that is not a number, or a reward too large
+            raise env.named(error) from error
         self.running[:] = total, length
         return Chunk(n, np.array(episodes, np.float64).reshape(-1, 3))
 
@@ -586,7 +578,7 @@ def complete(settings: ControlSettings, folder: str | Path) -> list[dict[str, An
     if run.step < settings.steps:
         run.train()
     else:
-        run.env.close()
+        close(run.env, settings.env)
     return read_episodes(folder)
 
 

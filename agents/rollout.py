@@ -24,6 +24,7 @@ from gymnasium.vector.utils import iterate
 
 import envs
 from agents import kernels
+from agents.checked import Checked, UserCodeError, blame, guarded
 from agents.policies import make_policy
 from agents.spaces import encoder
 from valueapprox.checks import one_of
@@ -83,7 +84,12 @@ def make_environment(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         If there is no such environment, or it cannot be built.
     """
     with _helpful(env_id):
-        return gym.make(env_id, **kwargs)
+        # Gymnasium's checker would warn, and assert, before `Checked` can say what is wrong.
+        env = gym.make(env_id, **{"disable_env_checker": True, **kwargs})
+    for name in ("observation_space", "action_space"):
+        if not isinstance(space := getattr(env, name, None), gym.Space):
+            raise UserCodeError(f"{env_id}: its {name} is {space!r}; expected a space of Gymnasium")
+    return env
 
 
 @contextmanager
@@ -106,7 +112,14 @@ def _helpful(env_id: str) -> Iterator[None]:
             raise ValueError(f"{unknown}{hint}") from None
         raise ValueError(str(error)) from None
     except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
-        raise ValueError(f"{env_id} cannot be built: {error}") from None
+        raise UserCodeError(f"{env_id} cannot be built: {error}", blame("", error).place) from None
+    except UserCodeError:
+        raise
+    except Exception as error:
+        fault = blame(f"{env_id}: building it", error)
+        if not fault.place:  # a world of this package's, which says what is wrong with its arguments
+            raise
+        raise fault from error
 
 
 def _register_minatar(env_id: str) -> None:
@@ -260,8 +273,9 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             self.actions.append(action)
         else:
             self.origin = None
-        observation, *rest = self.env.step(action)
-        return deepcopy(observation), *rest
+        observation, reward, terminated, truncated, _ = self.env.step(action)
+        # Without info: nobody reads it, and a vector environment would join it, whatever is in it.
+        return deepcopy(observation), reward, terminated, truncated, {}
 
     def replay(self, origin: dict[str, Any], actions: Iterable[Any]) -> Any:
         """Come back to where an episode stood; returns its last observation."""
@@ -290,12 +304,14 @@ class GymnasiumRollout:
                 task.env,
                 num_envs=len(numbers),
                 vectorization_mode="sync",
-                wrappers=(Recorder,),
+                wrappers=(lambda env: Recorder(Checked(env, task.env)),),
                 vector_kwargs={"autoreset_mode": mode},
-                **task.env_args,
+                **{"disable_env_checker": True, **task.env_args},
             )
         self.encode = encoder(self.vector.single_observation_space, task.flatten)
-        self.policy = make_policy(task.policy, task.noise, task.env, self.vector.single_action_space)
+        self.policy = guarded(
+            make_policy(task.policy, task.noise, task.env, self.vector.single_action_space), task.policy
+        )
         self.policy_rngs = [np.random.default_rng(sequence(task.seed, "policy", i)) for i in numbers]
         seeds: Any = [seed_for(task.seed, "environment", i) for i in numbers]
         observations, _ = self.vector.reset(seed=seeds)
@@ -438,5 +454,13 @@ class GymnasiumRollout:
             self.marks[i] = self._mark(i)
 
     def close(self) -> None:
-        """Close the environments."""
-        self.vector.close()
+        """Close the environments, each of them; the first that cannot be raises its error at the end."""
+        failed: list[Exception] = []
+        for env in self.vector.envs:
+            try:
+                env.close()
+            except Exception as error:  # noqa: BLE001  # the user's code
+                failed.append(error)
+        self.vector.closed = True
+        if failed:
+            raise failed[0]

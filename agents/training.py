@@ -15,15 +15,16 @@ from typing import Any, Literal
 import numpy as np
 
 from agents import evaluation
+from agents.checked import Checked, close, guarded
 from agents.interrupts import interruptible
 from agents.policies import make_policy, resolve
 from agents.rollout import AUTORESET, Block, Task, make_environment, make_rollout
 from agents.spaces import encoder
 from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
-from valueapprox.checks import one_of, positive
+from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
 from valueapprox.files import LOCK_FILE, FolderLock
-from valueapprox.optimizers import OPTIMIZERS, Constant, CosineDecay, InverseTime, LinearDecay, Schedule
+from valueapprox.optimizers import SPELLED, Constant, CosineDecay, InverseTime, LinearDecay, Schedule
 from valueapprox.seeding import sequence
 from valueapprox.telemetry import RunLog, hold
 
@@ -96,7 +97,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         # JSON gives lists; equality wants tuples.
-        object.__setattr__(self, "hidden", tuple(int(n) for n in self.hidden))
+        python_settings(self)
+        object.__setattr__(self, "hidden", tuple(int(n) for n in np.atleast_1d(self.hidden)))
         object.__setattr__(self, "alpha", tuple(float(a) for a in np.atleast_1d(self.alpha)))
 
     def check(self) -> None:
@@ -134,8 +136,7 @@ class Settings:
             "inverse-time": InverseTime(steps=max(1, self.horizon // 10)),
         }
         schedule = schedules[one_of("schedule", self.schedule, schedules)]
-        classes = {name.lower(): cls for name, cls in OPTIMIZERS.items()}
-        cls = classes[one_of("optimizer", self.optimizer, classes)]
+        cls = SPELLED[one_of("optimizer", self.optimizer, SPELLED)]
         return cls(self.alpha if len(self.alpha) > 1 else self.alpha[0], schedule=schedule, clip_norm=self.clip_norm)
 
     def make_value_function(self, n_inputs: int) -> ValueFunction:
@@ -332,14 +333,14 @@ class Run:
         try:
             n_inputs = encoder(env.observation_space, self.task.flatten).size
             policy = make_policy(self.task.policy, self.task.noise, self.task.env, env.action_space)
-            observation, _ = env.reset(seed=0)
-            action = policy(observation, np.random.default_rng(0))
+            observation, _ = Checked(env, self.task.env).reset(seed=0)
+            action = guarded(policy, self.task.policy)(observation, np.random.default_rng(0))
             if not env.action_space.contains(action):
                 raise ValueError(
-                    f"policy {self.task.policy!r} chose {action!r}; an action in {env.action_space} is wanted"
+                    f"policy {self.task.policy!r} chose {action!r}; expected an action in {env.action_space}"
                 )
         finally:
-            env.close()
+            close(env, self.task.env, self.notice)
         return n_inputs
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
@@ -435,7 +436,7 @@ class Run:
                 stack.enter_context(cluster(ray_address, n_workers))
             workers = self._start_workers(n_workers)
             for worker in workers:
-                stack.callback(worker.close)
+                stack.callback(close, worker, self.task.env, self.notice)
             # First result before the first file: a policy or environment that fails leaves no empty run behind.
             blocks = self._blocks(workers)
             first = next(blocks, None)

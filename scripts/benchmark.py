@@ -31,14 +31,13 @@ from typing import Literal
 
 import contenders as make
 import numpy as np
-import tyro
 from contenders import JAX_CALL, JAX_RUNS, OURS_CALL, OURS_LOOP, OURS_RUNS, TORCH, C, Contender, Problem
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from valueapprox.compiling import cache_is_warm
+from agents.terminal import announce_compile, command_line, errors_in_one_line, note, plain
 
 #: How far weights may lie from NumPy's, relative to the way that those went: ||w - w_numpy|| / ||w_numpy - w_0||.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-10}
@@ -301,8 +300,7 @@ def main(options: Benchmark) -> int:
     about = machine()
     console.print("; ".join(f"{name} {value}" for name, value in about.items()), soft_wrap=True)
     console.print(f"{pin_to_one_core()}; {options.rounds} rounds; many runs are {options.runs}")
-    if not cache_is_warm():
-        console.print("Compiling the kernels, once: this takes ten to thirty seconds.")
+    announce_compile(console)
     results: list[Timings] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
@@ -323,19 +321,15 @@ def main(options: Benchmark) -> int:
                 console.print(timings_table(results[-1]))
     console.print("Before every timing, all had learned the same weights as NumPy, as far as rounding goes.")
     console.print(summary_table(results))
-    for note in dict.fromkeys(notes):
-        console.print(f"[yellow]note:[/] {note}")
+    for sentence in dict.fromkeys(notes):
+        note(sentence)
     if options.json is not None:
         record = {"machine": about, "options": asdict(options) | {"json": None}, "results": [*map(asdict, results)]}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
-        console.print(f"Every round         {options.json}")
+        console.print(f"Every round         {plain(options.json)}")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Benchmark, description=Benchmark.__doc__)))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with errors_in_one_line():
+        sys.exit(main(command_line(Benchmark)))

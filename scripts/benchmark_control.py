@@ -13,14 +13,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import tyro
 from gymnasium import spaces
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import envs
 from agents import control_kernels as kernels
-from agents.console import announce_compile, console, errors_in_one_line
+from agents.console import announce_compile, command_line, console, errors_in_one_line, note
 from agents.control import ControlAgent
 from agents.control_training import AGENTS, ControlRun, ControlSettings
 from agents.rollout import make_environment
@@ -249,11 +248,11 @@ def main(options: Benchmark) -> int:
                 console.print(f"  {bar}: {'[green]holds[/]' if holds else '[red]below the bar[/]'}")
         if TORCH in taking_part:
             console.print("  Before that, PyTorch had learned the same weights as ours, as far as rounding goes.")
-    for note in notes:
-        console.print(f"[yellow]note:[/] {note}")
+    for sentence in notes:
+        note(sentence)
     return 0
 
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(Benchmark, description=Benchmark.__doc__)))
+        sys.exit(main(command_line(Benchmark)))

@@ -14,13 +14,12 @@ from benchmark import console, machine, pin_to_one_core, spread  # first: it set
 
 # isort: split
 import numpy as np
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
+from agents.terminal import announce_compile, command_line, errors_in_one_line, note
 from valueapprox import Adam, Network, fit
-from valueapprox.compiling import cache_is_warm
 from valueapprox.seeding import sequence
 
 OURS = "ours"
@@ -178,18 +177,17 @@ def main(options: Benchmark) -> int:
     """Compare, time, print; returns the exit code."""
     console.print("; ".join(f"{name} {value}" for name, value in machine().items()), soft_wrap=True)
     console.print(f"{pin_to_one_core()}; {options.rounds} rounds")
-    if not cache_is_warm():
-        console.print("Compiling the kernels, once: this takes ten to thirty seconds.")
+    announce_compile(console)
     problem = Problem.random(options)
     taking_part: dict[str, Fit] = {OURS: ours(problem)}
     if find_spec("torch"):
         taking_part |= {TORCH: pytorch(problem, fused=False), TORCH_FUSED: pytorch(problem, fused=True)}
     else:
-        console.print("[yellow]note:[/] no PyTorch: pip install torch brings it")
+        note("no PyTorch: pip install torch brings it")
     if find_spec("sklearn"):
         taking_part[SKLEARN] = sklearn(problem)
     else:
-        console.print("[yellow]note:[/] no scikit-learn: pip install scikit-learn brings it")
+        note("no scikit-learn: pip install scikit-learn brings it")
 
     for name, run in taking_part.items():
         if name == OURS:
@@ -232,7 +230,5 @@ def main(options: Benchmark) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Benchmark, description=Benchmark.__doc__)))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with errors_in_one_line():
+        sys.exit(main(command_line(Benchmark)))

@@ -7,11 +7,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.console import announce_compile, console, errors_in_one_line
+from agents.console import announce_compile, command_line, console, errors_in_one_line
 from agents.policies import resolve
 from agents.rollout import Task, make_rollout
 from valueapprox.cluster import RayWorker, cluster
@@ -88,4 +87,4 @@ def main(options: Benchmark) -> int:
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(Benchmark, description=Benchmark.__doc__)))
+        sys.exit(main(command_line(Benchmark)))

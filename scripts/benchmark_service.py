@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from agents.console import announce_compile, errors_in_one_line
+from agents.console import announce_compile, command, command_line, errors_in_one_line, plain
 from valueapprox import Adam, Network
 from valueapprox.checks import positive
 from valueapprox.service import Client, ServiceSettings, Transitions
@@ -365,13 +364,13 @@ def main(options: Benchmark) -> int:
     if options.soak > 0:
         with tempfile.TemporaryDirectory() as folder, server("--data", folder) as port:
             soak(options, port)
-        console.print(f"Command: python scripts/benchmark_service.py {' '.join(sys.argv[1:])}".rstrip())
+        console.print(f"Command: {plain(command('benchmark_service.py', *sys.argv[1:]))}")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        plain = ("--log-every", "0")
+        no_log = ("--log-every", "0")
         with (
-            server("--data", f"{folder}/batch", "--durability", "batch", *plain) as batch_port,
-            server("--data", f"{folder}/every", "--durability", "every", *plain) as every_port,
+            server("--data", f"{folder}/batch", "--durability", "batch", *no_log) as batch_port,
+            server("--data", f"{folder}/every", "--durability", "every", *no_log) as every_port,
         ):
             rows = http_rows(options, batch_port, every_port)
             show("HTTP, one server process, 4-64-1, float32", rows, rounds(options, rows))
@@ -379,7 +378,7 @@ def main(options: Benchmark) -> int:
             with ray_rows(options, Path(folder) / "ray") as rows:
                 show("Ray actor, 4-64-1, float32", rows, rounds(options, rows))
     console.print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
-    console.print(f"Command: python scripts/benchmark_service.py {' '.join(sys.argv[1:])}".rstrip())
+    console.print(f"Command: {plain(command('benchmark_service.py', *sys.argv[1:]))}")
     return 0
 
 
@@ -407,4 +406,4 @@ def show(title: str, rows: list[Row], loads: list[list[Load]]) -> None:
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(Benchmark, description=Benchmark.__doc__)))
+        sys.exit(main(command_line(Benchmark)))

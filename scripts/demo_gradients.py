@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.console import announce_compile, console, errors_in_one_line, progress_bar
+from agents.console import announce_compile, command_line, console, errors_in_one_line, plain, progress_bar, typed
 from valueapprox import SGD, FitError, History, Network, fit
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
@@ -136,9 +135,9 @@ def demonstrate(options: DemoGradients, folder: Path) -> int:
     path = folder / "gradients.png"
     figure = draw(results, options)
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
-    console.print(f"\nPicture      {path}")
-    console.print(f"Logs         {folder}")
-    console.print(f"Look at it   tensorboard --logdir {folder}")
+    console.print(f"\nPicture      {plain(path)}")
+    console.print(f"Logs         {plain(folder)}")
+    console.print(f"Look at it   {plain(typed('tensorboard', '--logdir', folder))}")
     return 0
 
 
@@ -317,4 +316,4 @@ def draw(results: Sequence[Result], options: DemoGradients) -> Any:
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(DemoGradients, description=DemoGradients.__doc__)))
+        sys.exit(main(command_line(DemoGradients)))

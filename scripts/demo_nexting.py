@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.console import announce_compile, console, errors_in_one_line, progress_bar
+from agents.console import announce_compile, command, command_line, console, errors_in_one_line, progress_bar
 from valueapprox import Adam, Network
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive, unit_interval
@@ -255,7 +254,7 @@ def demonstrate(options: DemoNexting, folder: Path) -> int:
             f"{n} steps are too few: with gamma {max(options.gamma):g}, {horizon(max(options.gamma))} at the end lack "
             f"a complete return, and {LEAST} beside the first twentieth are wanted to learn from"
         )
-    announce_compile("prediction_kernels.learn_predictions")
+    announce_compile()
     mean, spread = signals[:start].mean(axis=0), signals[:start].std(axis=0)
     spread = np.where(spread > 1e-12 * np.abs(mean), spread, 1.0)  # of one that has not moved yet
     z = (signals - mean) / spread
@@ -289,7 +288,7 @@ def demonstrate(options: DemoNexting, folder: Path) -> int:
     if options.csv is None:
         console.print(f"Data      {folder / DATA}", markup=False)
     console.print(
-        f"Learner   {folder / SERVICE}\nAsk it    python scripts/serve.py --data {shlex.quote(str(folder / SERVICE))}",
+        f"Learner   {folder / SERVICE}\nAsk it    {command('serve.py', '--data', folder / SERVICE)}",
         markup=False,
     )
     return 0
@@ -551,4 +550,4 @@ def draw(
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(DemoNexting, description=DemoNexting.__doc__)))
+        sys.exit(main(command_line(DemoNexting)))

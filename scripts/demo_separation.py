@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.console import announce_compile, console, errors_in_one_line, progress_bar
+from agents.console import announce_compile, command, command_line, console, errors_in_one_line, plain, progress_bar
 from valueapprox import Adam, Network, fit, risk
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
@@ -129,11 +128,10 @@ def demonstrate(options: DemoSeparation, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PICTURE
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
-    console.print(f"Picture   {path}")
+    console.print(f"Picture   {plain(path)}")
     if len(results) == 2:
-        console.print(
-            "Try next  python scripts/demo_separation.py --data circles --points 60 --noise 0.35 --hidden 2 8 128"
-        )
+        harder = ["--data", "circles", "--points", "60", "--noise", "0.35", "--hidden", "2", "8", "128"]
+        console.print(f"Try next  {plain(command('demo_separation.py', *harder))}")
     return 0
 
 
@@ -252,4 +250,4 @@ def draw(results: Sequence[Result], options: DemoSeparation, states: np.ndarray,
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(DemoSeparation, description=DemoSeparation.__doc__)))
+        sys.exit(main(command_line(DemoSeparation)))

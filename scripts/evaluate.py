@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ import tyro
 from agents import control_evaluation, evaluation
 from agents.console import (
     announce_compile,
+    command_line,
     console,
+    errors,
     errors_in_one_line,
     evaluation_table,
+    note,
+    plain,
     progress_bar,
     returns_table,
 )
@@ -67,16 +73,17 @@ def evaluate_prediction(options: Evaluate, path: Path, meta: dict[str, Any]) -> 
     """Learned values against returns."""
     value_function, settings = ValueFunction.load(path), Settings.from_dict(meta["settings"])
     task = settings.task()
-    if not options.json:
-        announce_compile()
+    announce_compile(errors if options.json else console)
     with progress_bar("evaluating", options.episodes, options.json) as advance:
-        result = evaluation.monte_carlo(value_function, task, options.episodes, options.seed, progress=advance)
+        result = evaluation.monte_carlo(
+            value_function, task, options.episodes, options.seed, progress=advance, notice=noted(options)
+        )
     known = evaluation.truth(task, settings.gamma)
     rmsve = None if known is None else evaluation.rmsve(value_function, known)
     if options.json:
         print(json.dumps({"step": meta["step"], "rmsve": rmsve, "monte_carlo": asdict(result)}))
         return 0
-    console.print(f"{settings.env}, policy {task.policy}, after {meta['step']:,} transitions")
+    console.print(f"{plain(settings.env)}, policy {plain(task.policy)}, after {meta['step']:,} transitions")
     console.print(evaluation_table(result))
     if rmsve is not None:
         console.print(f"Exact error against the true values: RMSVE [bold]{rmsve:.4g}[/]")
@@ -85,30 +92,44 @@ def evaluate_prediction(options: Evaluate, path: Path, meta: dict[str, Any]) -> 
 
 def evaluate_control(options: Evaluate, path: Path, meta: dict[str, Any]) -> int:
     """Returns of the agent, and its picture."""
-    if options.gif is not None and not options.gif.parent.is_dir():
-        raise FileNotFoundError(f"--gif {options.gif}: there is no folder {options.gif.parent}")
-    agent, settings = ControlRun.load_agent(path)
-    if not options.json:
-        announce_compile("control_kernels.act")
+    if options.gif is not None:
+        check_gif(options.gif)
+    agent, settings = ControlRun.load_agent(path, noted(options))
+    announce_compile(errors if options.json else console)
     actions = "sampled" if options.sampled else "greedy"
     film = None if options.gif is None else control_evaluation.Film()
     with progress_bar("evaluating", options.episodes, options.json) as advance:
         result = control_evaluation.evaluate(
             agent, settings, options.episodes, options.seed,
-            greedy=not options.sampled, film=film, progress=advance,
+            greedy=not options.sampled, film=film, progress=advance, notice=noted(options),
         )  # fmt: skip
     if film is not None and options.gif is not None:
         film.write(options.gif)
     if options.json:
         print(json.dumps({"step": meta["step"], "actions": actions, "returns": asdict(result)}))
         return 0
-    console.print(f"{settings.env}, {settings.agent}, after {meta['step']:,} transitions")
+    console.print(f"{plain(settings.env)}, {settings.agent}, after {meta['step']:,} transitions")
     console.print(returns_table({actions: result}))
     if options.gif is not None:
-        console.print(f"The first episode  {options.gif}")
+        console.print(f"The first episode  {plain(options.gif)}")
     return 0
+
+
+def noted(options: Evaluate) -> Callable[[object], None]:
+    """Where notes go: not among the numbers that a program reads."""
+    return partial(note, where=errors if options.json else console)
+
+
+def check_gif(path: Path) -> None:
+    """Raise an error before anything is run if no animation can be written there."""
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"--gif is {path}; expected a name that ends in .gif: no other kind of film is written")
+    if path.is_dir():
+        raise ValueError(f"--gif is {path}; expected the name of a file, and that is a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--gif is {path}; expected a folder that exists: {path.parent} does not")
 
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(Evaluate, description=Evaluate.__doc__)))
+        sys.exit(main(command_line(Evaluate)))

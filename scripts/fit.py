@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Lines
 
-from agents.console import announce_compile, console, errors_in_one_line
+from agents.console import announce_compile, command_line, console, errors_in_one_line
 from agents.interrupts import interruptible
 from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit, losses
 from valueapprox.checks import one_of, positive
@@ -800,11 +800,11 @@ def describe(data: Data, path: Path, settings: Settings) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> Fit:
     """The command line; on a resume, what it leaves out is what the fit was started with."""
-    options = tyro.cli(Fit, description=Fit.__doc__, args=arguments)
+    options = command_line(Fit, arguments)
     if options.resume is None:
         return options
     path, settings = stored(options.resume)
-    return tyro.cli(Fit, description=Fit.__doc__, args=arguments, default=Fit(data=path, settings=settings))
+    return command_line(Fit, arguments, default=Fit(data=path, settings=settings))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,14 +15,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from agents.console import announce_compile, console, errors_in_one_line, progress_bar
+from agents.console import announce_compile, command_line, console, errors_in_one_line, plain, progress_bar
 from agents.control_training import ControlSettings, complete
 from agents.evaluation import Estimate, interval_of_mean
+from agents.pictures import POINTS, mean_returns, steps_axis
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
 
 LATEST = 0.15  # a result at step t is the mean return of the training episodes that ended in its last 15 %
-POINTS = 60  # of a curve
 WIDTH = 120  # of a table, also where the output goes to a file
 
 
@@ -105,7 +106,7 @@ class Reproduce:
     """Run experiments over seeds on Ray, and print the table that the README shows.
 
     A result at step t is the mean return of the training episodes that ended in the last 15 % of the steps up to t, as
-    the agent acted while it learned; then the mean over seeds with its 95 % bootstrap interval, and the worst seed.
+    the agent acted while it learned; then the mean over seeds with its 95 % interval (Student's t), and the worst seed.
 
     Runs lie in --folder and are kept: a second call reads those that are done and goes on with the others. Examples:
       reproduce.py cartpole acrobot mountaincar
@@ -146,11 +147,11 @@ def main(options: Reproduce) -> int:
     else:
         chosen = {one_of("experiment", n, EXPERIMENTS): EXPERIMENTS[n] for n in options.names or EXPERIMENTS}
     chosen = {name: shortened(e, options.share) for name, e in chosen.items()}
-    announce_compile("control_kernels.step")
+    announce_compile()
     try:
         curves = run(chosen, options)
     except KeyboardInterrupt:
-        console.print(f"Interrupted. The same command goes on with what lies in {options.folder}.")
+        console.print(f"Interrupted. The same command goes on with what lies in {plain(options.folder)}.")
         return 130
     results = {
         name: {str(mark): [at(episodes, mark) for episodes in curves[name]] for mark in e.marks}
@@ -158,14 +159,17 @@ def main(options: Reproduce) -> int:
     }
     folder = options.folder.resolve()
     name = "ablations" if options.ablations else "results"
-    document = json.dumps({n: {"command": chosen[n].command(), "returns": r} for n, r in results.items()}, indent=1)
+    document = json.dumps(
+        {n: {"command": chosen[n].command(), "returns": known(r)} for n, r in results.items()}, indent=1
+    )
     write_whole(folder / f"{name}.json", lambda file: file.write(document.encode()))
     if options.ablations:
         show_ablations(results, options.seeds)
     else:
         show_results(chosen, results)
         picture(chosen, curves, folder / "learning.png")
-        console.print(f"Curves: {options.folder / 'learning.png'}; numbers: {options.folder / f'{name}.json'}")
+        places = (options.folder / "learning.png", options.folder / f"{name}.json")
+        console.print("Curves: {}; numbers: {}".format(*map(plain, places)))
     return 0
 
 
@@ -202,11 +206,20 @@ def at(episodes: list[dict[str, Any]], mark: int) -> float:
     return float(np.mean(returns)) if returns else float("nan")
 
 
+def known(returns: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """The same with None, which JSON knows, where no episode ended."""
+    return {mark: [None if math.isnan(r) else r for r in of_seeds] for mark, of_seeds in returns.items()}
+
+
 def shown(returns: list[float]) -> tuple[str, str]:
     """Mean with interval, and the worst seed."""
     mean: Estimate = interval_of_mean(np.array(returns))
+    if math.isnan(mean.value):
+        return f"no episode ended there in {np.isnan(returns).sum()} of {len(returns)} seeds", ""
     digits = 0 if abs(mean.value) >= 1000 else 1
-    text = f"{mean.value:,.{digits}f} ({mean.low:,.{digits}f} to {mean.high:,.{digits}f})"
+    text = f"{mean.value:,.{digits}f}"
+    if not math.isnan(mean.low):  # one seed alone has none
+        text += f" ({mean.low:,.{digits}f} to {mean.high:,.{digits}f})"
     return text, f"{min(returns):,.0f}"
 
 
@@ -222,7 +235,7 @@ def show_results(chosen: dict[str, Experiment], results: dict[str, dict[str, lis
             table.add_row(e.settings.env, e.settings.agent, f"{mark:,}", *row, known.strip())
     Console(width=max(console.width, WIDTH), highlight=False).print(table)
     for e in chosen.values():
-        console.print(f"{e.command()} --seed 0")
+        console.print(plain(f"{e.command()} --seed 0"))
 
 
 def show_ablations(results: dict[str, dict[str, list[float]]], n_seeds: int) -> None:
@@ -245,42 +258,35 @@ def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str,
     """Learning curves: mean over seeds with its 95 % interval, and each seed thin behind it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    columns = min(4, len(chosen))
-    rows = -(-len(chosen) // columns)
+    rows = -(-len(chosen) // 4)
+    columns = -(-len(chosen) // rows)
     figure = Figure(figsize=(3.4 * columns, 2.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (name, e) in enumerate(chosen.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
         steps = np.linspace(0, e.settings.steps, POINTS + 1)[1:]
-        seeds = np.array([curve(episodes, steps) for episodes in curves[name]])
+        seeds = np.array([mean_returns(episodes, steps) for episodes in curves[name]])
         for one in seeds:
-            axes.plot(steps, one, color="C0", alpha=0.2, linewidth=0.7)
+            there = np.isfinite(one)
+            axes.plot(steps[there], one[there], color="C0", alpha=0.2, linewidth=0.7)
         complete_columns = np.isfinite(seeds).all(axis=0)
         bands = [interval_of_mean(values) for values in seeds[:, complete_columns].T]
         if bands:
             means, lows, highs = np.array([(b.value, b.low, b.high) for b in bands]).T
             axes.plot(steps[complete_columns], means, color="C0", linewidth=1.8)
             axes.fill_between(steps[complete_columns], lows, highs, color="C0", alpha=0.25, linewidth=0)
+        if not np.isfinite(seeds).any():
+            axes.text(0.5, 0.5, "no episode ended", ha="center", transform=axes.transAxes, fontsize=9)
         axes.set_title(f"{e.settings.env}, {e.settings.agent}", fontsize=10)
-        axes.set_xlabel("environment steps", fontsize=9)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        steps_axis(axes)
+        axes.set_xlim(0, 1.02 * e.settings.steps)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     figure.suptitle("Return of training episodes: mean over seeds with its 95 % interval, and every seed", fontsize=11)
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def curve(episodes: list[dict[str, Any]], steps: np.ndarray) -> np.ndarray:
-    """Mean return of the episodes that ended within a twentieth of the run before each of these steps."""
-    width = steps[-1] / 20
-    ends, returns = np.array([(e["step"], e["return"]) for e in episodes]).reshape(-1, 2).T
-    means = [returns[(ends > step - width) & (ends <= step)] for step in steps]
-    return np.array([m.mean() if len(m) else np.nan for m in means])
-
-
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(Reproduce, description=Reproduce.__doc__)))
+        sys.exit(main(command_line(Reproduce)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 import sys
 import threading
@@ -13,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tyro
 
-from agents.terminal import console, errors_in_one_line
+from agents.terminal import announce_compile, command, command_line, console, errors_in_one_line, plain, typed
 from valueapprox import Network, checkpoint
-from valueapprox.optimizers import OPTIMIZERS
+from valueapprox.optimizers import SPELLED
 from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ class Serve:
     """New: what the predictions are called."""
     separate: bool = False
     """New: a network for each prediction instead of one for all."""
-    optimizer: Literal["sgd", "momentum", "rmsprop", "adam", "obgd", "adaptiveobgd"] = "adam"
+    optimizer: Literal["sgd", "momentum", "rmsprop", "adam", "obgd", "adaptive_obgd"] = "adam"
     """New: turns delta times the trace into an update."""
     alpha: float | None = None
     """New: step size; the optimizer's own if not given."""
@@ -134,6 +132,7 @@ def main(options: Serve) -> int:
         from valueapprox.service.schemas import Limits
     except ModuleNotFoundError as error:
         raise ValueError(f"{EXTRA} ({error.name} is missing)") from None
+    announce_compile()
     server.set_up_logs(options.log_json)
     limits = Limits(max_body=options.max_body, max_states=options.max_states)
     token = None if options.token_file is None else server.read_token(options.token_file)
@@ -169,9 +168,8 @@ def main(options: Serve) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     if options.data is not None and not service.settings.read_only:
-        console.print(
-            f"Stopped at version {service.version:,}. Continue: python scripts/serve.py --data {options.data}"
-        )
+        again = command("serve.py", "--data", options.data)
+        console.print(f"Stopped at version {service.version:,}. Continue: {again}", markup=False)
     return 0
 
 
@@ -221,8 +219,7 @@ def new_settings(options: Serve, operation: dict[str, Any]) -> ServiceSettings:
         raise ValueError(f"--gamma has {k} numbers and --lam {len(lams)}; one for each prediction is wanted")
     if not k:
         raise ValueError("--gamma has no numbers; one for each prediction is wanted")
-    optimizers = {name.lower(): cls for name, cls in OPTIMIZERS.items()}
-    optimizer = optimizers[options.optimizer]()
+    optimizer = SPELLED[options.optimizer]()
     if options.alpha is not None:
         optimizer = replace(optimizer, alpha=options.alpha)
     outputs = 1 if options.separate else k
@@ -346,11 +343,7 @@ def announce(service: Service | RemoteService, options: Serve, port: int) -> Non
         for name, gamma, lam in zip(service.names, settings.discounts, settings.lams, strict=True)
     )
     state = [round(0.1 * (i + 1), 1) for i in range(d)]
-    key = (
-        ""
-        if options.token_file is None
-        else f'-H "authorization: Bearer $(cat {shlex.quote(str(options.token_file))})" '
-    )
+    key = "" if options.token_file is None else f'-H "authorization: Bearer $(cat {typed(options.token_file)})" '
     console.print(f"Serving     {url}  version {service.version:,}")
     console.print(f"Network     {settings.net}{' for each prediction' * settings.separate}", markup=False)
     console.print(f"Predicts    {about}", markup=False)
@@ -359,9 +352,11 @@ def announce(service: Service | RemoteService, options: Serve, port: int) -> Non
     elif options.data is None:
         console.print("Learns      from /v1/transitions, and keeps nothing: --data FOLDER would")
     else:
-        console.print(f"Learns      from /v1/transitions; kept in {options.data}, durability {settings.durability}")
+        kept = f"kept in {plain(options.data)}, durability {settings.durability}"
+        console.print(f"Learns      from /v1/transitions; {kept}")
         if options.log_every > 0 and options.ray_serve is None:
-            console.print(f"Log         tensorboard --logdir {options.data / LOG_FOLDER}", markup=False)
+            look = typed("tensorboard", "--logdir", options.data / LOG_FOLDER)
+            console.print(f"Log         {look}", markup=False)
     ask = json.dumps({"states": [state]})
     console.print(f"\nAsk it      curl -s {key}{url}/v1/values -d '{ask}'", markup=False)
     if not settings.read_only:
@@ -375,4 +370,4 @@ def announce(service: Service | RemoteService, options: Serve, port: int) -> Non
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        sys.exit(main(tyro.cli(Serve, description=Serve.__doc__)))
+        sys.exit(main(command_line(Serve)))

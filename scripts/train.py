@@ -14,13 +14,18 @@ import tyro
 from agents import evaluation
 from agents.console import (
     announce_compile,
+    command,
+    command_line,
     console,
     control_bar,
     errors_in_one_line,
     evaluation_table,
+    note,
+    plain,
     progress_bar,
     returns_table,
     training_bar,
+    typed,
 )
 from agents.control_evaluation import Returns, evaluate
 from agents.control_training import AGENTS, KIND, ControlReport, ControlRun, ControlSettings, read_episodes
@@ -76,7 +81,7 @@ class Control:
 
     More examples:
       train.py --env CartPole-v1 --agent stream-ac --steps 300000 --seed 0
-      train.py --env Acrobot-v1 --agent sarsa --optimizer adaptive-obgd --lam 0.9
+      train.py --env Acrobot-v1 --agent sarsa --optimizer adaptive_obgd --lam 0.9
       train.py --env valueapprox/Pendulum-v1 --agent stream-ac --steps 1000000
       train.py --resume runs/NAME [--steps MORE]
 
@@ -107,13 +112,13 @@ def main(options: Train | Control) -> int:
 def predict(options: Train, folder: Path) -> int:
     """Learn the values of a policy."""
     announce_compile()
-    run = Run(options.settings, folder, resume=options.resume is not None, notice=say)
+    run = Run(options.settings, folder, resume=options.resume is not None, notice=note)
     if run.step >= run.settings.steps:
-        console.print(f"{folder} has learned its {run.step:,} steps; --steps MORE lets it go on.")
+        console.print(f"{plain(folder)} has learned its {run.step:,} steps; --steps MORE lets it go on.")
     settings = run.settings
     if not options.quiet:
         console.print(
-            f"[bold]{settings.env}[/], policy {run.task.policy}"
+            f"[bold]{plain(settings.env)}[/], policy {plain(run.task.policy)}"
             + (f" with {run.task.noise:.0%} random actions" if run.task.noise else "")
             + f", gamma {settings.gamma:g}: {describe(settings)}\n{run.value_function.net}"
         )
@@ -130,13 +135,13 @@ def predict(options: Train, folder: Path) -> int:
 
 def control(options: Control, folder: Path) -> int:
     """Learn to act."""
-    announce_compile("control_loop.learn" if "valueapprox/" in options.settings.env else "control_kernels.step")
-    run = ControlRun(options.settings, folder, resume=options.resume is not None, notice=say)
+    announce_compile()
+    run = ControlRun(options.settings, folder, resume=options.resume is not None, notice=note)
     settings = run.settings
     if run.step >= settings.steps:
-        console.print(f"{folder} has learned its {run.step:,} steps; --steps MORE lets it go on.")
+        console.print(f"{plain(folder)} has learned its {run.step:,} steps; --steps MORE lets it go on.")
     if not options.quiet:
-        console.print(f"[bold]{settings.env}[/], gamma {settings.gamma:g}: {describe_control(settings)}")
+        console.print(f"[bold]{plain(settings.env)}[/], gamma {settings.gamma:g}: {describe_control(settings)}")
         for name, learner in ((run.agent.name, run.agent.first), (run.agent.second_name, run.agent.second)):
             if name:
                 console.print(f"{name}: {learner.net}")
@@ -160,11 +165,6 @@ def describe_control(settings: ControlSettings) -> str:
     return f"{settings.agent}, lambda {settings.lam:g}, with {optimizer}{alpha}"
 
 
-def say(sentence: str) -> None:
-    """Print a notice."""
-    console.print(f"[yellow]note:[/] {sentence}")
-
-
 def summarise(run: Run, report: Report, options: Train) -> None:
     """How good the values are, where everything lies, and what to type next."""
     settings, folder = run.settings, report.folder
@@ -181,23 +181,16 @@ def summarise(run: Run, report: Report, options: Train) -> None:
         with progress_bar("evaluating", options.episodes, options.quiet) as advance:
             try:
                 result = evaluation.monte_carlo(
-                    run.value_function, run.task, options.episodes, settings.seed, progress=advance
+                    run.value_function, run.task, options.episodes, settings.seed, progress=advance, notice=note
                 )
             except ValueError as error:
-                say(f"no evaluation: {error}")
+                note(f"no evaluation: {error}")
             else:
                 summary["monte_carlo"] = asdict(result)
                 console.print(evaluation_table(result))
     write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
     picture = run_picture(folder, f"{settings.env}: {describe(settings)}")
-    console.print(f"\nLog and checkpoint  {folder}")
-    if picture:
-        console.print(f"Picture             {picture}")
-    console.print("Look at it          make tensorboard")
-    if report.interrupted:
-        console.print(f"Continue            python scripts/train.py --resume {folder}")
-    else:
-        console.print(f"Evaluate again      python scripts/evaluate.py {folder} --episodes 1000")
+    where_it_lies(folder, picture, report.interrupted, "--episodes", 1000)
 
 
 def summarise_control(run: ControlRun, report: ControlReport, options: Control) -> None:
@@ -227,20 +220,29 @@ def summarise_control(run: ControlRun, report: ControlReport, options: Control) 
         for name in ("greedy", "sampled"):
             with progress_bar(f"evaluating, {name}", options.episodes, options.quiet) as advance:
                 results[name] = evaluate(
-                    run.agent, settings, options.episodes, greedy=name == "greedy", progress=advance
+                    run.agent, settings, options.episodes, greedy=name == "greedy", progress=advance, notice=note
                 )
         summary["evaluation"] = {name: asdict(result) for name, result in results.items()}
         console.print(returns_table(results))
     write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
     picture = control_picture(folder, f"{settings.env}: {describe_control(settings)}", episodes)
-    console.print(f"\nLog and checkpoint  {folder}")
-    if picture:
-        console.print(f"Picture             {picture}")
-    console.print("Look at it          make tensorboard")
-    if report.interrupted:
-        console.print(f"Continue            python scripts/train.py --resume {folder}")
-    else:
-        console.print(f"Evaluate again      python scripts/evaluate.py {folder} --episodes 50 --gif {folder}/run.gif")
+    where_it_lies(folder, picture, report.interrupted, "--episodes", 50, "--gif", folder / "run.gif")
+
+
+def where_it_lies(folder: Path, picture: Path | None, interrupted: bool, *again: object) -> None:
+    """What the run has left, and what to type next."""
+    in_runs = Path("Makefile").exists() and folder.resolve().is_relative_to(Path("runs").resolve())
+    rows = [("Log and checkpoint", plain(folder)), ("Picture", plain(picture) if picture else "")]
+    rows += [("Look at it", "make tensorboard" if in_runs else plain(typed("tensorboard", "--logdir", folder)))]
+    rows += [
+        ("Continue", plain(command("train.py", "--resume", folder)))
+        if interrupted
+        else ("Evaluate again", plain(command("evaluate.py", folder, *again)))
+    ]
+    console.print()
+    for what, text in rows:
+        if text:
+            console.print(f"{what:<20}{text}")
 
 
 def parse(arguments: list[str]) -> Train | Control:
@@ -250,12 +252,12 @@ def parse(arguments: list[str]) -> Train | Control:
         meta = checkpoint.load(Path(resume) / CHECKPOINT_FILE).meta
         if meta.get("kind") == KIND:
             stored = Control(settings=ControlRun.stored_settings(resume))
-            return tyro.cli(Control, description=Control.__doc__, default=stored, args=arguments)
+            return command_line(Control, arguments, default=stored)
         default = Train(settings=Run.stored_settings(resume))
-        return tyro.cli(Train, description=Train.__doc__, default=default, args=arguments)
+        return command_line(Train, arguments, default=default)
     if agent is not None and one_of("agent", agent, (*PREDICTION, *AGENTS)) in AGENTS:
-        return tyro.cli(Control, description=Control.__doc__, args=arguments)
-    return tyro.cli(Train, description=Train.__doc__, args=arguments)
+        return command_line(Control, arguments, others={"--agent td": Train})
+    return command_line(Train, arguments, others={"--agent stream-ac": Control})
 
 
 def _value(option: str, arguments: list[str]) -> str | None:

@@ -18,8 +18,8 @@ from rich.rule import Rule
 from rich.table import Table
 from scipy.special import expit, softmax
 
+from agents.terminal import announce_compile, command_line, errors_in_one_line
 from valueapprox import SGD, History, Network, fit, linear, losses, regularizers, risk_gradient, twolayer
-from valueapprox.compiling import cache_is_warm
 
 LARGEST_DIFFERENCE = 1e-7  # between two ways to one number, relative to the number if that is above 1
 BY_HAND, COMPILED, NUMERIC = "by the formula", "compiled", "central difference"
@@ -636,8 +636,7 @@ def main(options: Walkthrough) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Greek shows ?, not a traceback
     console = Console(highlight=False, markup=False)
-    if not cache_is_warm():
-        console.print("Compiling the kernels, once: this takes ten to thirty seconds.")
+    announce_compile(console)
     wrong: list[str] = []
     for name in NOTES if options.note == "all" else (options.note,):
         board = Board(console)
@@ -649,4 +648,5 @@ def main(options: Walkthrough) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Walkthrough, description=Walkthrough.__doc__)))
+    with errors_in_one_line():
+        sys.exit(main(command_line(Walkthrough)))

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from valueapprox.checks import python_value
+
 __all__ = ["Checkpoint", "CheckpointError", "load", "save", "sync_folder", "write_whole"]
 
 FORMAT = "valueapprox-checkpoint"
@@ -68,7 +70,7 @@ def sync_folder(folder: Path) -> None:
 def save(path: str | Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Write arrays and JSON-able `meta` to `path`, replacing what was there only once all is on disk."""
     header = {"format": FORMAT, "version": VERSION, "arrays": list(arrays)}
-    document = json.dumps({**header, "meta": dict(meta)}, allow_nan=False)
+    document = json.dumps({**header, "meta": python_value(dict(meta))}, allow_nan=False)
     for name, array in arrays.items():
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; only numbers are saved")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ CACHE_LINE = 16  # float32 numbers; float64 numbers fill two
 #: array of it, which `as_floats` does to find out what it is.
 SCALARS = frozenset({int, float, bool, *(t for t in np.sctypeDict.values() if np.dtype(t).kind in "fiub")})
 
-__all__ = ["CACHE_LINE", "aligned_zeros", "as_float", "as_floats", "as_numbers", "one_of", "positive", "unit_interval"]
+__all__ = [
+    "CACHE_LINE", "aligned_zeros", "as_float", "as_floats", "as_numbers", "one_of", "positive", "python_settings",
+    "python_value", "unit_interval",
+]  # fmt: skip
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
@@ -51,6 +55,30 @@ def positive(name: str, value: int, at_least: int = 1) -> int:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def python_settings(settings: Any) -> None:
+    """Give a frozen dataclass Python's own numbers, texts and tuples where it was given NumPy's: JSON knows no others.
+
+    A whole number for a field that is an int by default, such as 1e5 or np.float64(200), is an int.
+    """
+    for f in fields(settings):
+        value = python_value(getattr(settings, f.name))
+        if type(f.default) is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        object.__setattr__(settings, f.name, value)
+
+
+def python_value(value: Any) -> Any:
+    """A NumPy number or array as Python's own, also inside of lists and dictionaries; anything else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+        return float(value) if isinstance(value, np.longdouble) else value  # which NumPy gives back as it is
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return tuple(map(python_value, value))
+    if isinstance(value, dict):
+        return {python_value(name): python_value(entry) for name, entry in value.items()}
+    return value
 
 
 def as_numbers(name: str, value: ArrayLike) -> np.ndarray:

@@ -443,6 +443,18 @@ class VarianceAdjusted(Optimizer):
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     c.__name__: c for c in (SGD, Momentum, RMSProp, Adam, ObGD, AdaptiveObGD, DecayedMax, Intentional, VarianceAdjusted)
 }
+#: The same by their names in files and on the command line.
+SPELLED: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "momentum": Momentum,
+    "rmsprop": RMSProp,
+    "adam": Adam,
+    "obgd": ObGD,
+    "adaptive_obgd": AdaptiveObGD,
+    "decayed_max": DecayedMax,
+    "intentional": Intentional,
+    "variance_adjusted": VarianceAdjusted,
+}
 SCHEDULES: dict[str, type[Schedule]] = {
     c.__name__: c for c in (Constant, LinearDecay, InverseTime, CosineDecay, StepDecay, ExponentialDecay)
 }

@@ -17,10 +17,10 @@ import envs
 from agents import control_training, pictures
 from agents.control import ControlAgent
 from agents.control_evaluation import Film, evaluate
-from agents.control_training import AGENTS, EPISODES_FILE, OPTIMIZERS, ControlRun, ControlSettings, read_episodes
+from agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
 from agents.training import CHECKPOINT_FILE
 from valueapprox import CheckpointError, checkpoint
-from valueapprox.optimizers import Intentional, ObGD
+from valueapprox.optimizers import SPELLED, Intentional, ObGD
 from valueapprox.telemetry import read_metrics
 
 NEVER = 1e9  # seconds between checkpoints
@@ -90,7 +90,7 @@ RESUMED = {
     "compiled, continuous": change(SMALL, env="valueapprox/Pendulum-v1"),
     "intentional": change(SMALL, optimizer="intentional", time_feature=True),
     "softmax, momenta": change(SMALL, agent="sarsa", optimizer="adam", alpha=1e-3, temperature=0.5),
-    "average reward": change(SMALL, average_reward=0.01, gamma=1.0, optimizer="variance-adjusted"),
+    "average reward": change(SMALL, average_reward=0.01, gamma=1.0, optimizer="variance_adjusted"),
 }
 
 
@@ -210,7 +210,7 @@ def test_how_often_is_logged_changes_no_learned_bit(tmp_path, log_every):
 COMPILED = {
     "CartPole": change(SMALL, env="valueapprox/CartPole-v1", steps=25_000, log_every=7000),
     "CartPole, Q": change(SMALL, env="valueapprox/CartPole-v1", steps=25_000, agent="stream-q", cut="before"),
-    "Acrobot": change(SMALL, env="valueapprox/Acrobot-v1", steps=3000, agent="sarsa", optimizer="adaptive-obgd"),
+    "Acrobot": change(SMALL, env="valueapprox/Acrobot-v1", steps=3000, agent="sarsa", optimizer="adaptive_obgd"),
     "Acrobot, QRC, a limit": change(
         SMALL, env="valueapprox/Acrobot-v1", agent="qrc", env_args={"max_episode_steps": "70"}, time_feature=True
     ),
@@ -337,7 +337,7 @@ def test_the_optimizers_that_settings_make():
     intentional = change(SMALL, optimizer="intentional", alpha=0.25)
     assert intentional.make_optimizer() == Intentional(0.25, largest_error=1.0)
     assert intentional.make_optimizer(second=True) == Intentional(0.005, normalise=True)
-    for name, cls in OPTIMIZERS.items():
+    for name, cls in SPELLED.items():
         assert type(change(SMALL, optimizer=name).make_optimizer()) is cls
 
 
@@ -509,8 +509,69 @@ def test_a_film_of_what_cannot_be_drawn_is_an_error(tmp_path, env, says):
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_running_mean_by_hand():
-    assert pictures.running_mean(np.array([1.0, 3.0, 5.0, 9.0]), 2).tolist() == [1.0, 2.0, 4.0, 7.0]
+def drawn(monkeypatch):
+    """The figures that are drawn from now on."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    init = Figure.__init__
+
+    def noted(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        figures.append(self)
+
+    monkeypatch.setattr(Figure, "__init__", noted)
+    return figures
+
+
+def test_returns_are_drawn_over_steps_and_not_over_episodes(tmp_path, monkeypatch):
+    # Short bad episodes at first, then one good one after the other: 900 episodes of 10 steps with return 0, then 100
+    # of 90 steps with return 100. A mean of the last 100 episodes would reach 100 at the last step of 18,000 only.
+    ends = [*range(10, 9001, 10), *range(9090, 18001, 90)]
+    lines = [{"step": s, "return": 0.0 if s <= 9000 else 100.0, "length": 1} for s in ends]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 18000, "critic/td_error/rms": 0.5}\n')
+    figures = drawn(monkeypatch)
+    assert pictures.control_picture(tmp_path, "title", lines) == tmp_path / "run.png"
+    returns = figures[0].axes[0]
+    assert [line.get_label() for line in returns.lines] == ["episode", "mean over the last 900 steps"]
+    steps, means = returns.lines[1].get_data()
+    assert means[steps == 9000].tolist() == [0.0]
+    assert means[steps > 9900].tolist() == [100.0] * 27  # a window later, all of it is there
+
+
+def test_no_panel_is_empty_and_every_axis_can_be_read(tmp_path, monkeypatch):
+    # An actor's gradient of 0 has no place on a log axis, and an entropy that is not a number none at all.
+    metrics = [
+        {"step": s, "critic/td_error/rms": 0.5, "critic/grad_norm/W1": 0.31 + s / 1e5, "critic/grad_norm/W2": 0.0,
+         "actor/grad_norm/W1": 0.0, "actor/entropy": float("nan")}
+        for s in (1000, 2000)
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    figures = drawn(monkeypatch)
+    pictures.control_picture(tmp_path, "title", [{"step": 500, "return": 3.0, "length": 500}])
+    returns, error, norms = figures[0].axes
+    assert [axes.get_title() for axes in (error, norms)] == [
+        "TD error, root mean square", "value network: gradient norm per layer",
+    ]  # fmt: skip
+    assert [line.get_label() for line in norms.lines] == ["W1"]
+    for axes in (returns, error, norms):
+        assert all(np.isfinite(line.get_ydata()).all() and len(line.get_ydata()) for line in axes.lines)
+        assert all(line.get_marker() == "." for line in axes.lines)  # so few points, or one, would not be seen
+    assert [label.get_text() for label in norms.get_yticklabels()] == ["0.3", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.31, 0.33, [0.3, 0.5, 0.7]),
+        (0.5, 0.5, [0.5, 0.7, 1.0]),
+        (0.004, 0.3, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]),
+        (2e-6, 40.0, [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0]),
+        (1e-30, 1.0, [1e-30, 1e-26, 1e-22, 1e-18, 1e-14, 1e-10, 1e-6, 1e-2, 1e2]),
+    ],
+)
+def test_ticks_of_a_log_axis(low, high, ticks):
+    assert pictures.log_ticks(low, high) == ticks
 
 
 def test_a_chart_by_hand():

@@ -26,7 +26,7 @@ def test_a_result_is_the_mean_of_the_last_fifteen_percent():
 
 def test_a_point_of_a_curve_is_the_mean_of_a_twentieth_of_the_run():
     steps = np.array([50.0, 102.0, 200.0])  # windows of 10 steps
-    np.testing.assert_array_equal(reproduce.curve(EPISODES, steps), [np.nan, (7.0 + 50.0) / 2, np.nan])
+    np.testing.assert_array_equal(reproduce.mean_returns(EPISODES, steps), [np.nan, (7.0 + 50.0) / 2, np.nan])
 
 
 @pytest.mark.parametrize("experiment", [*reproduce.EXPERIMENTS.values(), *reproduce.WORLDS.values()])

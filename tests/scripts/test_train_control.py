@@ -89,13 +89,13 @@ def test_the_same_command_ends_with_the_same_bits(train, small, tmp_path):
 
 
 def test_the_commands_in_the_help_are_understood(train, tmp_path):
-    options = ("--env", "Acrobot-v1", "--agent=sarsa", "--optimizer", "adaptive-obgd", "--lam", 0.9, "--steps", 600)
+    options = ("--env", "Acrobot-v1", "--agent=sarsa", "--optimizer", "adaptive_obgd", "--lam", 0.9, "--steps", 600)
     result = train(*options, "--episodes", 0, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("Acrobot-v1-sarsa-")
     settings = ControlRun.stored_settings(folder)
-    assert (settings.agent, settings.optimizer, settings.lam) == ("sarsa", "adaptive-obgd", 0.9)
+    assert (settings.agent, settings.optimizer, settings.lam) == ("sarsa", "adaptive_obgd", 0.9)
     assert "sarsa, lambda 0.9, with AdaptiveObGD" in result.stdout
 
 
@@ -104,7 +104,7 @@ def test_each_help_leads_to_the_other(train):
     assert (prediction.returncode, control.returncode) == (0, 0)
     assert "--agent stream-ac --help" in prediction.stdout
     assert "--agent td --help" in control.stdout
-    for word in ("--actor-kappa", "--epsilon", "variance-adjusted", "expected-sarsa"):
+    for word in ("--actor-kappa", "--epsilon", "variance_adjusted", "expected-sarsa"):
         assert word in control.stdout
         assert word not in prediction.stdout.replace("expected-sarsa, qrc)", "")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from valueapprox.checks import as_floats, as_numbers, one_of, positive
+from valueapprox.checks import as_floats, as_numbers, one_of, positive, python_settings
 from valueapprox.network import Network
 from valueapprox.optimizers import SGD, Optimizer
 from valueapprox.predictions import Predictions
@@ -162,6 +162,7 @@ class ServiceSettings:
     read_only: bool = False
 
     def __post_init__(self) -> None:
+        python_settings(self)
         for name in ("discounts", "lams"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(float(x) for x in np.atleast_1d(value)))

@@ -110,7 +110,7 @@ class _Lines(logging.Formatter):
         self.as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = {name: value for name, value in vars(record).items() if name not in PLAIN}
+        facts = {n: v for n, v in vars(record).items() if n not in PLAIN and not n.startswith("_")}  # Ray adds one
         trace = self.formatException(record.exc_info) if record.exc_info else None
         if self.as_json:
             when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")

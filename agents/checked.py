@@ -1,0 +1,296 @@
+"""What a user's environment gives, checked where it comes in: errors name it, the step, what came and where to look."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+__all__ = ["Checked", "UserCodeError", "blame", "close", "guarded", "is_image"]
+
+NUMBERS = frozenset((float, int, np.float64, np.float32, np.int64, np.int32, np.bool_, bool))
+FLAGS = frozenset((bool, np.bool_))
+ANSWER = "observation, reward, terminated, truncated, info"
+INF = float("inf")
+SHOWN = 80  # characters of a value
+MOST_FRAMES = 6
+MANY_INPUTS = 300  # numbers of an image, from which a dense network is worth a word
+# Code between the run and the user's: what it raises is about what it was given.
+OURS = tuple(str(Path(__file__).resolve().parents[1] / name) for name in ("agents", "envs", "valueapprox"))
+GYMNASIUM = str(Path(gym.__file__).parent)
+
+
+class UserCodeError(ValueError):
+    """What an environment, or another function of the user's, did or gave cannot be learned from.
+
+    Attributes
+    ----------
+    place : str
+        Where in the user's files to look; lines for a person, which may be empty.
+    """
+
+    def __init__(self, sentence: str, place: str = "") -> None:
+        super().__init__(sentence, place)  # both: so that it can be sent from a Ray worker
+        self.sentence, self.place = sentence, place
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class Checked(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment whose answers are as Gymnasium's interface says, or there is a clear error.
+
+    Parameters
+    ----------
+    env, name
+        The environment, and what errors call it.
+    n_steps
+        Of the run so far, from which errors count; None where only the step of the episode makes sense.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], name: str, n_steps: int | None = None) -> None:
+        super().__init__(env)
+        self.name, self.n_steps, self.of_a_run, self.episode_steps = name, n_steps or 0, n_steps is not None, 0
+        self.fits = _fit(env.observation_space)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        self.episode_steps = 0
+        try:
+            answer = self.env.reset(seed=seed, options=options)
+        except UserCodeError:
+            raise
+        except Exception as error:
+            raise blame(f"{self.name}: reset()", error, _home(self.env.unwrapped, "reset")) from error
+        if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+            raise self._fault("reset", f"reset() gave {_several(answer)}; expected 2 values: observation, info")
+        observation, info = answer
+        if not isinstance(info, dict):
+            raise self._fault("reset", f"the info that reset() gave is {_shown(info)}; expected a dict")
+        if not self.fits(observation):
+            raise self._fault(
+                "reset", _misfit("the observation that reset() gave", self.observation_space, observation)
+            )
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step."""
+        self.n_steps += 1
+        self.episode_steps += 1
+        try:
+            answer: Any = self.env.step(action)
+        except UserCodeError:
+            raise
+        except Exception as error:
+            raise self._raised(error) from error
+        try:
+            observation, reward, terminated, truncated, info = answer
+        except (TypeError, ValueError):
+            raise self._wrong_number(_several(answer)) from None
+        if (
+            (type(reward) not in NUMBERS and not _is_number(reward))
+            or not -INF < reward < INF
+            or (type(terminated) not in FLAGS and not _is_flag(terminated))
+            or (type(truncated) not in FLAGS and not _is_flag(truncated))
+            or not isinstance(info, dict)
+            or not self.fits(observation)
+        ):
+            raise self._examined(observation, reward, terminated, truncated, info)
+        return answer
+
+    def named(self, error: ValueError) -> UserCodeError:
+        """The same error, if it is one of what came from this environment, with its name."""
+        return error if isinstance(error, UserCodeError) else self._fault("step", str(error))
+
+    def _examined(self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> UserCodeError:
+        at = self._when()
+        if not _is_number(reward):
+            return self._fault("step", f"the reward {at} is {_shown(reward)}; expected one number")
+        if not -INF < reward < INF:
+            return self._fault("step", f"the reward {at} is {_shown(reward)}; expected a finite number")
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not _is_flag(flag):
+                return self._fault("step", f"{name} {at} is {_shown(flag)}; expected True or False")
+        if not isinstance(info, dict):
+            return self._fault("step", f"info {at} is {_shown(info)}; expected a dict")
+        return self._fault("step", _misfit(f"the observation {at}", self.observation_space, observation))
+
+    def _when(self) -> str:
+        if not self.of_a_run:
+            return f"at step {self.episode_steps} of an episode"
+        own = f", the {_ordinal(self.episode_steps)} of its episode" if self.episode_steps != self.n_steps else ""
+        return f"at step {self.n_steps}{own}"
+
+    def _wrong_number(self, came: str) -> UserCodeError:
+        return self._fault("step", f"step() gave {came} {self._when()}; expected 5 values: {ANSWER}")
+
+    def _raised(self, error: Exception) -> UserCodeError:
+        # Gymnasium's own wrappers take an answer apart, and complain without saying whose it was.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        if (
+            last.filename.startswith(GYMNASIUM)
+            and isinstance(error, (TypeError, ValueError))
+            and "unpack" in str(error)
+        ):
+            return self._wrong_number(str(error))
+        return blame(f"{self.name}: step()", error, _home(self.env.unwrapped, "step"), self._when())
+
+    def _fault(self, method: str, sentence: str) -> UserCodeError:
+        return UserCodeError(f"{self.name}: {sentence}", _home(self.env.unwrapped, method))
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def blame(what: str, error: BaseException, home: str = "", when: str = "") -> UserCodeError:
+    """An error that the user's own code has raised, as a fault that says where: the last frames, or else `home`."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*OURS, GYMNASIUM))]
+    place = "".join(traceback.format_list(frames[-MOST_FRAMES:])).rstrip()
+    text = " ".join(str(error).split())
+    sentence = " ".join(filter(None, (what, "raised", type(error).__name__, when)))
+    return UserCodeError(sentence + (f": {text}" if text else ""), place or home)
+
+
+def guarded(policy: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The same policy; where it is a function of the user's, what it raises says so."""
+    if ":" not in name:
+        return policy
+
+    def call(observation: Any, rng: np.random.Generator) -> Any:
+        try:
+            return policy(observation, rng)
+        except Exception as error:
+            raise blame(f"policy {name}", error) from error
+
+    return call
+
+
+def close(env: Any, name: str, notice: Callable[[str], None] = warnings.warn) -> None:
+    """Close an environment, or anything that has `close`; if that fails, say so: what was learned is not its fault."""
+    try:
+        env.close()
+    except Exception as error:  # noqa: BLE001  # it is the user's code, and may raise anything
+        notice(f"{name} could not be closed: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _home(env: Any, method: str) -> str:
+    """Where the environment's method begins, unless it is built in."""
+    function = getattr(type(env), method, None)
+    try:
+        path = inspect.getsourcefile(function)  # type: ignore[arg-type]
+        _, line = inspect.getsourcelines(function)  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return ""
+    return f'  File "{path}", line {line}, in {type(env).__name__}.{method}'
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _several(answer: Any) -> str:
+    if isinstance(answer, (tuple, list)):
+        return f"{len(answer)} value{'' if len(answer) == 1 else 's'}"
+    return _shown(answer)
+
+
+def _ordinal(n: int) -> str:
+    ending = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n:,}{ending}"
+
+
+# --- what fits --------------------------------------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one real number, of whatever library."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # noqa: BLE001  # whatever it is, it is no number
+        return False
+    return array.ndim == 0 and array.dtype.kind in "fiub"
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind == "b"
+
+
+def _fit(space: gym.Space[Any]) -> Callable[[Any], bool]:
+    """A quick test of observations; what it refuses, `_misfit` can explain."""
+    if isinstance(space, spaces.Box):
+        shape, floats = space.shape, space.dtype.kind == "f"
+        kinds = "fiub" if floats else space.dtype.kind
+
+        def fits(observation: Any) -> bool:
+            if type(observation) is np.ndarray and observation.shape == shape and observation.dtype.kind in kinds:
+                return floats or observation.dtype == space.dtype or not _misfit("", space, observation)
+            return not _misfit("", space, observation)
+
+        return fits
+    return lambda observation: not _misfit("", space, observation)
+
+
+def _misfit(name: str, space: gym.Space[Any], observation: Any) -> str:
+    """What is wrong with an observation of a space; empty if nothing is."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(observation, dict) or set(observation) != set(space.spaces):
+            return f"{name} is {_shown(observation)}; expected a dict of {', '.join(map(repr, space.spaces))}"
+        parts = [(key, part, observation[key]) for key, part in space.spaces.items()]
+        return next(filter(None, (_misfit(f"{name}, entry {key!r},", part, o) for key, part, o in parts)), "")
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(observation, (tuple, list)) or len(observation) != len(space.spaces):
+            return f"{name} is {_shown(observation)}; expected a tuple of {len(space.spaces)}"
+        numbered = enumerate(zip(space.spaces, observation, strict=True))
+        return next(filter(None, (_misfit(f"{name}, entry {i},", part, o) for i, (part, o) in numbered)), "")
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return "" if space.contains(observation) else f"{name} is {_shown(observation)}; expected one of {space}"
+    try:
+        array = np.asarray(observation)
+    except Exception:  # noqa: BLE001  # rows of unequal length, or an object of another library
+        return f"{name} is {_shown(observation)}; expected an array of shape {space.shape}"
+    shape, dtype = space.shape or (), np.dtype(space.dtype)
+    if array.dtype.kind not in "fiub":
+        return f"{name} is {_shown(observation)}; expected {_expected(space)}"
+    if array.shape != shape:
+        return f"{name} has shape {array.shape}; expected {shape}, the shape of its space"
+    if dtype.kind == "f":
+        return ""
+    if array.dtype.kind == "f":
+        return f"{name} has dtype {array.dtype}; expected {dtype}, the dtype of its space"
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        start = np.asarray(space.start)
+        low: Any = start
+        high: Any = start + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
+    else:
+        low, high = (0, 1) if dtype.kind == "b" or isinstance(space, spaces.MultiBinary) else _range(dtype)
+    if not ((array >= low) & (array <= high)).all():
+        return f"{name} is {_shown(observation)}; expected {_expected(space)}"
+    return ""
+
+
+def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
+
+
+def _expected(space: gym.Space[Any]) -> str:
+    if isinstance(space, spaces.Discrete):
+        return f"a whole number from {space.start} to {space.start + space.n - 1}"
+    return f"an array of shape {space.shape} and dtype {space.dtype}"
+
+
+def is_image(space: gym.Space[Any]) -> bool:
+    """Whether observations of a space hold something like an image: rows and columns of many numbers."""
+    if isinstance(space, spaces.Dict):
+        return any(map(is_image, space.spaces.values()))
+    if isinstance(space, spaces.Tuple):
+        return any(map(is_image, space.spaces))
+    return isinstance(space, spaces.Box) and len(space.shape) >= 2 and int(np.prod(space.shape)) >= MANY_INPUTS
