@@ -220,7 +220,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind == "b"
+    return type(value) in FLAGS or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind == "b")
 
 
 def _fit(space: gym.Space[Any]) -> Callable[[Any], bool]:

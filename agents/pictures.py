@@ -78,8 +78,8 @@ def _draw(folder: str | Path, title: str, wanted: Sequence[Panel], episodes: Seq
     for place, (name, lines, scale) in zip(places[first:], panels, strict=True):
         axes = figure.add_subplot(place)
         for tag, (steps, values) in lines.items():
-            marker = "." if len(steps) <= FEW else ""
-            axes.plot(steps, values, marker, linestyle="-", label=NAMES.get(tag, tag.rpartition("/")[2]), linewidth=1.3)
+            marker = "." if len(steps) <= FEW else None
+            axes.plot(steps, values, marker=marker, label=NAMES.get(tag, tag.rpartition("/")[2]), linewidth=1.3)
         _finish(axes, name, last)
         numbers = np.concatenate([values for _, values in lines.values()])
         if scale == "log":
@@ -111,9 +111,9 @@ def _draw_returns(axes: Any, episodes: Sequence[dict[str, Any]], last: int) -> N
     steps = np.linspace(0, last, POINTS + 1)[1:]
     means = mean_returns(episodes, steps)
     there = np.isfinite(means)
-    marker = "." if there.sum() <= FEW else ""
+    marker = "." if there.sum() <= FEW else None
     label = f"mean over the last {last / WINDOW:,.0f} steps"
-    axes.plot(steps[there], means[there], marker, linestyle="-", linewidth=1.6, label=label)
+    axes.plot(steps[there], means[there], marker=marker, linewidth=1.6, label=label)
     _finish(axes, "return of an episode", last)
 
 

@@ -127,7 +127,9 @@ def check_gif(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"--gif is {path}; expected the name of a file, and that is a folder")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--gif is {path}; expected a folder that exists: {path.parent} does not")
+        raise FileNotFoundError(
+            f"--gif is {path}; expected a place in a folder that exists: there is no folder {path.parent}"
+        )
 
 
 if __name__ == "__main__":

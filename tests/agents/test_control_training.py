@@ -557,7 +557,7 @@ def test_no_panel_is_empty_and_every_axis_can_be_read(tmp_path, monkeypatch):
     for axes in (returns, error, norms):
         assert all(np.isfinite(line.get_ydata()).all() and len(line.get_ydata()) for line in axes.lines)
         assert all(line.get_marker() == "." for line in axes.lines)  # so few points, or one, would not be seen
-    assert [label.get_text() for label in norms.get_yticklabels()] == ["0.3", "0.5"]
+    assert [label.get_text() for label in norms.get_yticklabels()] == ["0.3", "0.5", "0.7"]
 
 
 @pytest.mark.parametrize(
