@@ -1,4 +1,4 @@
-"""Environments of a user's that are wrong in one way: `make("faulty_envs:Faulty-v0", gives="none")`."""
+"""Environments of a user's that are wrong in one way: `make("faulty_envs:Wrong-v0", gives="none")`."""
 
 import gymnasium as gym
 import numpy as np
@@ -86,8 +86,8 @@ class Closing(gym.Wrapper):
         raise RuntimeError("the viewer is gone")
 
 
-gym.register("Faulty-v0", entry_point=Faulty)
-gym.register("FaultyLimited-v0", entry_point=Faulty, max_episode_steps=50)
+gym.register("Wrong-v0", entry_point=Faulty)
+gym.register("WrongLimited-v0", entry_point=Faulty, max_episode_steps=50)
 gym.register("Closing-v0", entry_point=lambda: Closing(gym.make("CartPole-v1").unwrapped), max_episode_steps=500)
 
 
