@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import traceback
 import warnings
@@ -13,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-__all__ = ["Checked", "UserCodeError", "blame", "close", "guarded", "is_image"]
+__all__ = ["Checked", "UserCodeError", "blame", "close", "fault_of", "guarded", "is_image"]
 
 NUMBERS = frozenset((float, int, np.float64, np.float32, np.int64, np.int32, np.bool_, bool))
 FLAGS = frozenset((bool, np.bool_))
@@ -65,10 +66,9 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         self.episode_steps = 0
         try:
             answer = self.env.reset(seed=seed, options=options)
-        except UserCodeError:
-            raise
         except Exception as error:
-            raise blame(f"{self.name}: reset()", error, _home(self.env.unwrapped, "reset")) from error
+            blame(error, f"{self.name}: reset()", _home(self.env.unwrapped, "reset"))
+            raise
         if not isinstance(answer, (tuple, list)) or len(answer) != 2:
             raise self._fault("reset", f"reset() gave {_several(answer)}; expected 2 values: observation, info")
         observation, info = answer
@@ -86,10 +86,13 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         self.episode_steps += 1
         try:
             answer: Any = self.env.step(action)
-        except UserCodeError:
-            raise
         except Exception as error:
-            raise self._raised(error) from error
+            # Gymnasium's own wrappers take an answer apart, and complain without saying whose it was.
+            last = traceback.extract_tb(error.__traceback__)[-1].filename
+            if last.startswith(GYMNASIUM) and isinstance(error, (TypeError, ValueError)) and "unpack" in str(error):
+                raise self._wrong_number(str(error)) from None
+            blame(error, f"{self.name}: step()", _home(self.env.unwrapped, "step"), self._when())
+            raise
         try:
             observation, reward, terminated, truncated, info = answer
         except (TypeError, ValueError):
@@ -106,21 +109,22 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         return answer
 
     def named(self, error: ValueError) -> UserCodeError:
-        """The same error, if it is one of what came from this environment, with its name."""
-        return error if isinstance(error, UserCodeError) else self._fault("step", str(error))
+        """The same error of what came from this environment, with its name."""
+        return self._fault("step", str(error))
 
     def _examined(self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> UserCodeError:
         at = self._when()
         if not _is_number(reward):
-            return self._fault("step", f"the reward {at} is {_shown(reward)}; expected one number")
+            return self._fault("step", f"the reward is {_shown(reward)} {at}; expected one number")
         if not -INF < reward < INF:
-            return self._fault("step", f"the reward {at} is {_shown(reward)}; expected a finite number")
+            return self._fault("step", f"the reward is {_shown(reward)} {at}; expected a finite number")
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not _is_flag(flag):
-                return self._fault("step", f"{name} {at} is {_shown(flag)}; expected True or False")
+                return self._fault("step", f"{name} is {_shown(flag)} {at}; expected True or False")
         if not isinstance(info, dict):
-            return self._fault("step", f"info {at} is {_shown(info)}; expected a dict")
-        return self._fault("step", _misfit(f"the observation {at}", self.observation_space, observation))
+            return self._fault("step", f"info is {_shown(info)} {at}; expected a dict")
+        what, _, wanted = _misfit("the observation", self.observation_space, observation).rpartition("; expected ")
+        return self._fault("step", f"{what} {at}; expected {wanted}")
 
     def _when(self) -> str:
         if not self.of_a_run:
@@ -131,17 +135,6 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
     def _wrong_number(self, came: str) -> UserCodeError:
         return self._fault("step", f"step() gave {came} {self._when()}; expected 5 values: {ANSWER}")
 
-    def _raised(self, error: Exception) -> UserCodeError:
-        # Gymnasium's own wrappers take an answer apart, and complain without saying whose it was.
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        if (
-            last.filename.startswith(GYMNASIUM)
-            and isinstance(error, (TypeError, ValueError))
-            and "unpack" in str(error)
-        ):
-            return self._wrong_number(str(error))
-        return blame(f"{self.name}: step()", error, _home(self.env.unwrapped, "step"), self._when())
-
     def _fault(self, method: str, sentence: str) -> UserCodeError:
         return UserCodeError(f"{self.name}: {sentence}", _home(self.env.unwrapped, method))
 
@@ -149,13 +142,29 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def blame(what: str, error: BaseException, home: str = "", when: str = "") -> UserCodeError:
-    """An error that the user's own code has raised, as a fault that says where: the last frames, or else `home`."""
+def blame(error: BaseException, what: str, home: str = "", when: str = "") -> None:
+    """Note at an error that the user's own code has raised whose it is and where, as `fault_of` gives it again.
+
+    It keeps its type and traceback, for those who call from Python. Where: its last frames, or else `home`.
+    """
+    if fault_of(error) is not None:
+        return
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*OURS, GYMNASIUM))]
-    place = "".join(traceback.format_list(frames[-MOST_FRAMES:])).rstrip()
+    place = "".join(traceback.format_list(frames[-MOST_FRAMES:])).rstrip() or home
     text = " ".join(str(error).split())
     sentence = " ".join(filter(None, (what, "raised", type(error).__name__, when)))
-    return UserCodeError(sentence + (f": {text}" if text else ""), place or home)
+    fault = UserCodeError(sentence + (f": {text}" if text else ""), place)
+    with contextlib.suppress(AttributeError):  # some errors take no attributes
+        error.fault = fault  # type: ignore[attr-defined]
+    error.add_note(sentence)
+
+
+def fault_of(error: BaseException) -> UserCodeError | None:
+    """What is to be said of an error if it is one of the user's code: also of one that Ray has brought."""
+    cause = getattr(error, "cause", None)
+    shown = cause if isinstance(cause, BaseException) else error
+    found = shown if isinstance(shown, UserCodeError) else getattr(shown, "fault", None)
+    return found if isinstance(found, UserCodeError) else None
 
 
 def guarded(policy: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -167,7 +176,8 @@ def guarded(policy: Callable[..., Any], name: str) -> Callable[..., Any]:
         try:
             return policy(observation, rng)
         except Exception as error:
-            raise blame(f"policy {name}", error) from error
+            blame(error, f"policy {name}")
+            raise
 
     return call
 

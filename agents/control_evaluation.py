@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.checked import Checked, close
+from agents.checked import Checked, close, fault_of
 from agents.control import ControlAgent
 from agents.control_training import ControlSettings
 from agents.evaluation import Estimate, interval_of_mean
@@ -122,7 +122,9 @@ def evaluate(
             n_cut += not ended
             progress(episode + 1)
     except ValueError as error:  # an observation that is not a number
-        raise env.named(error) from error
+        if fault_of(error) is None:
+            raise env.named(error) from error
+        raise
     finally:
         close(env, settings.env, notice)
     return Returns(

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 import envs
-from agents.checked import Checked, close
+from agents.checked import Checked, close, fault_of
 from agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
 from agents.control_loop import Chunk, CompiledLoop
 from agents.interrupts import interruptible
@@ -544,7 +544,9 @@ class ControlRun:
                 else:
                     action = learn(reward, observation)
         except ValueError as error:  # an observation that is not a number, or a reward too large
-            raise env.named(error) from error
+            if fault_of(error) is None:
+                raise env.named(error) from error
+            raise
         self.running[:] = total, length
         return Chunk(n, np.array(episodes, np.float64).reshape(-1, 3))
 

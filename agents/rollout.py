@@ -24,7 +24,7 @@ from gymnasium.vector.utils import iterate
 
 import envs
 from agents import kernels
-from agents.checked import Checked, UserCodeError, blame, guarded
+from agents.checked import Checked, UserCodeError, blame, fault_of, guarded
 from agents.policies import make_policy
 from agents.spaces import encoder
 from valueapprox.checks import one_of
@@ -112,14 +112,14 @@ def _helpful(env_id: str) -> Iterator[None]:
             raise ValueError(f"{unknown}{hint}") from None
         raise ValueError(str(error)) from None
     except (gym.error.Error, ModuleNotFoundError, TypeError) as error:
-        raise UserCodeError(f"{env_id} cannot be built: {error}", blame("", error).place) from None
-    except UserCodeError:
+        blame(error, f"{env_id}: building it")
+        found = fault_of(error)
+        raise UserCodeError(f"{env_id} cannot be built: {error}", found.place if found else "") from None
+    except ValueError:  # a world of this package's, which says what is wrong with its arguments; or a user's
         raise
     except Exception as error:
-        fault = blame(f"{env_id}: building it", error)
-        if not fault.place:  # a world of this package's, which says what is wrong with its arguments
-            raise
-        raise fault from error
+        blame(error, f"{env_id}: building it")
+        raise
 
 
 def _register_minatar(env_id: str) -> None:

@@ -37,6 +37,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 Options = TypeVar("Options")
+MENDABLE = (ValueError, TypeError, FileExistsError, FileNotFoundError, ConnectionError, CheckpointError)
 
 #: What other libraries call an option, and what it is called here; the first ones that a command has are suggested.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
@@ -251,15 +252,20 @@ def errors_in_one_line() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         yield
-    except (ValueError, TypeError, FileExistsError, FileNotFoundError, ConnectionError, CheckpointError) as error:
+    except Exception as error:
         # Ray shows the worker's traceback above the sentence that matters.
         cause = getattr(error, "cause", None)
         shown = cause if isinstance(cause, BaseException) else error
-        _fail(str(shown), 2, getattr(shown, "place", ""))
-    except FloatingPointError as error:
-        _fail(str(error), 1)
-    except OSError as error:
-        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1)
+        shown = getattr(shown, "fault", shown)  # of the user's own code: see agents.checked
+        if hasattr(shown, "place"):
+            _fail(str(shown), 2, shown.place)
+        elif isinstance(error, MENDABLE):
+            _fail(str(shown), 2)
+        elif isinstance(error, FloatingPointError):
+            _fail(str(error), 1)
+        elif isinstance(error, OSError):
+            _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), 1)
+        raise
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
