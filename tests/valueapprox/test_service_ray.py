@@ -67,6 +67,30 @@ def test_what_is_submitted_is_learned_in_its_order(started, tmp_path):
         np.testing.assert_allclose(future.result().values, p.predict(s), rtol=1e-12)
 
 
+def test_after_cancelled_calls_every_other_gets_its_own_answer(started):
+    service, p = started("cancelled"), learner()
+    states = [np.full((i % 3 + 1, 3), float(i)) for i in range(60)]
+    values = [service.submit_values(s) for s in states]
+    learning = [service.submit(transitions(f"stream {i}", 0, i % 4 + 1)) for i in range(60)]
+    # Those that are on their way already cannot be called back; there are always some that are not.
+    cancelled = {kind: [i for i in range(5, 60, 3) if futures[i].cancel()] for kind, futures in
+                 (("values", values), ("learning", learning))}  # fmt: skip
+    assert all(cancelled.values())
+    version = 0
+    for i in range(60):
+        if i not in cancelled["learning"]:
+            result = learning[i].result(60)
+            version += i % 4 + 1
+            assert (result.learned, result.version, result.td_errors.shape) == (i % 4 + 1, version, (i % 4 + 1, 2))
+    w = [np.asarray(p.predict(s)) for s in states]  # of the version before anything was learned
+    for i in range(60):
+        if i not in cancelled["values"]:
+            found = values[i].result(60)
+            assert found.values.shape == w[i].shape
+            if found.version == 0:
+                np.testing.assert_allclose(found.values, w[i], rtol=1e-12)
+
+
 def test_errors_arrive_as_what_they_were(started, tmp_path):
     service = started("strict", replace(SETTINGS, max_batch=50, max_queue=50), tmp_path)
     wrong = replace(transitions("a", 0, 2), state=np.full((2, 3), np.nan))
