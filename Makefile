@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check bench bench-fit bench-extra tensorboard lock clean
+.PHONY: help setup train test bars check bench bench-fit bench-extra tensorboard lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 24
@@ -34,6 +34,9 @@ train: $(READY)  ## learn the values of a fixed policy in CartPole-v1 on two Ray
 
 test: $(READY)   ## run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+bars: $(READY)   ## checks that take minutes each: hostile clients, damaged journals, bias, the same bits
+	@set -e; for bar in tests/bars/*.py; do echo "$$bar"; $(BIN)/python $$bar $(ARGS); done
 
 check: $(READY)  ## lint, formatting, types
 	$(BIN)/ruff check .
