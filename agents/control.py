@@ -118,7 +118,9 @@ class ControlAgent:
     Parameters
     ----------
     observation_space, action_space
-        Of the environment. Observations: Box or Discrete; others with `flatten`, where Gymnasium can.
+        Of the environment. Observations: Box or Discrete; others with `flatten`, where Gymnasium can. Actions:
+        Discrete, MultiDiscrete or MultiBinary (for agents of action values up to 1024 in all), for `StreamAC` also Box,
+        for `StreamTD` any.
     hidden
         Units of each hidden layer; the actor, or h of QRC, has a network of its own with the same ones.
     optimizer, second_optimizer
@@ -460,6 +462,10 @@ class StreamAC(ControlAgent):
     critic: z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
     actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along m delta z,
             m = max(1, least_error / mean |delta|)
+
+    Several discrete entries (MultiDiscrete, MultiBinary) are chosen each by a softmax of its own. The unit of a
+    continuous action is half the distance of its bounds, around their middle: see `agents.spaces.continuous`. A mean
+    that is more than its spread outside of the bounds gets no gradient that would lead it further out.
 
     entropy
         Weight of the policy's entropy H in the actor's trace.

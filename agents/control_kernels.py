@@ -67,9 +67,9 @@ Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, FACTORED_ACTOR_CR
 
 # Behind the settings: what the kernels know of the action space. Of a factored policy, how many values each entry has;
 # of a Gaussian one, by entry, the place and size of its unit in the space, the bounds there and in the policy's own
-# unit, and whether actions are integers.
+# unit, whether actions are integers, and the spread below which their neighbours would hardly be tried.
 ACTIONS = N_SETTINGS
-ORIGIN, UNIT, LOW, HIGH, LEAST, MOST, WHOLE, N_OF_ENTRY = range(8)
+ORIGIN, UNIT, LOW, HIGH, LEAST, MOST, WHOLE, NARROWEST, N_OF_ENTRY = range(9)
 
 # Positions in memory: the reward's scaling (its divisor 0 while there is none), the average reward, QRC's scalar trace,
 # the mean size of TD errors before its bias is corrected, the time, then the observation's statistics. Its second half
@@ -366,11 +366,16 @@ def seed_factors(x, d, first, settings, action, weight):
 
 
 @kernel
-def seed_gaussian(x, d, first, n, action, weight):
+def seed_gaussian(x, d, first, n, settings, action, weight, sign):
     """The same for a diagonal Gaussian: outputs mu (k,) and p (k,), sigma = softplus(p). Returns (H, mean sigma).
 
     d log pi / d mu = (a - mu) / sigma^2;  d log pi / d sigma = ((a - mu)^2 - sigma^2) / sigma^3;
     d sigma / d p = sigmoid(p);  dH / d sigma = 1 / sigma;  H = sum log sigma + 1/2 log(2 pi e).
+
+    Where actions are cut off at a bound, or rounded to one integer, all earn the same: no reward would call a policy
+    back from there, and noise would lead it on. So a mean more than sigma outside of the bounds (among integers, any
+    that is outside) gets no gradient that would lead it, by the sign of delta, further out, and a spread below the
+    narrowest none that would make it narrower. Elsewhere nothing changes.
     """
     k = n // 2
     entropy, spread = 0.0, 0.0
@@ -378,9 +383,16 @@ def seed_gaussian(x, d, first, n, action, weight):
         p = np.float64(x[first + k + j])
         sigma = softplus(p)
         slope = 1.0 / (1.0 + math.exp(-p))
-        error = action[j] - np.float64(x[first + j])
-        d[first + j] = error / (sigma * sigma)
-        d[first + k + j] = slope * ((error * error - sigma * sigma) / (sigma * sigma * sigma) + weight / sigma)
+        mu = np.float64(x[first + j])
+        error = action[j] - mu
+        move = error / (sigma * sigma)
+        widen = slope * ((error * error - sigma * sigma) / (sigma * sigma * sigma) + weight / sigma)
+        entry = ACTIONS + j * N_OF_ENTRY
+        slack = 0.0 if settings[entry + WHOLE] != 0.0 else sigma
+        above = mu > settings[entry + MOST] + slack and sign * move > 0.0
+        below = mu < settings[entry + LEAST] - slack and sign * move < 0.0
+        d[first + j] = 0.0 if above or below else move
+        d[first + k + j] = 0.0 if sigma < settings[entry + NARROWEST] and sign * widen < 0.0 else widen
         entropy += math.log(sigma) + 0.5 * math.log(2.0 * math.pi * math.e)
         spread += sigma
     return entropy, spread / k
@@ -639,7 +651,7 @@ def step(
             elif algorithm == FACTORED_ACTOR_CRITIC:
                 entropy = seed_factors(here_2[X], here_2[D], first_2, settings, action, weight)
             else:
-                entropy, spread = seed_gaussian(here_2[X], here_2[D], first_2, n_2, action, weight)
+                entropy, spread = seed_gaussian(here_2[X], here_2[D], first_2, n_2, settings, action, weight, sign)
                 sums[SUM_SPREAD] += spread
             sums[SUM_ENTROPY] += entropy
             memory[ERROR_SIZE] = ERROR_DECAY * memory[ERROR_SIZE] + (1.0 - ERROR_DECAY) * abs(delta)

@@ -88,13 +88,11 @@ def uniform(space: gym.Space[Any]) -> Policy:
         low, high = space.low, space.high
         if space.dtype.kind != "f":
             return lambda observation, rng: np.asarray(rng.integers(low, high, dtype=space.dtype, endpoint=True))
-        low, high = low.astype(np.float64), high.astype(np.float64)
-
-        def between(observation: Any, rng: np.random.Generator) -> np.ndarray:
-            share = rng.random(space.shape)  # a difference of the bounds could overflow
-            return np.asarray(np.clip((1.0 - share) * low + share * high, low, high), space.dtype)
-
-        return between
+        base, width = low.astype(np.float64), high.astype(np.float64) - low.astype(np.float64)
+        # as compiled rollouts do, to the bit
+        return lambda observation, rng: np.asarray(
+            np.clip(base + width * rng.random(space.shape), low, high), space.dtype
+        )
     own = deepcopy(space)
 
     def sample(observation: Any, rng: np.random.Generator) -> Any:

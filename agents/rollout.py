@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import iterate
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
 import envs
 from agents import kernels
@@ -157,7 +157,7 @@ def _smallest(low: int, high: int) -> np.dtype[Any]:
 def _action_dtype(space: gym.Space[Any]) -> Any:
     if isinstance(space, gym.spaces.Discrete):
         return _smallest(int(space.start), int(space.start + space.n - 1))
-    return space.dtype
+    return object if space.shape is None else space.dtype  # Tuple, Dict, Text, ...
 
 
 def _each(lengths: int | Sequence[int], n: int) -> Sequence[int]:
@@ -333,9 +333,12 @@ class GymnasiumRollout:
             if not self.dead[i]:
                 self.actions[i] = self.policy(observation, self.policy_rngs[i])
         before = self.observations
-        arrived, rewards, terminated, truncated, info = self.vector.step(
-            np.asarray(self.actions, self.vector.single_action_space.dtype)  # as the snapshot will hold them
-        )
+        space = self.vector.single_action_space
+        if space.shape is None:
+            actions = concatenate(space, self.actions, create_empty_array(space, len(self.actions)))
+        else:
+            actions = np.asarray(self.actions, space.dtype)  # as the snapshot will hold them
+        arrived, rewards, terminated, truncated, info = self.vector.step(actions)
         self.observations = self._split(arrived)
         was_dead, ended = self.dead, terminated | truncated
         final = info.get("final_obs") if self.same_step else None
@@ -415,8 +418,14 @@ class GymnasiumRollout:
         }
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Where each stream stood at the end of the last block."""
+        """Where each stream stood at the end of the last block.
+
+        Actions that are not arrays are not kept: from there a new episode begins.
+        """
         space = self.vector.single_action_space
+        if space.shape is None:
+            none = {"origin": None, "actions": np.zeros(0)}
+            return [{**mark, **none, "observation": np.array(mark["observation"])} for mark in self.marks]
         return [
             {
                 **mark,

@@ -15,6 +15,7 @@ from agents import control_kernels as kernels
 __all__ = ["Decoder", "Encoder", "UnsupportedSpaceError", "by_factor", "by_index", "continuous", "encoder", "factors"]
 
 MOST_INDEXED = 1024  # actions of a space of several numbers of which a value is learned for each
+NARROWEST = 0.25  # spread among integers: in the middle of one, 95 % of the samples are rounded to it
 NO_BOUND = 1e12  # a bound beyond this is none: float32 has 3.4e38
 
 
@@ -140,6 +141,7 @@ def continuous(space: spaces.Box) -> Decoder:
             origin = b - 1.0 if b < 0.0 else 0.0
         entry[kernels.ORIGIN], entry[kernels.UNIT], entry[kernels.WHOLE] = origin, unit, whole
         entry[kernels.LOW], entry[kernels.HIGH] = a, b
+        entry[kernels.NARROWEST] = NARROWEST / unit if whole and unit > 0.0 else 0.0
         both = bounded_below and bounded_above
         entry[kernels.LEAST] = -1.0 if both else (a - origin if bounded_below else -np.inf)
         entry[kernels.MOST] = 1.0 if both else (b - origin if bounded_above else np.inf)

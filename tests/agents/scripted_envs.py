@@ -136,6 +136,24 @@ class Structured(gym.Env):
         return parts if self.kind == "dict" else tuple(parts.values())
 
 
-for _class in (Scripted, Rewards, Entropy, Faulty, Structured):
+class Spoken(gym.Env):
+    """Actions that are no array; episodes of seven steps. The reward says how long the action is, written out."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    action_space = spaces.Dict(say=spaces.Text(3), both=spaces.Tuple((spaces.Discrete(3, start=1), spaces.Box(0, 1))))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.t += 1
+        reward = float(len(str(action)))
+        return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32), reward, self.t == 7, False, {}
+
+
+for _class in (Scripted, Rewards, Entropy, Faulty, Structured, Spoken):
     if f"{_class.__name__}-v0" not in gym.registry:
         gym.register(f"{_class.__name__}-v0", _class, disable_env_checker=True)

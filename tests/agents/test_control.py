@@ -1277,6 +1277,70 @@ def test_the_largest_integers_are_bounds_too():
         assert actions_of(spaces.Box(-np.inf if limits.min else 0, np.inf, (2,), dtype), 1, mean=1e30).min() > 2e9
 
 
+@pytest.mark.parametrize(
+    ("space", "mean", "spread", "led"),
+    [  # led: whether the mean may move up, whether it may move down, whether the spread may become narrower
+        (spaces.Box(-1, 1, (1,), np.float64), 0.9, 0.5, (True, True, True)),
+        (spaces.Box(-1, 1, (1,), np.float64), 1.4, 0.5, (True, True, True)),
+        (spaces.Box(-1, 1, (1,), np.float64), 1.6, 0.5, (False, True, True)),
+        (spaces.Box(100, 200, (1,), np.float64), 1.6, 0.5, (False, True, True)),
+        (spaces.Box(100, 200, (1,), np.float64), -9.0, 0.5, (True, False, True)),
+        (spaces.Box(0, np.inf, (1,), np.float64), -0.6, 0.5, (True, False, True)),
+        (spaces.Box(0, np.inf, (1,), np.float64), 9.0, 0.5, (True, True, True)),
+        (spaces.Box(-np.inf, np.inf, (1,), np.float64), 99.0, 0.01, (True, True, True)),
+        (spaces.Box(-2, 2, (1,), np.int64), 1.1, 0.5, (False, True, True)),
+        (spaces.Box(-2, 2, (1,), np.int64), 0.9, 0.12, (True, True, False)),  # below 0.25 of a unit of the space
+        (spaces.Box(-2, 2, (1,), np.int64), 0.9, 0.13, (True, True, True)),
+    ],
+)
+def test_a_policy_outside_of_the_bounds_is_led_no_further(space, mean, spread, led):
+    agent = StreamAC(spaces.Discrete(1), space, (), optimizer=SGD(0.0), entropy=0.0, dtype="float64", **PLAIN)
+    moves, widths = [], []
+    for t in range(300):
+        agent.second.w[:] = 0.0
+        agent.second.w[-2:] = mean, math.log(math.expm1(spread))
+        agent.start(0)
+        sampled = agent._action_values[0]
+        reward = 1.0 if t % 2 else -1.0  # delta, since v = 0
+        agent.end(reward, 0, terminated=True)
+        gradient = agent.second.here[kernels.D, agent.second.net.starts[-2] :][:2].copy()
+        assert gradient[0] == pytest.approx((sampled - mean) / spread**2, rel=1e-6) or gradient[0] == 0.0
+        moves.append(reward * gradient[0])
+        widths.append(reward * gradient[1])
+    assert (max(moves) > 0, min(moves) < 0, min(widths) < 0) == led
+    assert max(widths) > 0
+
+
+@pytest.mark.parametrize(
+    ("space", "best", "mean"),
+    [
+        (spaces.Box(-1.0, 1.0, (1,)), 0.0, 3.0),
+        (spaces.Box(-1.0, 1.0, (1,)), 0.5, -3.0),
+        (spaces.Box(100.0, 200.0, (1,)), 150.0, 3.0),
+        (spaces.Box(-2, 2, (1,), np.int64), 0, -3.0),
+    ],
+    ids=str,
+)
+def test_a_policy_that_has_left_the_range_comes_back(space, best, mean):
+    # Ten pulls an episode, of -(5 d)^2 each, d the distance to the best in half widths; the observation is noise. At
+    # the bound an episode earns -250, or -562 where it is 1.5 half widths away.
+    agent, rng = StreamAC(SPACE, space, seed=1), np.random.default_rng(0)
+    agent.second.w[-2:] = mean, math.log(math.expm1(0.1))
+    half = float(space.high[0] - space.low[0]) / 2.0
+    returns = []
+    for _ in range(1500):
+        action, total = agent.start(rng.normal(size=3)), 0.0
+        for t in range(10):
+            reward = -25.0 * float(action[0] - best) ** 2 / half**2
+            total += reward
+            if t < 9:
+                action = agent.step(reward, rng.normal(size=3))
+        agent.end(reward, rng.normal(size=3), terminated=True)
+        returns.append(total)
+    assert returns[0] < -200.0
+    assert np.mean(returns[-100:]) > -20.0
+
+
 @pytest.mark.parametrize("kind", [StreamQ, Sarsa, ExpectedSarsa, QRC])
 def test_agents_of_action_values_want_discrete_actions(kind):
     with pytest.raises(TypeError, match=rf"^action_space is Box.*; expected Discrete.* for {kind.__name__}.*StreamAC"):

@@ -198,6 +198,23 @@ def test_a_snapshot_goes_on_exactly(env, mode):
         assert_goes_on_exactly(task, 220, at)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_random_actions_may_be_of_any_space(mode):
+    task = Task("scripted_envs:Spoken-v0", "random", autoreset=mode, seed=2)
+    (block,) = collect(task, [0, 1], 40)
+    assert_same_bits(Block.join([collect(task, [i], 40)[0] for i in (0, 1)]), block)
+    assert np.unique(block.rewards).size >= 5
+    assert block.terminated.sum() == 10
+    rollout = make_rollout(task, [0, 1])
+    snapshot = rollout.collect(10)[1]  # in the middle of an episode, which cannot be replayed: a new one begins
+    again = make_rollout(task, [0, 1])
+    again.restore(snapshot)
+    after = again.collect(14)[0]
+    assert after.restarted.all()
+    np.testing.assert_array_equal(after.terminated.sum(axis=1), 2)
+    again.close()
+
+
 def test_a_heuristic_that_is_not_compiled_is_followed_in_gymnasium():
     rollout = make_rollout(Task("valueapprox/Pendulum-v1", "heuristic", 0.1), [0])
     assert isinstance(rollout, GymnasiumRollout)
