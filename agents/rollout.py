@@ -335,7 +335,8 @@ class GymnasiumRollout:
         before = self.observations
         space = self.vector.single_action_space
         if space.shape is None:
-            actions = concatenate(space, self.actions, create_empty_array(space, len(self.actions)))
+            empty: Any = create_empty_array(space, len(self.actions))
+            actions: Any = concatenate(space, self.actions, empty)
         else:
             actions = np.asarray(self.actions, space.dtype)  # as the snapshot will hold them
         arrived, rewards, terminated, truncated, info = self.vector.step(actions)
