@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,17 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.console import announce_compile, command, command_line, console, errors_in_one_line, progress_bar
+from agents.console import announce_compile, command, command_line, console, errors_in_one_line, note, progress_bar
 from valueapprox import Adam, Network
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive, unit_interval
+from valueapprox.columns import read_dates
 from valueapprox.files import folder_for
 from valueapprox.optimizers import InverseTime
 from valueapprox.seeding import sequence
 from valueapprox.service import Client, Service, ServiceError, ServiceSettings, Transitions
-from valueapprox.tables import TableError, read_table
+from valueapprox.tables import Problem, TableError, read_table
+from valueapprox.tables import Table as Columns
 
 PICTURE, DATA, SERVICE = "nexting.png", "stream.csv", "service"
 SERVE = Path(__file__).with_name("serve.py")
@@ -37,6 +40,7 @@ FARTHEST = 5.0  # standard deviations that an entry of the state may be away fro
 CALIBRATION = 20  # one part in so many of the stream is only looked at, for the scale of each signal
 LEFT = 0.01  # weight of what is missing of a return at which it counts as complete
 LEAST = 400  # steps to learn from and be judged
+LEAP = 1.5  # usual times between two rows, beyond which a gap is
 WINDOW = 600  # steps that are drawn
 MOST_AT_ONCE = 4096  # steps in a batch
 POINTS = 150  # of a learning curve
@@ -129,22 +133,28 @@ def robot(steps: int, rng: np.random.Generator) -> np.ndarray:
     return np.round(out, 4)
 
 
-def returns(signals: np.ndarray, gamma: float) -> np.ndarray:
-    """G_t = sum_k gamma^k c_{t+k+1} (n, m) of what came of signals c (n, m); late ones lack the most. G_n-1 = 0."""
-    G = np.zeros(signals.shape)
+def returns(signals: np.ndarray, gamma: float, after: Sequence[int] = ()) -> np.ndarray:
+    """G_t = sum_k gamma^k c_{t+k+1} (n, m) of what came of signals c (n, m); late ones lack the most. G_n-1 = 0.
+
+    The rows of `after` come after a gap: no return reaches across it.
+    """
+    G, first = np.zeros(signals.shape), set(after)
     for t in range(len(signals) - 2, -1, -1):
-        G[t] = signals[t + 1] + gamma * G[t + 1]
+        if t + 1 not in first:
+            G[t] = signals[t + 1] + gamma * G[t + 1]
     return G
 
 
-def states(z: np.ndarray) -> np.ndarray:
-    """States (n, 4 m): standardised signals z (n, m), and x <- b x + (1 - b) z of each for every b of TRACES."""
-    parts = [z]
+def states(z: np.ndarray, after: Sequence[int] = ()) -> np.ndarray:
+    """States (n, 4 m): standardised signals z (n, m), and x <- b x + (1 - b) z of each for every b of TRACES.
+
+    x begins anew with the rows of `after`, which come after a gap.
+    """
+    parts, first = [z], {0, *after}
     for decay in TRACES:
         trace = np.empty_like(z)
-        trace[0] = z[0]
-        for t in range(1, len(z)):
-            trace[t] = decay * trace[t - 1] + (1 - decay) * z[t]
+        for t in range(len(z)):
+            trace[t] = z[t] if t in first else decay * trace[t - 1] + (1 - decay) * z[t]
         parts.append(trace)
     return np.clip(np.concatenate(parts, axis=1), -FARTHEST, FARTHEST)
 
@@ -156,7 +166,9 @@ class DemoNexting:
     Nexting (Modayil, White and Sutton 2014, arXiv 1112.1133): for every signal c and every discount gamma there is a
     prediction of G_t = c_t+1 + gamma c_t+2 + gamma^2 c_t+3 + ..., learned by TD(lambda) while the signals come. gamma =
     0, 0.8, 0.95, 0.9875 look 1 / (1 - gamma) = 1, 5, 20, 80 steps ahead. The signals are those of a simulated robot
-    that drives round a pen with a lamp, a carpet and a charging dock, or the columns of your CSV file.
+    that drives round a pen with a lamp, a carpet and a charging dock, or the columns of your CSV file. There an empty
+    cell, NA and NaN are missing: the signal stays what it was, and that is said. Where all signals of a row are
+    missing, and where a column of times leaps, there is a gap: nothing is learned or judged across it.
 
     Every batch of steps is predicted first and learned from afterwards, and each is in the service's journal before it
     is acknowledged. The state is made of all signals, less their mean and in standard deviations, both of the first
@@ -169,12 +181,14 @@ class DemoNexting:
 
     More examples:
       demo_nexting.py --http                                     # the same from a server in a process of its own
-      demo_nexting.py --csv plant.csv --ignore time --draw flow pressure
+      demo_nexting.py --csv plant.csv --time stamp --ignore remark --draw flow pressure
       demo_nexting.py --gamma 0 0.9 0.99 --steps 100000
     """
 
     csv: Path | None = None
     """A CSV file with a header and a row for each step, instead of the robot. All columns are numbers."""
+    time: str | None = None
+    """Column of the CSV file that says when: numbers, or dates as 2024-03-31T18:00:05. It rises from row to row."""
     ignore: tuple[str, ...] = ()
     """Columns of the CSV file to leave out."""
     steps: int = 40_000
@@ -242,17 +256,23 @@ def demonstrate(options: DemoNexting, folder: Path) -> int:
     for name in (PICTURE, DATA, SERVICE):
         if (folder / name).exists():
             raise FileExistsError(f"{folder / name} exists; choose another --out")
-    names, signals = read(options)
-    drawn = list(dict.fromkeys(options.draw)) or [name for name in DRAWN if name in names] or list(names[: len(DRAWN)])
+    names, signals, after = read(options)
+    drawn = list(dict.fromkeys(options.draw)) or list(DRAWN if options.csv is None else names[: len(DRAWN)])
     for name in drawn:
         if name not in names:
-            raise ValueError(f"--draw {name}: there is no such signal; there are {', '.join(names)}")
+            raise ValueError(f"draw is {name}; expected signals, which are {', '.join(names)}")
     n, start = len(signals), len(signals) // CALIBRATION
     end = n - 1 - horizon(max(options.gamma))
     if end - start < LEAST:
         raise ValueError(
             f"{n} steps are too few: with gamma {max(options.gamma):g}, {horizon(max(options.gamma))} at the end lack "
             f"a complete return, and {LEAST} beside the first twentieth are wanted to learn from"
+        )
+    whole = complete(n, after, horizon(max(options.gamma)))
+    if (judged := int(whole[end - (end - start) // 4 : end].sum())) < LEAST // 4:
+        raise ValueError(
+            f"the gaps leave {judged} complete returns in the last quarter; expected at least {LEAST // 4}: a smaller "
+            "--gamma looks less far ahead"
         )
     announce_compile()
     mean, spread = signals[:start].mean(axis=0), signals[:start].std(axis=0)
@@ -269,11 +289,11 @@ def demonstrate(options: DemoNexting, folder: Path) -> int:
             progress_bar("learning", n - 1 - start, options.quiet) as advance,
         ):
             began = time.perf_counter()
-            lost = follow(learner, z, start, options, predicted, advance)
+            lost = follow(learner, z, start, options, predicted, advance, after)
             seconds = time.perf_counter() - began
     except ServiceError as error:
         raise ValueError(str(error)) from error
-    result = judge(predicted.reshape(n, len(names), -1), z, options.gamma, start, end)
+    result = judge(predicted.reshape(n, len(names), -1), z, options.gamma, start, end, after)
     door = "over HTTP" if options.http else "in this process"
     console.print(
         f"{len(names)} signals, {len(options.gamma)} time scales: {predicted.shape[1]} predictions; {n - 1 - start:,} "
@@ -309,28 +329,90 @@ def check(options: DemoNexting) -> None:
     for gamma in options.gamma:
         if not 0 <= gamma < 1:
             raise ValueError(f"gamma is {gamma:g}; at least 0 and less than 1 is wanted")
-    if options.ignore and options.csv is None:
-        raise ValueError("--ignore is for the columns of a --csv file")
+    for name in ("ignore", "time"):
+        if getattr(options, name) and options.csv is None:
+            raise ValueError(f"--{name} is for the columns of a --csv file")
 
 
-def read(options: DemoNexting) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the signals, and the signals (n, m)."""
+def read(options: DemoNexting) -> tuple[tuple[str, ...], np.ndarray, list[int]]:
+    """Names of the signals, the signals (n, m), and the rows that come after a gap."""
     if options.csv is None:
         rng = np.random.default_rng(sequence(options.seed, "robot"))
-        return SENSORS, robot(options.steps, rng)
+        return SENSORS, robot(options.steps, rng), []
     columns = read_table(options.csv)
-    left_out = columns.pick(options.ignore, "--ignore")
+    times = columns.pick([options.time] if options.time else [], "--time")
+    left_out = {*columns.pick(options.ignore, "--ignore"), *times}
     names = tuple(name for name in columns.cells if name not in left_out)
     if not names:
-        raise TableError(f"{options.csv} has no column left; at least one is wanted")
-    signals = columns.numbers(names)
+        raise TableError(f"{options.csv} has no column left; expected at least one signal")
+    cells = {name: columns.parse(name) for name in names}
+    problems = []
+    for name, read in cells.items():
+        refused = read if read.missing.all() else read._replace(missing=np.zeros_like(read.missing))
+        problems += columns.problem(name, refused, ("--time", "--ignore"))
+    at = None
+    if times:
+        at, wrong = times_of(columns, times[0])
+        problems += wrong
+    columns.complain(problems)
+    signals, after = fill(options.csv, {name: read.numbers for name, read in cells.items()}, at)
     for name, signal_ in zip(names, signals.T, strict=True):
         if signal_.min() == signal_.max():
             raise TableError(
                 f"{options.csv}, column {name!r} is {signal_[0]:g} in every row; there is nothing to predict "
                 f"(--ignore {shlex.quote(name)} leaves it out)"
             )
-    return names, signals
+    return names, signals, after
+
+
+def times_of(columns: Columns, name: str) -> tuple[np.ndarray, list[Problem]]:
+    """When each row was, in any unit, and what is wrong with it."""
+    read = columns.parse(name)
+    numbers, problems = read, list[Problem]()
+    if read.other.any():
+        numbers, problems = read_dates(columns, name, read)
+    if not problems:
+        problems = columns.problem(name, numbers, what="time")
+    backwards = np.flatnonzero(np.diff(numbers.numbers) <= 0)
+    if not problems and len(backwards):
+        row = int(backwards[0]) + 1
+        before, now = (columns.texts(name)[i] for i in (row - 1, row))
+        problems.append(
+            Problem(
+                columns.place(row, name, path=False), f"the time is {now}; expected a later one than {before} before it"
+            )
+        )
+    return numbers.numbers, problems
+
+
+def fill(path: Path, signals: Mapping[str, np.ndarray], times: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
+    """Signals (n, m) without missing cells, and the rows that come after a gap; what was done is said.
+
+    A missing cell is what the signal was before, at the start what it is first. A row without any signal is left out,
+    and is a gap, as is more than one and a half times the usual time between two rows.
+    """
+    table = np.stack(list(signals.values()), axis=1)
+    there = ~np.isnan(table).all(axis=1)
+    rows = np.flatnonzero(there)
+    after = set(np.flatnonzero(np.diff(rows) > 1) + 1)
+    table = table[rows]
+    if times is not None and len(rows) > 1:
+        steps = np.diff(times[rows])
+        after |= set(np.flatnonzero(steps > LEAP * np.median(steps)) + 1)
+    for name, column in zip(signals, table.T, strict=True):
+        missing = np.isnan(column)
+        if missing.any():
+            known = np.flatnonzero(~missing)
+            column[:] = column[known[np.maximum(np.searchsorted(known, np.arange(len(column)), "right") - 1, 0)]]
+            note(f"{path}, column {name!r}: {missing.sum()} missing cells are what the signal was before")
+    if after:
+        left = len(there) - len(rows)
+        note(
+            f"{path} has {len(after)} gap{'s' * (len(after) > 1)}"
+            + (f", and {left} row{'s' * (left > 1)} without a signal" if left else "")
+            + ": nothing is learned or judged across"
+        )
+    return table, sorted(map(int, after))
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -349,6 +431,7 @@ def settings(options: DemoNexting, names: Sequence[str]) -> ServiceSettings:
         seed=options.seed,
         durability="batch",
         max_streams=1,
+        on_gap="cut",
     )
 
 
@@ -387,19 +470,25 @@ def follow(
     options: DemoNexting,
     predicted: np.ndarray,
     advance: Callable[[int], None],
+    after: Sequence[int] = (),
 ) -> int:
     """Predict and learn, batch by batch, from step `start` on; returns how many steps were refused.
 
     The predictions of a batch, written into `predicted` (n, k), are asked for before any step of it is learned from.
+    The steps into the rows of `after` are left out; the service then finds a gap in their numbers, and cuts the traces.
     """
-    s, c = states(z).astype(np.float32), np.repeat(z, len(options.gamma), axis=1)
+    s, c = states(z, after).astype(np.float32), np.repeat(z, len(options.gamma), axis=1)
+    kept = np.ones(len(z), bool)
+    kept[[row - 1 for row in after]] = False
     last, refused = len(z) - 1, 0
     for t in range(start, last, options.batch):
-        now, following = slice(t, min(t + options.batch, last)), slice(t + 1, min(t + options.batch, last) + 1)
-        predicted[now] = learner.values(s[now]).values
-        result = learner.learn(Transitions.of(STREAM, t, s[now], c[following], s[following]))
-        refused += len(result.status) - result.learned
-        advance(following.stop - 1 - start)
+        stop = min(t + options.batch, last)
+        predicted[t:stop] = learner.values(s[t:stop]).values
+        steps = np.arange(t, stop)[kept[t:stop]]
+        if len(steps):
+            result = learner.learn(Transitions.of(STREAM, steps, s[steps], c[steps + 1], s[steps + 1]))
+            refused += len(result.status) - result.learned
+        advance(stop - start)
     return refused
 
 
@@ -411,17 +500,31 @@ def horizon(gamma: float) -> int:
     return 0 if gamma == 0 else math.ceil(math.log(LEFT) / math.log(gamma))
 
 
-def judge(predicted: np.ndarray, z: np.ndarray, gammas: Sequence[float], start: int, end: int) -> Result:
-    """Compare predictions (n, m, scales) with the returns of z (n, m), over the last quarter of steps start to end."""
-    came = np.stack([returns(z, gamma) for gamma in gammas], axis=-1)
+def complete(n: int, after: Sequence[int], steps: int) -> np.ndarray:
+    """Which of n rows (n,) have so many steps before the next gap, or the end."""
+    ends = np.array([*after, n]) - 1
+    rows = np.arange(n)
+    return np.asarray(ends[np.searchsorted(ends, rows)] - rows >= steps)
+
+
+def judge(
+    predicted: np.ndarray, z: np.ndarray, gammas: Sequence[float], start: int, end: int, after: Sequence[int] = ()
+) -> Result:
+    """Compare predictions (n, m, scales) with the returns of z (n, m), over the last quarter of steps start to end.
+
+    Where a gap cuts the longest return off, what came is NaN, and not judged.
+    """
+    came = np.stack([returns(z, gamma, after) for gamma in gammas], axis=-1)
+    if len(after):
+        came[:end][~complete(len(z), after, horizon(max(gammas)))[:end]] = np.nan
     judged = slice(end - (end - start) // 4, end)
     so_far = np.cumsum(z, axis=0) / np.arange(1, len(z) + 1)[:, None]
     scale = 1 / (1 - np.array(gammas))
-    variance = came[judged].var(axis=0)
+    variance = np.nanvar(came[judged], axis=0)
     variance[variance == 0] = np.nan  # nothing moved: no error is large or small
 
     def error(guess: np.ndarray) -> np.ndarray:
-        squares: np.ndarray = ((guess - came)[judged] ** 2).mean(axis=0)
+        squares: np.ndarray = np.nanmean((guess - came)[judged] ** 2, axis=0)
         return squares / variance
 
     errors = Errors(error(predicted), error(z[:, :, None] * scale), error(so_far[:, :, None] * scale))
@@ -471,12 +574,15 @@ def curve(result: Result, start: int) -> tuple[np.ndarray, np.ndarray]:
     The error is a mean over the twelfth of the stream before a step, at the start over what there is.
     """
     end = result.judged.stop
-    variance = result.came[start:end].var(axis=0)
+    variance = np.nanvar(result.came[start:end], axis=0)
     variance[variance == 0] = np.nan
     squares = (result.predicted - result.came)[start:end] ** 2 / variance
     width = (end - start) // AVERAGED
     stops = np.unique(np.linspace(width // 4, end - start, POINTS).astype(int))
-    medians = [np.nanmedian(squares[max(0, stop - width) : stop].mean(axis=0), axis=0) for stop in stops]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a window that is a gap: NaN, which is not drawn
+        means = [np.nanmean(squares[max(0, stop - width) : stop], axis=0) for stop in stops]
+        medians = [np.nanmedian(mean, axis=0) for mean in means]
     return start + stops, np.array(medians)
 
 
@@ -494,7 +600,8 @@ def draw(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    shown = slice(max(result.judged.start, result.judged.stop - WINDOW), result.judged.stop)
+    known = np.flatnonzero(~np.isnan(result.came[result.judged, 0, 0])) + result.judged.start
+    shown = slice(max(result.judged.start, int(known[-1]) + 1 - WINDOW), int(known[-1]) + 1)
     steps = np.arange(shown.start, shown.stop)
     figure: Any = Figure(figsize=(4.2 * max(2, len(gammas)), 1.95 * len(drawn) + 4.4))
     FigureCanvasAgg(figure)
@@ -505,7 +612,7 @@ def draw(
     for row, name in zip(panels, drawn, strict=True):
         i = names.index(name)
         weights = 1 - np.array(gammas)
-        lowest = mean[i] + spread[i] * (weights * result.came[shown, i]).min()
+        lowest = mean[i] + spread[i] * np.nanmin(weights * result.came[shown, i])
         for j, (axes, gamma) in enumerate(zip(row, gammas, strict=True)):
             # (1 - gamma) G is a weighted mean of what comes, in the signal's own units.
             came, predicted = (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cells", "Column", "Encoded", "Problem", "Raw", "TableError", "Treatment", "days", "encode", "learn_columns",
-    "read_columns",
+    "read_columns", "read_dates",
 ]  # fmt: skip
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -104,7 +104,8 @@ def days(text: str, form: str | None = None) -> float:
     return (date.replace(tzinfo=date.tzinfo or datetime.UTC) - EPOCH) / DAY
 
 
-def _dates(table: Table, name: str, cells: Cells, form: str | None) -> tuple[Cells, list[Problem]]:
+def read_dates(table: Table, name: str, cells: Cells, form: str | None = None) -> tuple[Cells, list[Problem]]:
+    """A column of dates as days since 1970-01-01, and what is wrong with it but missing cells."""
     array = table.cells[name]
     if isinstance(array, np.ndarray) and array.dtype.kind == "M":
         numbers = (array - np.datetime64(0, "D")) / np.timedelta64(1, "D")
@@ -139,7 +140,7 @@ def read_columns(
             texts = table.texts(name)
             cells = cells._replace(other=np.zeros_like(cells.other))
         elif kind == "date":
-            cells, wrong = _dates(table, name, cells, treatment.date_format)
+            cells, wrong = read_dates(table, name, cells, treatment.date_format)
             problems += wrong
         columns[name] = Raw(cells.numbers, cells.missing, texts)
         if treatment.missing != "refuse" and not cells.missing.all():

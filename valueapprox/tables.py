@@ -186,8 +186,8 @@ class Table:
         """What keeps a column from being used, if anything does, and which of the offered options mends it, best first.
 
         offers
-            Of --missing (or only --missing drop), --missing-words, --one-hot, --dates, --ignore and --loss, those that
-            the command has.
+            Those that the command has of --missing (or only --missing drop), --missing-words, --one-hot, --dates,
+            --time, --ignore and --loss.
         """
         n, n_missing, n_other = len(cells.numbers), int(cells.missing.sum()), int(cells.other.sum())
         if not n_missing + n_other:
@@ -218,6 +218,7 @@ class Table:
             "--missing-words": f"--missing-words {words} if that means missing",
             "--one-hot": f"--one-hot {column} makes a column of 0 and 1 of each",
             "--dates": f"--dates {column} turns them into days",
+            "--time": f"--time {column} takes it as the times of the rows",
             "--ignore": f"--ignore {column} leaves the column out",
             "--missing": f"--missing drop leaves out their rows{fill}",
         }
@@ -239,7 +240,11 @@ class Table:
         if kind == "c":
             return f"{counts} complex", [("--ignore", name)]
         if kind == "M" or all(A_DATE.fullmatch(text) for text in kinds):
-            return f"{counts} dates" if count > 1 else f"{counts} a date", [("--dates", name), ("--ignore", name)]
+            return f"{counts} dates" if count > 1 else f"{counts} a date", [
+                ("--time", name),
+                ("--dates", name),
+                ("--ignore", name),
+            ]
         offered: list[tuple[str, ...]] = [("--loss", "nll"), ("--one-hot", name), ("--ignore", name)]
         if 2 * count < n and len(kinds) <= FEW:
             offered.insert(0, ("--missing-words", *sorted(kinds)))

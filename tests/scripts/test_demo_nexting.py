@@ -49,6 +49,30 @@ def test_the_state_holds_the_signals_and_their_slow_traces():
     assert s[3, 0] == 5
 
 
+def test_neither_returns_nor_traces_reach_across_a_gap():
+    # c = 2, 4 | 8, 16: 4; nothing came before the gap; 16; nothing. The traces of the state begin anew with the 8.
+    c = np.array([[2.0], [4], [8], [16]]) / 4
+    assert (4 * demo.returns(c, 0.5, [2])).ravel().tolist() == [4, 0, 16, 0]
+    assert demo.states(c, [2])[2].tolist() == [2, 2, 2, 2]
+    assert demo.states(c)[2].tolist() != [2, 2, 2, 2]
+    # two steps are complete two rows before the last of a part: rows 0, 1, 2, 3 | 4, 5, 6 | 7
+    assert demo.complete(8, [4, 7], 2).tolist() == [True, True, False, False, True, False, False, False]
+
+
+def test_missing_cells_and_leaps_of_time_by_hand(capsys):
+    nan = np.nan
+    signals = {"a": np.array([nan, 1, nan, 3, nan, 5, 6]), "b": np.array([7.0, 8, 9, nan, nan, 2, 3])}
+    table, after = demo.fill("t.csv", signals, np.array([0.0, 1, 2, 3, 4, 5, 9]))
+    # row 4 has no signal: the row after it comes after a gap, and so does the last one, after 4 times the usual time
+    assert table.tolist() == [[1, 7], [1, 8], [1, 9], [3, 9], [5, 2], [6, 3]]
+    assert after == [4, 5]
+    assert capsys.readouterr().out.splitlines() == [
+        "note: t.csv, column 'a': 2 missing cells are what the signal was before",
+        "note: t.csv, column 'b': 1 missing cells are what the signal was before",
+        "note: t.csv has 2 gaps, and 1 row without a signal: nothing is learned or judged across",
+    ]
+
+
 def test_errors_of_a_signal_that_flips():
     # c = 1, -1, 1, ...: with gamma = 0 the return is -c_t, of variance 1. The present value is wrong by 2: error 4.
     z = np.where(np.arange(401) % 2 == 0, 1.0, -1.0)[:, None]
@@ -153,6 +177,55 @@ def test_the_columns_of_a_file(run, start_script, tmp_path):
     assert not (tmp_path / "out" / "stream.csv").exists()
 
 
+def test_times_gaps_and_missing_cells(run, start_script, tmp_path):
+    # Every tenth of a second a row; ten rows are lost, a cell is missing, and a row is empty but for its time.
+    folder, _ = run
+    header, *rows = (folder / "stream.csv").read_text().splitlines()
+    start = np.datetime64("2024-03-31T23:59:00.000")
+    timed = [f"{start + 100 * t},{row}" for t, row in enumerate(rows)]
+    timed[3000] = timed[3000].split(",", 1)[0] + "," * 8
+    timed[700] = ",".join([*timed[700].split(",")[:-1], "NA"])
+    del timed[2000:2010]
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join([f"when,{header}", *timed]) + "\n")
+    refused = start_script("demo_nexting.py", "--csv", path, "--quiet", "--out", tmp_path / "out")
+    assert refused.returncode == 2
+    assert "column 'when': '2024-03-31T23:59:00.000' is no number; expected a number" in refused.stderr
+    assert "--time when takes it as the times of the rows" in refused.stderr
+    result = start_script("demo_nexting.py", "--csv", path, "--time", "when", "--quiet", "--out", tmp_path / "out")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"{path}, column 'battery': 1 missing cells are what the signal was before" in result.stdout
+    assert f"{path} has 2 gaps, and 1 row without a signal: nothing is learned" in result.stdout
+    found = errors(result.stdout)
+    assert tuple(found) == demo.SENSORS
+    with Service.open(tmp_path / "out" / "service", read_only=True) as service:
+        # 9,989 rows; all but the first twentieth, 499, the last, and the two before a gap
+        assert service.version == 9989 - 499 - 1 - 2
+
+
+def test_signals_of_a_file_are_drawn_though_one_has_a_name_of_the_robots(start_script, tmp_path):
+    rng = np.random.default_rng(0)
+    names = ["flow", "light_right", "heat", "noise", "more", "most", "last"]
+    rows = rng.normal(size=(900, 7)).round(3)
+    path = tmp_path / "plant.csv"
+    path.write_text("\n".join([",".join(names), *(",".join(map(str, row)) for row in rows)]) + "\n")
+    options = ("--csv", path, "--gamma", 0, 0.5, "--hidden", 4, "--quiet", "--out", tmp_path / "out")
+    result = start_script("demo_nexting.py", *options)
+    assert (result.returncode, result.stderr) == (0, "")
+    # the first five columns: 1.95 inches each, 4.4 for the rest, at 100 dots an inch
+    assert imread(tmp_path / "out" / "nexting.png").shape[0] == pytest.approx(100 * (5 * 1.95 + 4.4), abs=2)
+
+
+def test_a_file_of_gaps_leaves_nothing_to_judge(start_script, tmp_path):
+    rows = [f"{t % 7},{t % 5}" if t % 50 else "," for t in range(1500)]
+    (tmp_path / "plant.csv").write_text("\n".join(["flow,heat", *rows]) + "\n")
+    result = start_script("demo_nexting.py", "--csv", "plant.csv", "--out", "out", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "plant.csv has 29 gaps, and 30 rows without a signal" in result.stdout
+    assert "the gaps leave 0 complete returns in the last quarter; expected at least 100" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_that_cannot_be_used_are_one_line(start_script, tmp_path):
     path = tmp_path / "plant.csv"
 
@@ -166,8 +239,8 @@ def test_files_that_cannot_be_used_are_one_line(start_script, tmp_path):
     rows = ["flow,heat", *(f"{t % 7},{t % 5}" for t in range(1500))]
     bad = [*rows[:812], "3,warm", *rows[813:]]
     assert said("\n".join(bad)) == (
-        f"error: {path}, line 813, column 'heat': 'warm' is no number; a number is wanted (--ignore leaves a column "
-        "out)\n"
+        f"error: {path}, line 813, column 'heat': 'warm' is no number; expected a number (1 of 1500 cells is text: "
+        "--ignore heat leaves the column out)\n"
     )
     short = [*rows[:10], "3", *rows[10:]]
     assert said("\n".join(short)) == f"error: {path}, line 11 has 1 cell; the header has 2\n"
@@ -176,9 +249,14 @@ def test_files_that_cannot_be_used_are_one_line(start_script, tmp_path):
         f"error: {path}, column 'heat' is 5 in every row; there is nothing to predict (--ignore heat leaves it out)\n"
     )
     assert "20 steps are too few" in said("\n".join(rows[:21]))
-    assert said("\n".join(rows), "--draw", "cold") == (
-        "error: --draw cold: there is no such signal; there are flow, heat\n"
+    empty = ["flow,heat", *(f"{t % 7}," for t in range(1500))]
+    assert "column 'heat': the cell is empty; expected a number (1500 of 1500 cells are missing" in said(
+        "\n".join(empty)
     )
+    assert said("\n".join(rows), "--time", "heat") == (
+        f"error: {path}, line 7, column 'heat': the time is 0; expected a later one than 4 before it\n"
+    )
+    assert said("\n".join(rows), "--draw", "cold") == ("error: draw is cold; expected signals, which are flow, heat\n")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +267,7 @@ def test_files_that_cannot_be_used_are_one_line(start_script, tmp_path):
         (("--alpha", 0), "alpha is 0.0; a positive number is wanted"),
         (("--batch", 0), "batch is 0; a whole number of at least 1 is wanted"),
         (("--ignore", "time"), "--ignore is for the columns of a --csv file"),
+        (("--time", "t"), "--time is for the columns of a --csv file"),
     ],
 )
 def test_wrong_options_are_one_line(start_script, tmp_path, options, message):
