@@ -394,6 +394,7 @@ class ControlAgent:
             stored = arrays[name]
             if stored.shape != array.shape or stored.dtype != array.dtype:
                 raise ValueError(f"{name} is {stored.dtype} {stored.shape}; {array.dtype} {array.shape} is wanted")
+        checkpoint.must_be_finite({name: arrays[name] for name in own})
         for name, array in own.items():
             array[...] = arrays[name]
 

@@ -388,6 +388,7 @@ class Run:
         self.settings = resumed_settings(settings, stored, self.notice)
         try:
             value = {name.removeprefix("value/"): a for name, a in arrays.items() if name.startswith("value/")}
+            checkpoint.must_be_finite(value)
             description = dict(meta["value_function"])
             if self.settings.horizon != stored.horizon:
                 description["optimizer"] = self.settings.make_optimizer().as_dict()
@@ -399,7 +400,7 @@ class Run:
                 own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
                 self.snapshots.append({**plain, **own} or None)
             self.episodes = _Episodes(arrays["episodes/running"].copy(), arrays["episodes/finished"].copy())
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise checkpoint.CheckpointError(f"{path} is no checkpoint of a prediction run ({error!r})") from None
 
     # --- learning ----------------------------------------------------------------------------------------------------

@@ -77,7 +77,9 @@ class Serve:
     """New: what the predictions are called."""
     separate: bool = False
     """New: a network for each prediction instead of one for all."""
-    optimizer: Literal["sgd", "momentum", "rmsprop", "adam", "obgd", "adaptive_obgd"] = "adam"
+    optimizer: Literal[
+        "sgd", "momentum", "rmsprop", "adam", "obgd", "adaptive_obgd", "decayed_max", "intentional", "variance_adjusted"
+    ] = "adam"
     """New: turns delta times the trace into an update."""
     alpha: float | None = None
     """New: step size; the optimizer's own if not given."""

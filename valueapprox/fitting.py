@@ -158,6 +158,7 @@ class History:
         arrays, meta = checkpoint.load(path)
         try:
             net = Network(**meta["net"])
+            checkpoint.must_be_finite({"w": arrays["w"]})
             self = cls(net, arrays["w"], Optimizer.from_dict(meta["settings"]["optimizer"]))
             for name in ("last_w", "best_w", "sums"):
                 _fill(name, getattr(self, name), arrays[name])

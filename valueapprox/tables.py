@@ -607,6 +607,7 @@ def load_model(path: str | Path) -> Model:
         features, targets = (tuple(str(name) for name in meta[part]) for part in ("features", "targets"))
         if w.shape != (net.size,) or w.dtype != net.dtype or len(features) != net.n_inputs:
             raise ValueError(f"w is {w.dtype} of shape {w.shape}")  # noqa: TRY301
+        checkpoint.must_be_finite({"w": w})
         # Version 0.1 knew numbers only.
         columns = tuple(Column(**column) for column in meta.get("columns", ()))
         if columns and [name for column in columns for name in column.inputs] != list(features):

@@ -409,6 +409,7 @@ class ValueFunction:
         try:
             prefix = meta.get("prefix", "")
             own = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+            checkpoint.must_be_finite(own)
             return cls.from_state(own, meta["value_function"])
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.CheckpointError(f"{path} holds no value function ({error!r})") from None

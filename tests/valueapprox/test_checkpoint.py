@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was written, or an error; a crash at any moment leaves the previous file."""
 
+import copy
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from valueapprox import CheckpointError, checkpoint
+from valueapprox import Adam, CheckpointError, Network, ValueFunction, checkpoint
 
 ARRAYS = {
     "w": np.linspace(0, 1, 7, dtype=np.float32),
@@ -255,3 +256,64 @@ def test_kill_9_in_the_middle_of_a_save_leaves_a_whole_file(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) > 0, "nothing was saved between the crashes"
+
+
+# --- files that are not to be trusted ---------------------------------------------------------------------------------
+
+
+def test_compressed_members_are_refused(tmp_path):
+    # Version 0.1 inflated 4 MB to 8 GB.
+    checkpoint.save(tmp_path / "a", {"w": np.zeros(3)}, {"kind": "x"})
+    with zipfile.ZipFile(tmp_path / "a") as stored, zipfile.ZipFile(tmp_path / "b", "w", zipfile.ZIP_DEFLATED) as small:
+        for name in stored.namelist():
+            small.writestr(name, stored.read(name))
+    with pytest.raises(CheckpointError, match="it is compressed"):
+        checkpoint.load(tmp_path / "b")
+
+
+def test_members_do_not_share_their_bytes(tmp_path):
+    # A thousand entries of the directory may point at the same megabyte.
+    checkpoint.save(tmp_path / "a", {"w": np.zeros(100_000)}, {})
+    with zipfile.ZipFile(tmp_path / "a", "a") as file:
+        large = file.getinfo("w.npy")
+        for i in range(20):
+            again = copy.copy(large)
+            again.filename = again.orig_filename = f"w{i}.npy"
+            file.filelist.append(again)
+            file.NameToInfo[again.filename] = again
+        file._didModify = True
+    assert (tmp_path / "a").stat().st_size < 1_000_000
+    with pytest.raises(CheckpointError, match="more bytes than are there"):
+        checkpoint.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_value_function_with_numbers_that_are_none_is_refused(tmp_path, wrong):
+    ValueFunction(Network((2, 3, 1)), Adam(), lam=0.9).save(tmp_path / "a")
+    arrays, meta = checkpoint.load(tmp_path / "a")
+    ValueFunction.load(tmp_path / "a")
+    for name in [name for name, array in arrays.items() if array.dtype.kind == "f" and array.size]:
+        broken = {**arrays, name: arrays[name].copy()}
+        broken[name].flat[-1] = wrong
+        checkpoint.save(tmp_path / "b", broken, meta)
+        with pytest.raises(CheckpointError, match=rf"{name}\[.*\] is {wrong}; expected a finite number"):
+            ValueFunction.load(tmp_path / "b")
+
+
+def test_a_private_file_is_its_owner_s_at_every_moment(tmp_path):
+    seen = []
+
+    def write(file):
+        seen.append(os.fstat(file.fileno()).st_mode & 0o777)
+        file.write(b"x")
+
+    before = os.umask(0o022)
+    try:
+        left = tmp_path / f".a.{os.getpid()}.tmp"
+        left.write_bytes(b"of a process that was killed")
+        checkpoint.write_whole(tmp_path / "a", write, private=True)
+        checkpoint.write_whole(tmp_path / "b", write)
+    finally:
+        os.umask(before)
+    assert seen == [0o600, 0o644]
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == seen

@@ -20,7 +20,7 @@ from test_journal import in_old_format
 from valueapprox import SGD, Adam, CheckpointError, Network, ValueFunction, checkpoint
 from valueapprox.predictions import Predictions
 from valueapprox.service.journal import JournalError, read
-from valueapprox.service.messages import decode, encode, encode_weights
+from valueapprox.service.messages import Gap, decode, encode, encode_weights
 from valueapprox.service.service import (
     DIVERGED,
     DUPLICATE,
@@ -144,9 +144,13 @@ def test_a_repeated_delivery_is_acknowledged_and_not_learned_twice(service):
 
 def test_a_gap_is_rejected_with_the_number_that_was_expected(service):
     service.learn(transitions("a", 3, 2))  # a stream may begin anywhere
-    result = service.learn(transitions("a", 7, 2))
+    with pytest.raises(Gap, match="sequence is 7; expected 5, the next number of stream 'a'") as gap:
+        service.learn(transitions("a", 7, 2))
+    assert (gap.value.stream, gap.value.sequence, gap.value.expected, gap.value.index) == ("a", 7, 5, 0)
+    result = gap.value.result
     assert result.status.tolist() == [GAP, GAP]
     assert result.expected.tolist() == [5, 5]
+    assert service.submit(transitions("a", 7, 2)).result().status.tolist() == [GAP, GAP]
     assert (result.version, service.version) == (2, 2)
     result = service.learn(transitions("a", 5, 4))
     assert result.learned == 4
@@ -156,7 +160,10 @@ def test_a_gap_is_rejected_with_the_number_that_was_expected(service):
 def test_after_a_gap_the_rest_of_that_stream_is_rejected_and_others_go_on(service):
     service.learn(together(transitions("a", 0, 1), transitions("b", 0, 1)))
     mixed = together(*(transitions(*x) for x in (("a", 1, 1), ("a", 3, 1), ("b", 1, 1), ("a", 2, 1), ("a", 0, 1))))
-    result = service.learn(mixed)
+    with pytest.raises(Gap) as gap:
+        service.learn(mixed)
+    assert (gap.value.stream, gap.value.expected, gap.value.index) == ("a", 2, 1)
+    result = gap.value.result
     assert result.status.tolist() == [LEARNED, GAP, LEARNED, GAP, DUPLICATE]
     assert result.expected.tolist() == [-1, 2, -1, 2, -1]
     assert (result.learned, result.rejected, result.duplicates) == (2, 2, 1)
@@ -321,7 +328,8 @@ def test_divergences_and_cuts_are_the_same_when_they_are_learned_again(tmp_path)
         service.learn(transitions("a", 9, 5))
         with crashed(service, on_gap="reject") as again:
             assert_same(service, again)
-            assert again.learn(transitions("a", 15, 1)).rejected == 1
+            with pytest.raises(Gap):
+                again.learn(transitions("a", 15, 1))
 
 
 def test_without_a_journal_a_crash_goes_back_to_the_checkpoint_and_a_close_does_not(tmp_path):
@@ -1259,3 +1267,28 @@ def test_importing_the_service_loads_no_server_and_no_cluster():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_is_its_owner_s(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with Service(SETTINGS, tmp_path / "new" / "service") as service:
+            service.learn(transitions("a", 0, 5))
+            service.checkpoint()
+            modes = {path.name: path.stat().st_mode & 0o777 for path in service.folder.iterdir()}
+            assert service.folder.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+    assert "checkpoint.npz" in modes
+    assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.parametrize("name", ["learner/w", "learner/traces", "learner/moments"])
+def test_a_checkpoint_with_numbers_that_are_none_is_not_gone_on_with(tmp_path, name):
+    with Service(SETTINGS, tmp_path) as service:
+        service.learn(transitions("a", 0, 5))
+    arrays, meta = checkpoint.load(tmp_path / "checkpoint.npz")
+    arrays[name].flat[0] = np.nan
+    checkpoint.save(tmp_path / "checkpoint.npz", arrays, meta)
+    with pytest.raises(CheckpointError, match="is nan; expected a finite number"):
+        Service.open(tmp_path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import pickle
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from valueapprox import SGD, Network
 from valueapprox.service import (
     Client,
+    Gap,
     InvalidTransitions,
     QueueFull,
     ReadOnly,
@@ -146,11 +148,16 @@ def test_a_transition_from_its_parts(pair):
         client.learn(some(3), stream="a")
 
 
-def test_a_gap_is_an_answer_and_no_error(pair):
-    _, client = pair
+def test_a_gap_is_the_same_error_through_the_client_and_in_the_service(pair):
+    # Version 0.1 returned a status, which a caller who did not look at it took for success.
+    service, client = pair
     client.learn(**ONE)
-    result = client.learn(**{**ONE, "sequence": 7})
-    assert (result.rejected, result.expected.tolist()) == (1, [1])
+    for who in (service, client):
+        with pytest.raises(Gap, match="sequence is 7; expected 1, the next number of stream 'a'") as gap:
+            who.learn(Transitions.of(**{**ONE, "sequence": 7}))
+        assert (gap.value.expected, gap.value.result.rejected, service.version) == (1, 1, 1)
+        copied = pickle.loads(pickle.dumps(gap.value))
+        assert (str(copied), copied.expected) == (str(gap.value), 1)
 
 
 def test_weights_are_replaced(pair):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_service import SETTINGS, learner, rows, transitions
 
-from valueapprox.service import InvalidTransitions, QueueFull, ServiceError, StorageError, connect, start
+from valueapprox.service import Gap, InvalidTransitions, QueueFull, ServiceError, StorageError, connect, start
 from valueapprox.service.journal import read
 from valueapprox.service.messages import decode
 
@@ -99,6 +99,9 @@ def test_errors_arrive_as_what_they_were(started, tmp_path):
     with pytest.raises(InvalidTransitions, match=r"state\[0, 0\] is nan") as caught:
         futures[1].result()
     assert (caught.value.field, caught.value.index) == ("state", 0)
+    with pytest.raises(Gap, match="sequence is 9; expected 4, the next number of stream 'a'") as gap:
+        service.learn(transitions("a", 9, 2))
+    assert (gap.value.expected, gap.value.result.rejected) == (4, 2)
     with pytest.raises(ValueError, match=r"states\[0, 1\] is inf"):
         service.values([[0, np.inf, 0]])
     with pytest.raises(ValueError, match="output is 2; there are predictions 0 to 1"):

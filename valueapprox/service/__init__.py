@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "Client",
     "Closed",
+    "Gap",
     "InvalidTransitions",
     "JournalError",
     "LearnResult",

@@ -29,7 +29,6 @@ from starlette.routing import request_response
 from valueapprox.network import Network
 from valueapprox.service.bodies import JSON, NPY, NPZ, BodyError, numbers, read_npy, read_npz, write_npy, write_npz
 from valueapprox.service.messages import (
-    GAP,
     STATUS_NAMES,
     Closed,
     InvalidTransitions,
@@ -40,6 +39,7 @@ from valueapprox.service.messages import (
     StorageError,
     Transitions,
     Values,
+    gap,
 )
 from valueapprox.service.metrics import Metrics
 from valueapprox.service.schemas import (
@@ -79,6 +79,10 @@ MEANING = {
     500: "a fault of the service",
     503: "not now: nothing can be kept, or the service is ending",
 }
+ONCE = frozenset(  # headers that would say two things if they came twice
+    (b"host", b"origin", b"authorization", b"content-type", b"content-length", b"content-encoding", b"expect")
+)
+LOGGED_PATH = 300  # characters of an address in the log
 OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # without a token: probes, and what describes the API
 AS_JSON = ("", JSON, "application/x-www-form-urlencoded")  # the last is what `curl -d` says if nobody tells it
 IN_THE_LOOP = 8192  # states whose forward pass is short enough not to be handed to another thread,
@@ -181,7 +185,7 @@ class Door:
             else:
                 await refusal(scope, receive, tell)
         except Exception:
-            log.exception("a request failed", extra={"path": scope["path"]})
+            log.exception("a request failed", extra={"path": scope["path"][:LOGGED_PATH]})
             if status:  # too late for an answer
                 raise
             answer = error_answer(500, "Failure", None, "the service failed; its log says why", self.service.version)
@@ -190,13 +194,25 @@ class Door:
             seconds = time.perf_counter() - began
             self.metrics.observe(scope["path"], scope["method"], status, seconds)
             if self.log_requests:
-                facts = {"path": scope["path"], "method": scope["method"], "status": status, "seconds": seconds}
+                facts = {
+                    "path": scope["path"][:LOGGED_PATH],
+                    "method": scope["method"],
+                    "status": status,
+                    "seconds": seconds,
+                }
                 log.info("request", extra=facts)
 
     def refusal(self, scope: Any) -> Response | None:
         """The answer to somebody who may not come in."""
         headers = dict(scope["headers"])
         version = self.service.version
+        if len(headers) != len(scope["headers"]):
+            names = [name for name, _ in scope["headers"]]
+            for name in ONCE.intersection(names):
+                if (count := names.count(name)) > 1:
+                    return error_answer(
+                        400, "Invalid", name.decode(), f"is given {count} times; expected once", version
+                    )
         if self.token is not None and scope["path"] not in OPEN:
             if not hmac.compare_digest(headers.get(b"authorization", b""), self.token):
                 return error_answer(
@@ -216,6 +232,10 @@ class Door:
                     403, "Forbidden", "origin", "requests from pages of other sites are refused", version
                 )
         return None
+
+
+def _accept(request: Request) -> str:
+    return ", ".join(request.headers.getlist("accept"))
 
 
 def _host(netloc: bytes) -> str:
@@ -309,29 +329,35 @@ class _Application:
 
     def _on_http_error(self, request: Request, error: Any) -> Response:
         path = request.scope["path"][:200]  # request.url would read the host, which may be anything
-        kind, message = {
-            404: ("NotFound", f"there is no {path}; /docs lists what there is"),
-            405: ("NotAllowed", f"{path} does not take {request.method}"),
-        }.get(error.status_code, ("Invalid", str(error.detail)))
         headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        routes = [route for route in self.app.routes if path in (getattr(route, "path", None), "/*")]
+        methods = sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
+        version = self.service.version
+        if methods and request.method == "OPTIONS":
+            return Response(None, 204, {"allow": ", ".join(["OPTIONS", *methods]), "x-version": str(version)})
         if error.status_code == 405:
-            methods = {
-                m for r in self.app.routes if getattr(r, "path", None) == path for m in getattr(r, "methods", ())
-            }
-            headers["allow"] = ", ".join(sorted(methods))
-        return error_answer(error.status_code, kind, None, message, self.service.version, headers)
+            headers["allow"] = ", ".join(methods)
+            message = f"is {request.method}; expected {' or '.join(methods)} at {path}"
+            return error_answer(405, "NotAllowed", "method", message, version, headers)
+        kind, message = "Invalid", str(error.detail)
+        if error.status_code == 404:
+            kind, message = "NotFound", f"there is no {path}; /docs lists what there is"
+        return error_answer(error.status_code, kind, None, message, version, headers)
 
     # --- requests ---
 
     async def _body(self, request: Request) -> bytes:
-        """The body, unless it is too large, too slow, or too many are being read."""
+        """The body, unless it is too large, too slow, or too many are being read or worked on."""
         limits, declared = self.limits, request.headers.get("content-length")
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding != "identity":
+            raise BodyError(415, "content-encoding", f"is {encoding[:80]!r}; expected a body as it is")
         if declared is not None and declared.isdecimal() and int(declared) > limits.max_body:
             raise self._too_large(int(declared))
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(limits.body_seconds):
+            async with asyncio.timeout(limits.body_seconds):  # for all of it: a byte now and then does not help
                 while True:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":
@@ -339,6 +365,7 @@ class _Application:
                     part = message.get("body", b"")
                     size += len(part)
                     self.reading += len(part)
+                    request.scope["reading"] = size  # until the answer is there, see `_settled`
                     if size > limits.max_body:
                         raise self._too_large(size)
                     if self.reading > limits.max_reading:
@@ -348,9 +375,18 @@ class _Application:
                         break
         except TimeoutError:
             raise BodyError(408, None, f"the body did not arrive within {limits.body_seconds:g} s") from None
-        finally:
-            self.reading -= size
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _settled(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """The handler; the bytes that it has read are free again when it ends, however it ends."""
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            finally:
+                self.reading -= request.scope.pop("reading", 0)
+
+        return handle
 
     def _too_large(self, size: int) -> BodyError:
         return BodyError(413, None, f"the body has {size:,} bytes or more; at most {self.limits.max_body:,} are taken")
@@ -390,7 +426,8 @@ class _Application:
         body = await self._body(request)
         if self._kind(request, NPY) == JSON:
             return await self._aside(body, lambda: np.array(parse(self.requests.states, body).states, self.net.dtype))
-        states = numbers("states", read_npy(body, "states"), self.net.dtype, (None, self.service.n_inputs))
+        shape = (None, self.service.n_inputs)
+        states = await self._aside(body, lambda: numbers("states", read_npy(body, "states"), self.net.dtype, shape))
         if not 1 <= len(states) <= self.limits.max_states:
             raise BodyError(422, "states", f"has {len(states)} rows; 1 to {self.limits.max_states} are taken at a time")
         return states
@@ -409,7 +446,7 @@ class _Application:
         return self._json({name: array.tolist(), "version": version})
 
     def _wants(self, request: Request, binary: str) -> bool:
-        accept = request.headers.get("accept", "")
+        accept = _accept(request)
         if JSON in accept:
             return False
         return binary in accept or request.headers.get("content-type", "").startswith(binary)
@@ -448,7 +485,7 @@ class _Application:
         if self._kind(request, NPZ) == JSON:
             single, batch = await self._aside(body, lambda: self._from_json(body))
         else:
-            batch = transitions_from(read_npz(body), self.service)
+            batch = await self._aside(body, lambda: transitions_from(read_npz(body), self.service))
         result = await self._acknowledged(self.service.submit(batch))
         return self._learned(request, batch, result, single)
 
@@ -482,8 +519,8 @@ class _Application:
             ) from None
 
     def _learned(self, request: Request, batch: Transitions, result: LearnResult, single: bool) -> Response:
-        gaps = np.flatnonzero(result.status == GAP)
-        status = 409 if len(gaps) else 200
+        problem = gap(batch, result)
+        status = 200 if problem is None else 409
         if self._wants(request, NPZ):
             arrays = {"status": result.status, "td_errors": result.td_errors, "expected": result.expected}
             return Response(write_npz(arrays), status, {"x-version": str(result.version)}, NPZ)
@@ -492,12 +529,9 @@ class _Application:
         names = [STATUS_NAMES[code] for code in result.status.tolist()]
         expected = [None if number < 0 else number for number in result.expected.tolist()]
         content: dict[str, Any] = {}
-        if len(gaps):
-            i = int(gaps[0])
-            field = "sequence" if single else f"transitions[{i}].sequence"
-            stream = batch.names[int(batch.stream[i])]
-            message = f"is {batch.sequence[i]}; stream {stream!r} goes on with {expected[i]}"
-            content["error"] = {"type": "Gap", "field": field, "message": message}
+        if problem is not None:
+            field = "sequence" if single else f"transitions[{problem.index}].sequence"
+            content["error"] = {"type": "Gap", "field": field, "message": problem.message}
         if single:
             content |= {"status": names[0], "td_errors": errors[0], "expected": expected[0]}
         else:
@@ -510,7 +544,7 @@ class _Application:
         """The weights: JSON, or an npz file if `accept` says application/x-npz."""
         self._options(request)
         weights = self.service.weights()
-        if NPZ in request.headers.get("accept", ""):
+        if NPZ in _accept(request):
             arrays = {"w": weights.w, "version": np.array(weights.version)}
             for name, (start, shape) in weights.blocks.items():
                 block = weights.w[:, start : start + math.prod(shape)]
@@ -634,7 +668,9 @@ class _Application:
             )  # fmt: skip
             # Handlers take the request as it is: FastAPI's injection of parameters has nothing to do, and costs as much
             # as everything else together.
-            self.app.routes[-1].app = request_response(handler)  # type: ignore[attr-defined]
+            self.app.routes[-1].app = request_response(self._settled(handler))  # type: ignore[attr-defined]
+            if method == "GET":  # probes ask so; the body is left out by who sends the answer
+                self.app.add_route(path, handler, methods=["HEAD"], include_in_schema=False)
 
         npy = {NPY: {"schema": {"type": "string", "format": "npy"}}}
         npz = {NPZ: {"schema": {"type": "string", "format": "npz"}}}
@@ -662,7 +698,7 @@ class _Application:
         add("GET", "/healthz", self.healthz, {200: Alive, 422: Error})
         add("GET", "/readyz", self.readyz, {200: Ready, 422: Error, 503: Ready})
         add("GET", "/metrics", self.metrics_page, {200: {"text/plain": {"schema": {"type": "string"}}}, 422: Error})
-        self.app.add_api_route("/docs", self.page, methods=["GET"], include_in_schema=False)
+        self.app.add_route("/docs", self.page, methods=["GET", "HEAD"], include_in_schema=False)
 
     def _guarded(self, path: str) -> bool:
         return self.token is not None and path not in OPEN

@@ -31,6 +31,7 @@ from valueapprox.service.messages import (
     Transitions,
     Values,
     Weights,
+    without_gap,
 )
 
 __all__ = ["Client"]
@@ -104,6 +105,9 @@ class Client:
 
         Raises
         ------
+        Gap
+            If transitions are missing in a stream: `expected` is the number that is due, `result` says what was
+            learned.
         InvalidTransitions
             If they are not what the service wants; its `field` says what is wrong.
         QueueFull, StorageError, ReadOnly
@@ -132,7 +136,8 @@ class Client:
             arrays["discounts"] = np.asarray(batch.discounts)
         answer = self._ask("POST", "/v1/transitions", write_npz(arrays), NPZ, accept=NPZ, fine=(200, 409))
         found = read_npz(answer.body)
-        return LearnResult(answer.version, found["status"], found["td_errors"], found["expected"])
+        result = LearnResult(answer.version, found["status"], found["td_errors"], found["expected"])
+        return without_gap(batch, result)
 
     def weights(self) -> Weights:
         """The weights and their version."""

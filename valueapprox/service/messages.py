@@ -23,6 +23,7 @@ __all__ = [
     "LEARNED",
     "STATUS_NAMES",
     "Closed",
+    "Gap",
     "Gradients",
     "InvalidTransitions",
     "LearnResult",
@@ -37,6 +38,8 @@ __all__ = [
     "Weights",
     "decode",
     "encode",
+    "gap",
+    "without_gap",
 ]
 
 LEARNED, DUPLICATE, GAP, DIVERGED = range(4)  # what became of a transition
@@ -92,6 +95,26 @@ class InvalidTransitions(ServiceError, ValueError):  # noqa: N818
 
     def __str__(self) -> str:
         return self.message
+
+
+class Gap(ServiceError):  # noqa: N818
+    """Transitions before these are missing in a stream; from there on nothing of the stream was learned.
+
+    `expected` is the sequence number that is due in `stream`, where `sequence` came; `index` says which transition that
+    was. `result` says what became of each, since other streams of the request were learned.
+    """
+
+    def __init__(self, stream: str, sequence: int, expected: int, index: int, result: LearnResult) -> None:
+        super().__init__(stream, sequence, expected, index, result)
+        self.stream, self.sequence, self.expected, self.index, self.result = stream, sequence, expected, index, result
+
+    def __str__(self) -> str:
+        return f"sequence {self.message}"
+
+    @property
+    def message(self) -> str:
+        """Without the name of what is wrong."""
+        return f"is {self.sequence}; expected {self.expected}, the next number of stream {self.stream!r}"
 
 
 @dataclass(frozen=True)
@@ -412,6 +435,24 @@ class LearnResult(NamedTuple):
     def diverged(self) -> int:
         """Number of transitions whose update would have been infinite or NaN; their streams' traces were cut."""
         return int(np.count_nonzero(self.status == DIVERGED))
+
+
+def gap(batch: Transitions, result: LearnResult) -> Gap | None:
+    """The first gap in a batch, if there is one."""
+    gaps = np.flatnonzero(result.status == GAP)
+    if not len(gaps):
+        return None
+    i = int(gaps[0])
+    stream = batch.names[int(np.asarray(batch.stream)[i])]
+    return Gap(stream, int(np.asarray(batch.sequence)[i]), int(result.expected[i]), i, result)
+
+
+def without_gap(batch: Transitions, result: LearnResult) -> LearnResult:
+    """The result, or Gap: how `learn` of every door ends."""
+    error = gap(batch, result)
+    if error is not None:
+        raise error
+    return result
 
 
 class Values(NamedTuple):

@@ -38,7 +38,7 @@ class Metrics:
         """Count a request."""
         if path not in self.seconds:
             path = "other"  # a label per address that somebody tries would grow without end
-        if method not in ("GET", "POST", "PUT"):
+        if method not in ("GET", "HEAD", "POST", "PUT"):
             method = "other"
         child = self._children.get((path, method, status))
         if child is None:

@@ -35,6 +35,7 @@ from valueapprox.service.messages import (
     Transitions,
     Values,
     Weights,
+    without_gap,
 )
 from valueapprox.service.service import Service
 
@@ -193,7 +194,7 @@ class RemoteService:
 
     def learn(self, batch: Transitions, timeout: float | None = None) -> LearnResult:
         """Learn, and wait for the acknowledgement. See `Service.learn`."""
-        return self.submit(batch).result(self.timeout if timeout is None else timeout)
+        return without_gap(batch, self.submit(batch).result(self.timeout if timeout is None else timeout))
 
     def values(self, states: ArrayLike) -> Values:
         """Predictions (n, k) at states (n, d), all with the same weights."""

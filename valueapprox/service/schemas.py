@@ -337,18 +337,30 @@ def transitions_from(arrays: Mapping[str, np.ndarray], service: Served) -> Trans
     )
 
 
+def _must_fill(field: str, names: np.ndarray) -> None:
+    """Refuse names that end in zero bytes, if that can be seen: NumPy takes them for shorter ones."""
+    width = names.dtype.itemsize // 4
+    if names.size and width > 1 and max(map(len, names.ravel().tolist())) < width:
+        raise BodyError(
+            422, field, f"is {names.dtype}, and every name in it is shorter: zero bytes at the end of a name would be "
+            f"lost; expected an array as wide as its longest name, np.array({field}.tolist())",
+        )  # fmt: skip
+
+
 def _streams(arrays: Mapping[str, np.ndarray], n: int) -> tuple[tuple[str, ...], np.ndarray]:
     stream = arrays["stream"]
     if "names" in arrays:
         names = arrays["names"]
         if names.dtype.kind != "U" or names.ndim != 1:
             raise BodyError(422, "names", f"is {names.dtype} {names.shape}; text (m,) is wanted")
+        _must_fill("names", names)
         index = _integers("stream", stream, n)
         if index.max() >= len(names):
             raise BodyError(422, "stream", f"holds {index.max()}; there are {len(names)} names")
         return tuple(names.tolist()), index
     if stream.dtype.kind != "U" or stream.shape not in ((), (n,)):
         raise BodyError(422, "stream", f"is {stream.dtype} {stream.shape}; text () or ({n},) is wanted, or names too")
+    _must_fill("stream", stream)
     if stream.shape == ():
         return (str(stream),), np.zeros(n, np.int64)
     found, index = np.unique(stream, return_inverse=True)

@@ -6,7 +6,6 @@ checkpoint. A second Ctrl-C does not wait for requests.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -22,20 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from valueapprox.service.api import LOOPBACK, create_app, error_answer
+from valueapprox.service.api import LOOPBACK, create_app
+from valueapprox.service.connection import MAX_CONNECTIONS, Connection
 from valueapprox.service.schemas import Limits
 from valueapprox.service.service import Service
 
 __all__ = ["Running", "TelemetryLog", "listen", "read_token", "serve", "set_up_logs"]
 
-LARGEST_HEAD = 32 * 2**10  # bytes of a request's address and headers
-HEAD_SECONDS = 10.0  # until they have come
-KEEP_ALIVE = 75.0  # seconds that an idle connection is kept
-MOST_CONNECTIONS = 512
 END_SECONDS = 30  # that requests have to be finished when the process is asked to end
 SHORTEST_TOKEN = 16
+SEND_BUFFER = 2**19  # bytes of an answer that the system keeps for each connection; by itself it may take megabytes
+MAX_TOKEN_FILE = 2**15  # bytes that are looked at
 WATCH_SECONDS = 1.0
 log = logging.getLogger("valueapprox.service")
 
@@ -53,7 +50,7 @@ def read_token(path: str | Path) -> str:
     """
     try:
         with Path(path).open(encoding="utf-8", errors="replace") as file:
-            text = file.read(LARGEST_HEAD).strip()
+            text = file.read(MAX_TOKEN_FILE).strip()
             others = os.fstat(file.fileno()).st_mode & 0o077
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no token file at {path}") from None
@@ -84,8 +81,9 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # its connections have it from here
         listener.bind(address)
-        listener.listen(MOST_CONNECTIONS)
+        listener.listen(MAX_CONNECTIONS)
     except OSError as error:
         listener.close()
         raise ConnectionError(f"cannot listen on {host}:{port} ({error.strerror}); another --port helps") from None
@@ -120,8 +118,24 @@ class _Lines(logging.Formatter):
             return json.dumps(event, default=str)
         when = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = "" if record.levelno <= logging.INFO else f" {record.levelname.lower()}:"
-        words = "".join(f"  {n}={v:.4g}" if isinstance(v, float) else f"  {n}={v}" for n, v in facts.items())
-        return f"{when}{level} {record.getMessage()}{words}" + (f"\n{trace}" if trace else "")
+        words = "".join(f"  {n}={v:.4g}" if isinstance(v, float) else f"  {n}={_word(v)}" for n, v in facts.items())
+        trace = "" if trace is None else "\n" + _escaped(trace, "\n")
+        return f"{when}{level} {_escaped(record.getMessage())}{words}{trace}"
+
+
+def _escaped(text: str, keep: str = "") -> str:
+    """Without what moves the cursor, colours, or begins a line that looks like another event."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def _word(value: Any) -> str:
+    """A value that cannot be taken for a further name=value: in quotes if need be."""
+    text = str(value)
+    if text.isprintable() and not any(c in text for c in ' "=\\'):
+        return text
+    return _escaped(json.dumps(text, ensure_ascii=False))
 
 
 def set_up_logs(as_json: bool) -> None:
@@ -231,81 +245,6 @@ class _Watch:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-class _Connection(HttpToolsProtocol):
-    """uvicorn's connection, with the bounds on the head of a request that its parser does not have."""
-
-    service: Service  # set by `serve`
-    _head_size = 0
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._cycles: list[RequestResponseCycle] = []  # requests whose answer is not complete, and perhaps the last one
-        super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
-            self._end(503, f"there are {MOST_CONNECTIONS} connections already; try again")
-            return
-        self._expect_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_here()
-        self._forsake()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
-        waited = self._head_timer is not None
-        super().data_received(data)
-        if waited and self._head_timer is not None and not self.transport.is_closing():
-            self._head_size += len(data)
-            if self._head_size > LARGEST_HEAD:
-                self._end(431, f"the head of the request has more than {LARGEST_HEAD:,} bytes")
-
-    def on_message_begin(self) -> None:
-        if self._head_timer is None:  # a further request on the same connection
-            self._expect_head()
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._head_is_here()
-        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
-        super().on_headers_complete()
-        self._cycles.append(self.cycle)
-
-    def send_400_response(self, msg: str) -> None:
-        self._end(400, "this is not HTTP")
-
-    def _expect_head(self) -> None:
-        self._head_size = 0
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end, 408, "the head of the request took too long")
-
-    def _head_is_here(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _forsake(self) -> None:
-        """Tell the application that nobody waits; uvicorn tells it for the last of several requests only."""
-        for cycle in self._cycles:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
-
-    def _end(self, status: int, message: str) -> None:
-        """Answer without the application, and hang up."""
-        self._head_is_here()
-        if self.transport.is_closing():
-            return
-        self._forsake()
-        if any(cycle.response_started and not cycle.response_complete for cycle in self._cycles):
-            self.transport.close()
-            return
-        answer = error_answer(status, "Invalid", None, message, self.service.version, {"connection": "close"})
-        lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in answer.raw_headers), b"\r\n"]
-        self.transport.write(b"".join([*lines, bytes(answer.body)]))
-        self.transport.close()
-
-
 class _Server(uvicorn.Server):
     """uvicorn's server, which ends with its own exit code after a signal instead of dying of it once more."""
 
@@ -351,14 +290,13 @@ def _server(service: Service, host: str, options: dict[str, Any]) -> _Server:
     app = create_app(service, **options)
     config = uvicorn.Config(
         app,
-        http=type("_Connection", (_Connection,), {"service": service}),
+        http=type("_Connection", (Connection,), {"service": service, "unread": {}}),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(KEEP_ALIVE),
         timeout_graceful_shutdown=END_SECONDS,
     )
     return _Server(config)

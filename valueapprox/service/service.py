@@ -55,6 +55,7 @@ from valueapprox.service.messages import (
     decode,
     encode,
     encode_weights,
+    without_gap,
 )
 from valueapprox.value_function import ValueFunction
 
@@ -376,6 +377,7 @@ class Service:
                 )
         try:
             own = {name.removeprefix("learner/"): a for name, a in arrays.items() if name.startswith("learner/")}
+            files.must_be_finite(own)
             self._learner = Predictions.from_state(own, meta["learner"])
             self._streams = Streams(self._learner.streams)
             names = arrays["names"].tobytes().decode().split("\n")
@@ -414,7 +416,7 @@ class Service:
         }
         self._checkpoint_time = time.monotonic()  # also of a try that fails
         try:
-            files.save(self.folder / CHECKPOINT, everything, meta)
+            files.save(self.folder / CHECKPOINT, everything, meta, private=True)
             self._checkpoint_version, self._checkpoint_error, self._journal_bytes = self._version, "", 0
             if journal is not None:
                 journal.rotate()
@@ -636,9 +638,11 @@ class Service:
     def learn(self, batch: Transitions, timeout: float | None = None) -> LearnResult:
         """Learn, and wait for the acknowledgement; `submit` says what it raises. TimeoutError after `timeout` seconds.
 
-        After a TimeoutError the transitions may still be learned; sending them again is safe.
+        Raises Gap, with the number that is due, if transitions are missing in a stream; the future of `submit` gives
+        the status of each instead. After a TimeoutError the transitions may still be learned; sending them again is
+        safe.
         """
-        return self.submit(batch).result(timeout)
+        return without_gap(batch, self.submit(batch).result(timeout))
 
     def submit(self, batch: Transitions) -> Future[LearnResult]:
         """Put transitions into the queue; the future gives what became of them, or raises.
@@ -909,7 +913,7 @@ def _said(value: Any) -> str:
 def _hold(folder: Path, notice: Callable[[str], None]) -> FolderLock:
     """Hold the service's folder until the lock is closed, or its process ends."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return FolderLock(folder, LOCK, notice)
     except BlockingIOError:
         raise StorageError(f"another service has {folder}; end it, or choose another folder") from None
