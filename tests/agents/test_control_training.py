@@ -368,7 +368,7 @@ def test_epsilon_falls_over_its_share_of_the_run():
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"hidden": (0,)}, "at least 1|sizes"),
         ({"env": "CartPol-v1"}, "did you mean 'CartPole-v1'"),
-        ({"env": "Pendulum-v1", "agent": "sarsa"}, "Sarsa wants Discrete"),
+        ({"env": "Pendulum-v1", "agent": "sarsa"}, "expected Discrete.* for Sarsa"),
         ({"env": "scripted_envs:Structured-v0"}, "--flatten"),
         ({"env": "scripted_envs:Scripted-v0", "time_feature": True}, "no time limit"),
     ],

@@ -184,7 +184,11 @@ BAD = {
     "agent": ("train.py", (*RUN, "--agent", "stream-acc"), "did you mean 'stream-ac'"),
     "environment": ("train.py", (*AC, "--env", "CartPol-v1"), "did you mean 'CartPole-v1'"),
     "argument": ("train.py", (*AC, "--env-args", "colour", "3"), "colour"),
-    "actions": ("train.py", (*RUN, "--agent", "qrc", "--env", "Pendulum-v1"), "QRC wants Discrete"),
+    "actions": (
+        "train.py",
+        (*RUN, "--agent", "qrc", "--env", "Pendulum-v1"),
+        "expected Discrete, MultiDiscrete or MultiBinary for QRC",
+    ),
     "gamma": ("train.py", (*AC, "--gamma", 2), "gamma is 2.0"),
     "kappa": ("train.py", (*AC, "--optimizer", "sgd", "--kappa", 2), "SGD has none"),
     "folder": ("train.py", (*AC, "--run-dir", "small"), "exists and is not empty"),
