@@ -20,7 +20,7 @@ from agents.policies import Policy, uniform
 from agents.spaces import MOST_INDEXED, Decoder, by_factor, by_index, continuous, encoder
 from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
 from valueapprox.backprop import X
-from valueapprox.checks import aligned_zeros, one_of, positive, unit_interval
+from valueapprox.checks import aligned_zeros, divergence_advice, one_of, positive, unit_interval
 from valueapprox.optimizers import N_BOUNDED, OPTIMIZERS, SUM_OF_STEPS
 from valueapprox.seeding import sequence
 from valueapprox.td import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
@@ -124,21 +124,24 @@ class ControlAgent:
     hidden
         Units of each hidden layer; the actor, or h of QRC, has a network of its own with the same ones.
     optimizer, second_optimizer
-        Of the value network, and of the actor or QRC's h: any optimizers of valueapprox. If not given, ObGD(kappa=2);
-        for actor-critics Intentional(0.3, largest_error=1) and ObGD(kappa=3); for QRC, whose direction is not a trace
-        alone, SGD(1e-3) and SGD(1e-4).
+        Of the value network, and of the actor or QRC's h. If not given, Intentional() for the critic of an actor-critic
+        and Intentional(0.1) for `StreamTD`, whose values are then means; ObGD(kappa=3) for the actor; ObGD(kappa=2) for
+        action values, as published, which are biased (see `ObGD`); for QRC, whose direction is not a trace alone,
+        SGD(1e-3) and SGD(1e-4), ten times the published 1e-4 and 1e-5.
     gamma, lam
         Discount and trace decay, in [0, 1].
     normalise_observations
         Bring each entry to mean 0 and variance 1 by its running statistics.
     scale_rewards
-        Divide rewards by the running standard deviation of their discounted sums.
+        Divide rewards by the running standard deviation of their discounted sums. While these are all equal rewards
+        stay as they are, where the published code divides them by 1e-4.
     keep_values
         When that divisor changes, multiply the last layer of the value network, so that values in the rewards' own unit
         do not change (van Hasselt et al. 2016, arXiv 1602.07714, for a running target). Without it, as published, the
         first thousand steps are spent on values that the next step's unit makes wrong.
     time_limit
-        Give the agent the time as one more input, from -0.5 at the start of an episode to 0.5 at this step.
+        Give the agent the time as one more input, from -0.5 at the start of an episode to 0.5 at this step. (The
+        published code is a step late: the second state has -0.5 too, the last one less than 0.5.)
     bootstrap_at_limit
         False treats a time limit as terminal, as the published code of stream-x does: for comparison.
     average_reward
@@ -331,8 +334,8 @@ class ControlAgent:
             )
         largest = max(np.abs(learner.w).max() for learner in (self.first, self.second))
         raise DivergenceError(
-            f"the TD error or an output is infinite or NaN at step {step} (largest weight {largest:.3g}): learning has "
-            "diverged; a smaller step size helps"
+            f"the TD error or an output is infinite or NaN at step {step} (largest weight {largest:.3g})"
+            + divergence_advice(*(learner.w for learner in (self.first, self.second)))
         )
 
     # --- acting without learning --------------------------------------------------------------------------------------
@@ -461,8 +464,9 @@ class StreamAC(ControlAgent):
 
     delta = r + gamma v(s') - v(s)
     critic: z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
-    actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along m delta z,
-            m = max(1, least_error / mean |delta|)
+    actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along delta z
+
+    By default the critic's values are means (see `Intentional`), and so biased by no skew of the rewards.
 
     Several discrete entries (MultiDiscrete, MultiBinary) are chosen each by a softmax of its own. The unit of a
     continuous action is half the distance of its bounds, around their middle: see `agents.spaces.continuous`. A mean
@@ -470,22 +474,30 @@ class StreamAC(ControlAgent):
 
     entropy
         Weight of the policy's entropy H in the actor's trace.
-    least_error
-        Where the mean |delta| of about the last 5000 steps is smaller than this, the actor gets delta times
-        least_error / mean |delta|. A critic that has come to expect failure, in a task whose goal was not found yet,
-        leaves hardly any error to learn from; this keeps the policy moving until it finds it. In the unit of scaled
-        rewards; 0: the actor gets delta, as published.
+    persistence
+        For discrete actions: the largest probability with which a step draws its action from the same random number u
+        as the step before, instead of from a new one. It is
+
+            persistence max(0, 1 - mean |delta| / 0.05) clip((H / log n - 0.5) / 0.3, 0, 1)
+
+        with the mean over about the last 5000 steps, in the unit of scaled rewards, and H the entropy of the policy
+        over n actions. A critic that has come to expect failure, in a task whose goal was not found yet, leaves
+        hardly any error to learn from, and a policy that is still nearly uniform trembles on the spot; so it holds on
+        to an action for some twenty steps. (Exploration by repeated actions: Dabney, Ostrovski & Barreto 2021.) Every
+        action is still taken with probability pi(a|s), but actions depend on each other: while they do, the expected
+        update is not the policy gradient, and the critic's values are those of this behaviour. Both end as soon as
+        there is something to learn, or the policy has made up its mind. 0: independent draws, as published. Gaussian
+        policies, and `actor`s, draw independently always.
     """
 
     algorithm = kernels.ACTOR_CRITIC
     name, second_name = "critic", "actor"
-    default_optimizers = (Intentional(0.3, largest_error=1.0), ObGD(kappa=3.0))
+    default_optimizers = (Intentional(), ObGD(kappa=3.0))
 
-    def _own_settings(self, entropy: float = 0.01, least_error: float = 0.05) -> dict[int, float]:
-        for name, value in (("entropy", entropy), ("least_error", least_error)):
-            if not 0 <= value < np.inf:
-                raise ValueError(f"{name} is {value}; a number that is not negative is wanted")
-        return {kernels.ENTROPY: entropy, kernels.LEAST_ERROR: least_error}
+    def _own_settings(self, entropy: float = 0.01, persistence: float = 0.95) -> dict[int, float]:
+        if not 0 <= entropy < np.inf:
+            raise ValueError(f"entropy is {entropy}; expected a number that is not negative")
+        return {kernels.ENTROPY: entropy, kernels.PERSISTENCE: unit_interval("persistence", persistence)}
 
 
 class StreamQ(ControlAgent):
@@ -549,6 +561,8 @@ class StreamTD(ControlAgent):
 
     delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
 
+    By default that of `Intentional`, whose values are means.
+
     Any action space will do. `epsilon`, `temperature` and `second_optimizer` mean nothing here.
 
     policy
@@ -557,6 +571,7 @@ class StreamTD(ControlAgent):
     """
 
     algorithm = kernels.TD
+    default_optimizers = (Intentional(0.1), ObGD(kappa=3.0))
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, FACTORED_ACTOR_CR
     REGULARISE,
     SAMPLE_EVERY,
     KEEP_VALUES,
-    LEAST_ERROR,
+    PERSISTENCE,
     N_SETTINGS,
 ) = range(19)
 
@@ -72,8 +72,9 @@ ACTIONS = N_SETTINGS
 ORIGIN, UNIT, LOW, HIGH, LEAST, MOST, WHOLE, NARROWEST, N_OF_ENTRY = range(9)
 
 # Positions in memory: the reward's scaling (its divisor 0 while there is none), the average reward, QRC's scalar trace,
-# the mean size of TD errors before its bias is corrected, the time, then the observation's statistics. Its second half
-# is what the first was before the step, to go back to if the step is refused.
+# the mean size of TD errors before its bias is corrected, the number from which the last action was drawn, the time,
+# then the observation's statistics. Its second half is what the first was before the step, to go back to if the step is
+# refused.
 (
     DISCOUNTED,
     REWARDS_SEEN,
@@ -83,10 +84,11 @@ ORIGIN, UNIT, LOW, HIGH, LEAST, MOST, WHOLE, NARROWEST, N_OF_ENTRY = range(9)
     MEAN_REWARD,
     SCALAR_TRACE,
     ERROR_SIZE,
+    DRAWN,
     TIME,
     OBSERVATIONS_SEEN,
     STATISTICS,
-) = range(11)
+) = range(12)
 
 # Positions in counts: numbers drawn, steps learned from, the action to be taken, whether it is not the greedy one,
 # and whether an episode runs.
@@ -98,6 +100,8 @@ N_LEARNED, SUM_DELTA, SUM_DELTA_SQUARED, SUM_ENTROPY, SUM_SPREAD, N_SUMS = range
 LEARNED, BAD_INPUT, DIVERGED, NO_EPISODE = range(4)  # status
 LARGEST = 1e30  # observation or reward
 ERROR_DECAY = 0.9998  # the mean size of TD errors is over about the last 5000
+LITTLE_ERROR = 0.05  # in the unit of scaled rewards: below it a stream-ac's actions begin to persist
+UNDECIDED, DECIDED = 0.8, 0.5  # share of the largest entropy at which they persist most, and not at all
 MOST_ALIVE = ROWS  # one more row of the scratch for s, see `remember_units`
 WATCH_EVERY = 3  # steps; each would cost 1 % in a compiled world
 TO_53_BITS: np.uint64 = np.uint64(11)
@@ -228,13 +232,13 @@ def best_action(values, first, n, key, counts):
 
 
 @kernel
-def softmax_action(values, first, n, temperature, key, counts):
-    """An action with probability proportional to exp(value / temperature)."""
+def softmax_action(values, first, n, temperature, u):
+    """An action with probability proportional to exp(value / temperature), from u, uniform in [0, 1)."""
     best = best_value(values, first, n)
     total = 0.0
     for a in range(n):
         total += math.exp((np.float64(values[first + a]) - best) / temperature)
-    left = draw(key, counts) * total
+    left = u * total
     for a in range(n - 1):
         left -= math.exp((np.float64(values[first + a]) - best) / temperature)
         if left < 0.0:
@@ -255,7 +259,7 @@ def choose_by_value(values, first, n, settings, counts, key, greedy):
     if greedy:
         counts[ACTION] = best_action(values, first, n, key, counts)
     elif settings[TEMPERATURE] > 0.0:
-        counts[ACTION] = softmax_action(values, first, n, settings[TEMPERATURE], key, counts)
+        counts[ACTION] = softmax_action(values, first, n, settings[TEMPERATURE], draw(key, counts))
     elif draw(key, counts) < epsilon_now(settings, counts):
         counts[ACTION] = int(draw(key, counts) * n)
     else:
@@ -304,17 +308,45 @@ def to_space(layout, values, action):
 
 
 @kernel
-def choose_by_policy(algorithm, values, first, n, settings, counts, key, greedy, action):
+def softmax_entropy(values, first, n):
+    """(H, log sum exp) of the softmax of n values: H = - sum p log p."""
+    best = np.float64(best_value(values, first, n))
+    total = 0.0
+    for j in range(n):
+        total += math.exp(np.float64(values[first + j]) - best)
+    log_total = math.log(total) + best
+    entropy = 0.0
+    for j in range(n):
+        log_p = np.float64(values[first + j]) - log_total
+        entropy -= math.exp(log_p) * log_p
+    return entropy, log_total
+
+
+@kernel
+def persistence(values, first, n, persist):
+    """Probability of drawing the next action from the same number: `persist` where the policy is undecided.
+
+    It falls in a straight line to 0 as the entropy falls from UNDECIDED to DECIDED times the largest, log n.
+    """
+    share = softmax_entropy(values, first, n)[0] / math.log(float(n))
+    return persist * min(max((share - DECIDED) / (UNDECIDED - DECIDED), 0.0), 1.0)
+
+
+@kernel
+def choose_by_policy(algorithm, values, first, n, settings, memory, counts, key, greedy, persist, action):
     """An action from the actor's outputs: softmax of its logits, or a Gaussian of means and pre-spreads.
 
-    `greedy` takes the likeliest. What has several entries (k,) is written to `action`: the index of each entry's value,
-    or a continuous action in the policy's own unit, not cut off at its bounds.
+    `greedy` takes the likeliest. A discrete action is drawn by the inverse of the distribution function, from a number
+    that may persist. What has several entries (k,) is written to `action`: the index of each entry's value, or a
+    continuous action in the policy's own unit, not cut off at its bounds. Of these nothing persists.
     """
     if algorithm == ACTOR_CRITIC:
         if greedy:
             counts[ACTION] = best_action(values, first, n, key, counts)
-        else:
-            counts[ACTION] = softmax_action(values, first, n, 1.0, key, counts)
+            return
+        if not (persist > 0.0 and n > 1 and draw(key, counts) < persistence(values, first, n, persist)):
+            memory[DRAWN] = draw(key, counts)
+        counts[ACTION] = softmax_action(values, first, n, 1.0, memory[DRAWN])
         return
     if algorithm == FACTORED_ACTOR_CRITIC:
         for j in range(action.size):
@@ -322,7 +354,7 @@ def choose_by_policy(algorithm, values, first, n, settings, counts, key, greedy,
             if greedy:
                 action[j] = best_action(values, first, n_j, key, counts)
             else:
-                action[j] = softmax_action(values, first, n_j, 1.0, key, counts)
+                action[j] = softmax_action(values, first, n_j, 1.0, draw(key, counts))
             first += n_j
         return
     k = n // 2
@@ -338,15 +370,7 @@ def choose_by_policy(algorithm, values, first, n, settings, counts, key, greedy,
 @kernel
 def seed_softmax(x, d, first, n, action, weight):
     """d/dlogit_j of log pi(action) + weight H(pi), and H: 1[j = a] - pi_j - weight pi_j (log pi_j + H)."""
-    best = np.float64(best_value(x, first, n))
-    total = 0.0
-    for j in range(n):
-        total += math.exp(np.float64(x[first + j]) - best)
-    log_total = math.log(total) + best
-    entropy = 0.0
-    for j in range(n):
-        log_p = np.float64(x[first + j]) - log_total
-        entropy -= math.exp(log_p) * log_p
+    entropy, log_total = softmax_entropy(x, first, n)
     for j in range(n):
         log_p = np.float64(x[first + j]) - log_total
         p = math.exp(log_p)
@@ -498,11 +522,11 @@ def arrive(observation, settings, memory, counts, key, action, w, spec, here, w_
     algorithm = int(settings[ALGORITHM])
     perceive(observation, settings, memory, here, learning)
     forward(w, spec, here)
-    return choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, here_2, greedy)
+    return choose(algorithm, settings, memory, counts, key, action, spec, here, w_2, spec_2, here_2, greedy, 0.0)
 
 
 @kernel(inline=True)
-def choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, here_2, greedy):
+def choose(algorithm, settings, memory, counts, key, action, spec, here, w_2, spec_2, here_2, greedy, persist):
     """The action at the state in `here`, whose first network has run; DIVERGED if the actor gives NaN or infinity.
 
     For TD there is nothing to choose: its actions come from elsewhere.
@@ -519,7 +543,7 @@ def choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, he
             if not finite(here_2[X, first + j]):
                 status = DIVERGED
         if status == LEARNED:
-            choose_by_policy(algorithm, here_2[X], first, n, settings, counts, key, greedy, action)
+            choose_by_policy(algorithm, here_2[X], first, n, settings, memory, counts, key, greedy, persist, action)
     else:
         first, n = outputs(spec)
         choose_by_value(here[X], first, n, settings, counts, key, greedy)
@@ -554,7 +578,7 @@ def step(
 
     delta = r - rbar + gamma V(s') - v(s), with V(s') = v(s'), max q, q(s', a') or sum pi q by the algorithm.
     If the unit of scaled rewards has changed, all values are brought to the new one first.
-    The actor's delta is multiplied by max(1, least_error / mean |delta|).
+    Where the mean |delta| is below LITTLE_ERROR, an actor-critic's next action may be drawn from the last one's number.
     Returns a status. On BAD_INPUT nothing has changed; DIVERGED says that delta is not finite, and then nothing has
     changed either, or that the actor's outputs are not, after learning.
     """
@@ -622,7 +646,7 @@ def step(
         clear(z)
         clear(z_2)
         memory[SCALAR_TRACE] = 0.0
-    decay = settings[GAMMA] * settings[LAMBDA]
+    decay, persist = settings[GAMMA] * settings[LAMBDA], 0.0
     every = int(settings[SAMPLE_EVERY])
     sampled = every > 0 and counts[STEPS] % every == 0
     if algorithm == QRC:
@@ -656,10 +680,10 @@ def step(
             sums[SUM_ENTROPY] += entropy
             memory[ERROR_SIZE] = ERROR_DECAY * memory[ERROR_SIZE] + (1.0 - ERROR_DECAY) * abs(delta)
             mean_error = memory[ERROR_SIZE] / (1.0 - ERROR_DECAY ** (counts[STEPS] + 1))
-            urge = max(1.0, settings[LEAST_ERROR] / max(mean_error, 1e-12))
+            persist = settings[PERSISTENCE] * max(0.0, 1.0 - mean_error / LITTLE_ERROR)
             improve(
                 w_2, z_2, moments_2, scalars_2, count_2, hyper_2, spec_2, here_2, before_2, stats_2,
-                decay, urge * delta, sampled,
+                decay, delta, sampled,
             )  # fmt: skip
         improve(w, z, moments, scalars, count, hyper, spec, here, before, stats, decay, delta, sampled)
     if counts[STEPS] % WATCH_EVERY == 0:
@@ -687,7 +711,7 @@ def step(
     if chosen:
         counts[EXPLORING] = 1 if here[X, first + counts[ACTION]] < best_value(here[X], first, n) else 0
         return LEARNED
-    return choose(algorithm, settings, counts, key, action, spec, here, w_2, spec_2, here_2, False)
+    return choose(algorithm, settings, memory, counts, key, action, spec, here, w_2, spec_2, here_2, False, persist)
 
 
 @kernel

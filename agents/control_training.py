@@ -115,8 +115,8 @@ class ControlSettings:
     """The same for the actor, or for QRC's h; 3 if not given."""
     entropy: float = 0.01
     """stream-ac: weight of the policy's entropy."""
-    least_error: float = 0.05
-    """stream-ac: where the mean TD error is smaller, the actor's is enlarged to this; 0 for never, as published."""
+    persistence: float = 0.95
+    """stream-ac: how likely an undecided policy repeats an action while nothing is left to learn; 0 as published."""
     epsilon: tuple[float, float, float] = (1.0, 0.01, 0.1)
     """Others: random actions at first, at last, and the share of the schedule's steps in between (a straight line)."""
     temperature: float | None = None
@@ -202,9 +202,8 @@ class ControlSettings:
         if issubclass(cls, (ObGD, AdaptiveObGD)):
             return cls(kappa=3.0 if second else 2.0)
         if cls is Intentional and second and self.agent == "stream-ac":
-            return Intentional(alpha=0.005, normalise=True)  # with the published 0.05 policies collapse
-        if cls is Intentional:
-            return StreamAC.default_optimizers[0]
+            # with the published 0.05 policies collapse
+            return Intentional(alpha=0.005, epsilon=1e-8, clip=20.0, normalise=True)
         return cls()
 
     def make_agent(self, env: gym.Env[Any, Any]) -> ControlAgent:
@@ -216,7 +215,7 @@ class ControlSettings:
                 raise ValueError(f"time_feature is set, but {self.env} has no time limit")
         own: dict[str, Any] = {}
         if self.agent == "stream-ac":
-            own["entropy"], own["least_error"] = self.entropy, self.least_error
+            own["entropy"], own["persistence"] = self.entropy, self.persistence
         if self.agent in ("stream-q", "qrc"):
             own["cut"] = self.cut
         first, last, share = self.epsilon
@@ -601,6 +600,11 @@ def _no_run(path: Path, error: Exception | str) -> checkpoint.CheckpointError:
 def _settings_of(path: Path, meta: Mapping[str, Any]) -> ControlSettings:
     if meta.get("kind") != KIND:
         raise _no_run(path, f"its kind is {meta.get('kind')}")
+    if "least_error" in meta.get("settings", ()):
+        raise checkpoint.CheckpointError(
+            f"{path} was written by version 0.1, whose stream-ac had other state; expected a checkpoint of this "
+            "version. Install valueapprox 0.1 to go on with it, or train anew"
+        )
     try:
         return ControlSettings.from_dict(meta["settings"])
     except (KeyError, TypeError, ValueError) as error:

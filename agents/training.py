@@ -24,7 +24,16 @@ from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, chec
 from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
 from valueapprox.files import LOCK_FILE, FolderLock
-from valueapprox.optimizers import SPELLED, Constant, CosineDecay, InverseTime, LinearDecay, Schedule
+from valueapprox.optimizers import (
+    SPELLED,
+    STREAM_ADAM,
+    Adam,
+    Constant,
+    CosineDecay,
+    InverseTime,
+    LinearDecay,
+    Schedule,
+)
 from valueapprox.seeding import sequence
 from valueapprox.telemetry import RunLog, hold
 
@@ -137,7 +146,9 @@ class Settings:
         }
         schedule = schedules[one_of("schedule", self.schedule, schedules)]
         cls = SPELLED[one_of("optimizer", self.optimizer, SPELLED)]
-        return cls(self.alpha if len(self.alpha) > 1 else self.alpha[0], schedule=schedule, clip_norm=self.clip_norm)
+        alpha = self.alpha if len(self.alpha) > 1 else self.alpha[0]
+        plain = STREAM_ADAM if cls is Adam else cls()
+        return replace(plain, alpha=alpha, schedule=schedule, clip_norm=self.clip_norm)
 
     def make_value_function(self, n_inputs: int) -> ValueFunction:
         """A fresh value function for states of this size."""

@@ -19,6 +19,7 @@ from agents.console import announce_compile, command_line, console, errors_in_on
 from agents.control_training import ControlSettings, complete
 from agents.evaluation import Estimate, interval_of_mean
 from agents.pictures import POINTS, mean_returns, steps_axis
+from envs import compiled_world
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
 
@@ -35,6 +36,13 @@ class Experiment:
     """Steps at which it is read."""
     published: str = ""
     """What the published code reaches there."""
+    stuck: float = -math.inf
+    """A seed that has not come above this return has not found the goal."""
+
+    @property
+    def seeds(self) -> range:
+        """The seeds it is run with unless others are given: more where the compiled world makes them cheap."""
+        return range(30 if compiled_world(self.settings.env) else 10)
 
     def command(self) -> str:
         """How to run one seed of it by hand."""
@@ -50,16 +58,25 @@ class Experiment:
         return " ".join(["python scripts/train.py", *words])
 
 
-def experiment(env: str, agent: str, steps: int, marks: tuple[int, ...], published: str = "", **own: Any) -> Experiment:
+def experiment(
+    env: str,
+    agent: str,
+    steps: int,
+    marks: tuple[int, ...],
+    published: str = "",
+    stuck: float = -math.inf,
+    **own: Any,
+) -> Experiment:
     """One with the defaults of `train.py` but for what is given."""
-    return Experiment(ControlSettings.from_dict({"env": env, "agent": agent, "steps": steps, **own}), marks, published)
+    settings = ControlSettings.from_dict({"env": env, "agent": agent, "steps": steps, **own})
+    return Experiment(settings, marks, published, stuck)
 
 
 EXPERIMENTS = {
-    "cartpole": experiment("CartPole-v1", "stream-ac", 150_000, (20_000, 75_000, 150_000), "330 | | 480"),
-    "cartpole-q": experiment("CartPole-v1", "stream-q", 150_000, (75_000, 150_000), "440, 1 of 4 stuck |"),
-    "acrobot": experiment("Acrobot-v1", "stream-ac", 150_000, (50_000, 150_000), "-97 | -90"),
-    "mountaincar": experiment("MountainCar-v0", "stream-ac", 200_000, (50_000, 200_000)),
+    "cartpole": experiment("valueapprox/CartPole-v1", "stream-ac", 150_000, (20_000, 75_000, 150_000), "330 | | 480"),
+    "cartpole-q": experiment("valueapprox/CartPole-v1", "stream-q", 150_000, (75_000, 150_000), "440, 1 of 4 stuck |"),
+    "acrobot": experiment("valueapprox/Acrobot-v1", "stream-ac", 150_000, (50_000, 150_000), "-97 | -90", -300.0),
+    "mountaincar": experiment("valueapprox/MountainCar-v0", "stream-ac", 200_000, (50_000, 200_000), "", -199.99),
     "lunarlander": experiment("LunarLander-v3", "stream-ac", 500_000, (200_000, 500_000), "50 |", hidden=(128, 128)),
     "halfcheetah": experiment(
         "HalfCheetah-v5", "stream-ac", 1_000_000, (500_000, 1_000_000), "| 2,750", hidden=(128, 128)
@@ -71,18 +88,20 @@ EXPERIMENTS = {
 #: What mattered: one thing changed at a time, in compiled worlds.
 WORLDS = {
     "CartPole": experiment("valueapprox/CartPole-v1", "stream-ac", 75_000, (75_000,)),
-    "Acrobot": experiment("valueapprox/Acrobot-v1", "stream-ac", 150_000, (150_000,)),
-    "MountainCar": experiment("valueapprox/MountainCar-v0", "stream-ac", 200_000, (200_000,)),
+    "Acrobot": experiment("valueapprox/Acrobot-v1", "stream-ac", 150_000, (150_000,), "", -300.0),
+    "MountainCar": experiment("valueapprox/MountainCar-v0", "stream-ac", 200_000, (200_000,), "", -199.99),
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "values not kept": {"keep_values": False},
-    "least error 0": {"least_error": 0.0},
+    "independent draws (persistence 0)": {"persistence": 0.0},
     "critic by ObGD": {"optimizer": "obgd"},
-    "all three: as published": {"keep_values": False, "least_error": 0.0, "optimizer": "obgd"},
+    "critic's alpha 0.1": {"alpha": 0.1},
+    "critic's alpha 1": {"alpha": 1.0},
+    "kept values, persistence, critic: as published": {"keep_values": False, "persistence": 0.0, "optimizer": "obgd"},
     "the same, limit = end, time": {
         "keep_values": False,
-        "least_error": 0.0,
+        "persistence": 0.0,
         "optimizer": "obgd",
         "bootstrap_at_limit": False,
         "time_feature": True,
@@ -111,13 +130,14 @@ class Reproduce:
     Runs lie in --folder and are kept: a second call reads those that are done and goes on with the others. Examples:
       reproduce.py cartpole acrobot mountaincar
       reproduce.py --seeds 30 --ray-address auto
+      reproduce.py mountaincar --seeds 1000:1100
       reproduce.py --ablations
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = field(default_factory=tuple)
     """cartpole, cartpole-q, acrobot, mountaincar, lunarlander, halfcheetah, hopper, breakout; all if none is named."""
-    seeds: int = 10
-    """Seeds 0, 1, ... of each."""
+    seeds: str = ""
+    """How many, 0 to N - 1, or FIRST:STOP; if not given, 30 in compiled worlds and 10 elsewhere."""
     ablations: bool = False
     """Instead: what mattered, one thing changed at a time, in compiled CartPole, Acrobot and MountainCar."""
     workers: int = 2
@@ -134,7 +154,7 @@ class Reproduce:
 
 def main(options: Reproduce) -> int:
     """Run what is missing, then print; returns the exit code."""
-    positive("seeds", options.seeds)
+    given = seeds_of(options.seeds)
     positive("workers", options.workers)
     if not 0 < options.share <= 1:
         raise ValueError(f"share is {options.share}; a number above 0, up to 1, is wanted")
@@ -149,7 +169,7 @@ def main(options: Reproduce) -> int:
     chosen = {name: shortened(e, options.share) for name, e in chosen.items()}
     announce_compile()
     try:
-        curves = run(chosen, options)
+        curves = run(chosen, options, given)
     except KeyboardInterrupt:
         console.print(f"Interrupted. The same command goes on with what lies in {plain(options.folder)}.")
         return 130
@@ -164,7 +184,7 @@ def main(options: Reproduce) -> int:
     )
     write_whole(folder / f"{name}.json", lambda file: file.write(document.encode()))
     if options.ablations:
-        show_ablations(results, options.seeds)
+        show_ablations(results)
     else:
         show_results(chosen, results)
         picture(chosen, curves, folder / "learning.png")
@@ -174,12 +194,31 @@ def main(options: Reproduce) -> int:
 
 
 def shortened(e: Experiment, share: float) -> Experiment:
-    """The same with fewer steps."""
-    steps = round(share * e.settings.steps)
-    return Experiment(replace(e.settings, steps=steps), tuple(round(share * mark) for mark in e.marks), e.published)
+    """The same with fewer steps; what was published is of the full length."""
+    if share == 1.0:
+        return e
+    steps, marks = round(share * e.settings.steps), tuple(round(share * mark) for mark in e.marks)
+    return replace(e, settings=replace(e.settings, steps=steps), marks=marks, published="")
 
 
-def run(chosen: dict[str, Experiment], options: Reproduce) -> dict[str, list[list[dict[str, Any]]]]:
+def seeds_of(text: str) -> range | None:
+    """The seeds of an option: how many, or FIRST:STOP; None for an experiment's own."""
+    if not text:
+        return None
+    words = text.split(":")
+    if len(words) > 2 or not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(
+            f"seeds is {text}; expected how many, as 30, or the first and the one after the last, as 100:200"
+        )
+    seeds = range(*map(int, words))
+    if not seeds:
+        raise ValueError(f"seeds is {text}; expected at least one")
+    return seeds
+
+
+def run(
+    chosen: dict[str, Experiment], options: Reproduce, given: range | None
+) -> dict[str, list[list[dict[str, Any]]]]:
     """The episodes of every seed of every experiment."""
     from valueapprox.cluster import cluster, spread
 
@@ -187,15 +226,15 @@ def run(chosen: dict[str, Experiment], options: Reproduce) -> dict[str, list[lis
     folder.mkdir(parents=True, exist_ok=True)
     calls, places = [], []
     for name, e in chosen.items():
-        for seed in range(options.seeds):
+        for place, seed in enumerate(given or e.seeds):
             where = folder / "".join(c if c.isalnum() else "-" for c in name) / f"seed-{seed}"
             calls.append((replace(e.settings, seed=seed), where))
-            places.append((name, seed))
-    curves: dict[str, list[list[dict[str, Any]]]] = {name: [[] for _ in range(options.seeds)] for name in chosen}
+            places.append((name, place))
+    curves: dict[str, list[list[dict[str, Any]]]] = {n: [[] for _ in given or e.seeds] for n, e in chosen.items()}
     with cluster(options.ray_address, options.workers), progress_bar("runs", len(calls), options.quiet) as show:
         for done, (place, episodes) in enumerate(spread(complete, calls), start=1):
-            name, seed = places[place]
-            curves[name][seed] = episodes
+            name, row = places[place]
+            curves[name][row] = episodes
             show(done)
     return curves
 
@@ -226,30 +265,37 @@ def shown(returns: list[float]) -> tuple[str, str]:
 def show_results(chosen: dict[str, Experiment], results: dict[str, dict[str, list[float]]]) -> None:
     """One row per experiment and mark."""
     table = Table(title="Return while learning, mean over seeds (95 % interval)", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("", "agent", "steps", "return", "worst seed", "published code"):
+    for column in ("", "agent", "steps", "return", "worst seed", "stuck", "published code"):
         table.add_column(column, justify="left" if column in ("", "agent") else "right")
     for name, e in chosen.items():
         published = [*e.published.split("|"), *[""] * len(e.marks)]
         for mark, known in zip(e.marks, published, strict=False):
-            row = shown(results[name][str(mark)])
-            table.add_row(e.settings.env, e.settings.agent, f"{mark:,}", *row, known.strip())
+            returns = results[name][str(mark)]
+            stuck = n_stuck(returns, e) if e.stuck > -math.inf else ""
+            table.add_row(e.settings.env, e.settings.agent, f"{mark:,}", *shown(returns), stuck, known.strip())
     Console(width=max(console.width, WIDTH), highlight=False).print(table)
     for e in chosen.values():
         console.print(plain(f"{e.command()} --seed 0"))
 
 
-def show_ablations(results: dict[str, dict[str, list[float]]], n_seeds: int) -> None:
+def n_stuck(returns: list[float], e: Experiment) -> str:
+    """How many seeds have not found the goal."""
+    return f"{sum(r <= e.stuck for r in returns)} of {len(returns)}"
+
+
+def show_ablations(results: dict[str, dict[str, list[float]]]) -> None:
     """One row per change, one column per world."""
-    title = f"What mattered: return over {n_seeds} seeds (95 % interval), and the worst seed"
+    n_seeds = len(next(iter(next(iter(results.values())).values())))
+    title = f"What mattered: return over {n_seeds} seeds (95 % interval), the worst seed, and how many are stuck"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for world, e in WORLDS.items():
         table.add_column(f"{world} at {e.marks[0]:,}", justify="right")
     for change in CHANGES:
         cells = []
-        for world in WORLDS:
+        for world, e in WORLDS.items():
             (returns,) = results[f"{world} | {change}"].values()
-            cells.append("; ".join(shown(returns)))
+            cells.append("; ".join([*shown(returns), *([n_stuck(returns, e)] if e.stuck > -math.inf else [])]))
         table.add_row(change, *cells)
     Console(width=max(console.width, WIDTH), highlight=False).print(table)
 

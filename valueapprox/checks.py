@@ -18,8 +18,8 @@ CACHE_LINE = 16  # float32 numbers; float64 numbers fill two
 SCALARS = frozenset({int, float, bool, *(t for t in np.sctypeDict.values() if np.dtype(t).kind in "fiub")})
 
 __all__ = [
-    "CACHE_LINE", "aligned_zeros", "as_float", "as_floats", "as_numbers", "one_of", "positive", "python_settings",
-    "python_value", "unit_interval",
+    "CACHE_LINE", "aligned_zeros", "as_float", "as_floats", "as_numbers", "divergence_advice", "one_of", "positive",
+    "python_settings", "python_value", "unit_interval",
 ]  # fmt: skip
 
 
@@ -126,3 +126,13 @@ def as_floats(name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[in
         raise ValueError(f"{name} has shape {array.shape}; {wanted} is wanted")
     # Writeable too: a read-only array is another type to Numba, for which every kernel would be compiled anew.
     return array if array.dtype == dtype and array.flags.carray else np.array(array, dtype, order="C")
+
+
+def divergence_advice(*weights: np.ndarray) -> str:
+    """The end of a message about a number that is infinite or NaN: what helps, as far as the weights tell."""
+    largest = max(float(np.abs(w).max()) for w in weights)
+    if np.isnan(largest):
+        return ": a weight is NaN; expected finite ones. Start afresh, or from a checkpoint"
+    if largest > 1e6:
+        return ": learning has diverged; a smaller step size helps"
+    return ": the weights are moderate, so that observations or rewards must be too large; scale them"

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from valueapprox import td
 from valueapprox.checks import aligned_zeros, as_floats, as_numbers, positive, unit_interval
 from valueapprox.network import Network
-from valueapprox.optimizers import SGD, Optimizer
+from valueapprox.optimizers import STREAM_ADAM, Optimizer
 from valueapprox.prediction_kernels import input_gradients, learn_predictions
 
 __all__ = ["Learned", "Predictions"]
@@ -46,7 +46,8 @@ class Predictions:
         A network with k outputs; with `separate`, one with a single output, of which there are k.
     optimizer
         Receives sum_i delta_i z_i, or each delta_i z_i, and moves the weights along it. One that looks at delta and
-        trace apart (ObGD, AdaptiveObGD, Intentional, VarianceAdjusted) wants k = 1 or `separate`.
+        trace apart (ObGD, AdaptiveObGD, Intentional, VarianceAdjusted) wants k = 1 or `separate`. If not given,
+        Adam(beta2=0.9999), whose values are means also where rewards are rare and large.
     discounts, lams
         gamma_i and lambda_i in [0, 1]; one number of lams is for all.
     names
@@ -62,6 +63,7 @@ class Predictions:
     --------
     Two horizons of one signal, linear, by hand: w = 0, so both deltas are 1, and alpha = 0.5 moves w by 0.5.
 
+    >>> from valueapprox import SGD
     >>> v = Predictions(Network((2, 2), bias=False, dtype="float64"), SGD(0.5), (0.0, 0.9), scheme="zeros")
     >>> v.learn(0, [[1, 0]], [[1, 1]], [[0, 1]]).td_errors
     array([[1., 1.]])
@@ -92,7 +94,7 @@ class Predictions:
         if len(self.names) != k or len(set(self.names)) != k:
             raise ValueError(f"names is {self.names}; {k} different ones are wanted, one for each prediction")
         self.net, self.separate = net, bool(separate)
-        self.optimizer = SGD() if optimizer is None else optimizer
+        self.optimizer = STREAM_ADAM if optimizer is None else optimizer
         self.streams = positive("streams", streams)
         if net.n_outputs != (1 if separate else k):
             wanted = "with separate networks it has 1" if separate else f"there are {k} predictions"

@@ -7,7 +7,7 @@ z (P,)              the trace; n-step and Monte Carlo put the gradient here
 memory (c, d + 1)   n-step and Monte Carlo: the states that await their return, and in the last column their rewards
 span (2,)           where the oldest of them lies in memory, and how many they are
 count (2,)          updates made; transitions seen
-hyper (14 + L + 5,)  the optimizer's hyper-parameters, and behind them the method's settings
+hyper (13 + L + 5,)  the optimizer's hyper-parameters, and behind them the method's settings
 before (P,)         scratch
 stats (4, m)        sums since the last log, rows TOTALS, GRADIENT, TRACE and UPDATE below
 """

@@ -11,9 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox import checkpoint, td
-from valueapprox.checks import CACHE_LINE, aligned_zeros, as_float, as_floats, one_of, positive, unit_interval
+from valueapprox.checks import (
+    CACHE_LINE,
+    aligned_zeros,
+    as_float,
+    as_floats,
+    divergence_advice,
+    one_of,
+    positive,
+    unit_interval,
+)
 from valueapprox.network import Network
-from valueapprox.optimizers import SGD, Optimizer
+from valueapprox.optimizers import STREAM_ADAM, Optimizer
 
 __all__ = ["DivergenceError", "ValueFunction"]
 
@@ -43,7 +52,8 @@ class ValueFunction:
     net
         A network with one output.
     optimizer
-        Receives delta z and moves w along it.
+        Receives delta z and moves w along it. If not given, Adam(beta2=0.9999), whose values are means also where
+        rewards are rare and large.
     gamma, lam
         Discount and trace decay, both in [0, 1].
     method
@@ -61,6 +71,7 @@ class ValueFunction:
     --------
     A two-state chain, by hand: v(s) = w . s, w = (0, 0), r = 1, alpha = 0.5 moves w_0 by 0.5.
 
+    >>> from valueapprox import SGD
     >>> v = ValueFunction(Network((2, 1), bias=False, dtype="float64"), SGD(0.5), gamma=0.9, scheme="zeros")
     >>> v.learn([1, 0], 1.0, [0, 1])
     1.0
@@ -91,7 +102,7 @@ class ValueFunction:
                 "network with the same predictions"
             )
         self.net = net
-        self.optimizer = SGD() if optimizer is None else optimizer
+        self.optimizer = STREAM_ADAM if optimizer is None else optimizer
         self.gamma = unit_interval("gamma", gamma)
         self.lam = unit_interval("lam", lam)
         self.method = one_of("method", method, td.METHODS)
@@ -309,7 +320,7 @@ class ValueFunction:
                     raise ValueError(f"{name}{entry} is {found} at transition {number}; expected a finite number")
         raise DivergenceError(
             f"the TD error is infinite or NaN at transition {number} (largest weight {np.abs(self.w).max():.3g}, "
-            f"reward {r}): learning has diverged; a smaller step size or clip_norm helps"
+            f"reward {r}){divergence_advice(self.w)}"
         )
 
     def cut_trace(self, stream: int = 0) -> None:

@@ -335,8 +335,8 @@ def test_the_optimizers_that_settings_make():
     chosen = change(SMALL, optimizer="obgd", alpha=0.5, kappa=1.0, actor_kappa=4.0)
     assert [chosen.make_optimizer(second) for second in (False, True)] == [ObGD(0.5, 1.0), ObGD(0.5, 4.0)]
     intentional = change(SMALL, optimizer="intentional", alpha=0.25)
-    assert intentional.make_optimizer() == Intentional(0.25, largest_error=1.0)
-    assert intentional.make_optimizer(second=True) == Intentional(0.005, normalise=True)
+    assert intentional.make_optimizer() == Intentional(0.25)
+    assert intentional.make_optimizer(second=True) == Intentional(0.005, epsilon=1e-8, clip=20.0, normalise=True)
     for name, cls in SPELLED.items():
         assert type(change(SMALL, optimizer=name).make_optimizer()) is cls
 
@@ -395,6 +395,19 @@ def test_a_folder_that_exists_is_refused_and_untouched(tmp_path, name):
     with pytest.raises(FileExistsError, match="--resume"):
         ControlRun(SMALL, tmp_path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_run_of_version_01_is_refused_by_name(tmp_path):
+    ControlRun(SMALL, tmp_path).train()
+    arrays, meta = checkpoint.load(tmp_path / CHECKPOINT_FILE)
+    meta["settings"]["least_error"] = 0.05
+    checkpoint.save(tmp_path / CHECKPOINT_FILE, arrays, meta)
+    for restored in (
+        lambda: ControlRun(None, tmp_path, resume=True),
+        lambda: ControlRun.load_agent(tmp_path / CHECKPOINT_FILE),
+    ):
+        with pytest.raises(CheckpointError, match=r"written by version 0\.1"):
+            restored()
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "agent only", "other agent", "no settings", "no array"])

@@ -42,9 +42,32 @@ def test_every_change_changes_a_setting():
         assert all(getattr(fresh, setting) != value for setting, value in change.items()), name
 
 
+def test_what_was_published_is_of_the_full_length():
+    e = reproduce.EXPERIMENTS["cartpole"]
+    assert reproduce.shortened(e, 1.0) == e
+    short = reproduce.shortened(e, 0.1)
+    assert (short.settings.steps, short.marks, short.published) == (15_000, (2000, 7500, 15_000), "")
+
+
+def test_seeds_are_a_number_or_a_range():
+    assert reproduce.seeds_of("") is None
+    assert reproduce.seeds_of("30") == range(30)
+    assert reproduce.seeds_of("1000:1100") == range(1000, 1100)
+    assert len(reproduce.EXPERIMENTS["mountaincar"].seeds) == 30
+    assert len(reproduce.EXPERIMENTS["lunarlander"].seeds) == 10
+    for text in ("0", "3:3", "a", "-1", "1:2:3", "1:"):
+        with pytest.raises(ValueError, match=f"seeds is {text}; expected"):
+            reproduce.seeds_of(text)
+
+
+def test_seeds_that_have_not_found_the_goal_are_counted():
+    assert reproduce.n_stuck([-200.0, -199.98, -120.0, -200.0], reproduce.WORLDS["MountainCar"]) == "2 of 4"
+    assert reproduce.n_stuck([-500.0, -299.0], reproduce.WORLDS["Acrobot"]) == "1 of 2"
+
+
 @pytest.mark.ray
 def test_what_was_run_is_not_run_again(local_ray, tmp_path, capsys):
-    options = reproduce.Reproduce(("cartpole", "cartpole-q"), seeds=2, share=0.02, folder=tmp_path, quiet=True)
+    options = reproduce.Reproduce(("cartpole", "cartpole-q"), seeds="2", share=0.02, folder=tmp_path, quiet=True)
     assert reproduce.main(options) == 0
     first = (tmp_path / "results.json").read_text()
     results = json.loads(first)
@@ -54,7 +77,8 @@ def test_what_was_run_is_not_run_again(local_ray, tmp_path, capsys):
     assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
     assert "CartPole-v1" in table
-    assert "python scripts/train.py --env CartPole-v1 --agent stream-q --steps 3000 --seed 0" in table
+    assert "python scripts/train.py --env valueapprox/CartPole-v1 --agent stream-q --steps 3000 --seed 0" in table
+    assert "330" not in table  # what was published is of the full length
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.npz")}
     assert len(made) == 4
     assert reproduce.main(options) == 0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from valueapprox import (
+    Adam,
     AdaptiveObGD,
     DecayedMax,
     Intentional,
@@ -45,7 +46,7 @@ def decayed_max(w, z, g, delta, t, alpha, m, beta=0.9, epsilon=1e-3):
 
 
 def intentional(
-    w, z, g, delta, t, alpha, m, beta2=0.9, epsilon=1e-3, clip=1.5, clip_decay=0.8, rms=True, normalise=False
+    w, z, g, delta, t, alpha, m, beta2=0.999, epsilon=0.1, clip=np.inf, clip_decay=0.9998, rms=True, normalise=False
 ):
     m["nu"] = beta2 * m.get("nu", 0) + (1 - beta2) * g**2
     D = 1 / (np.sqrt(m["nu"] / (1 - beta2**t)) + epsilon) if rms else np.ones_like(g)
@@ -61,7 +62,7 @@ def intentional(
 
 def variance_adjusted(w, z, g, delta, t, alpha, m, epsilon=0.1, clip=0.5):
     m["v"] = DECAY * m.get("v", 0) + (1 - DECAY) * g**2
-    return w + alpha * np.clip(delta, -clip, clip) * z / (np.sqrt(m["v"]) + epsilon)
+    return w + alpha * np.clip(delta, -clip, clip) * z / (np.sqrt(m["v"] / (1 - DECAY**t)) + epsilon)
 
 
 RULES = {
@@ -69,6 +70,7 @@ RULES = {
     "ObGD, seldom bounded": (ObGD, obgd, 0.01, {"kappa": 2.0}),
     "AdaptiveObGD": (AdaptiveObGD, adaptive_obgd, 1.0, {"kappa": 2.0, "beta2": 0.9, "epsilon": 1e-4}),
     "DecayedMax": (DecayedMax, decayed_max, 0.01, {"beta": 0.9, "epsilon": 1e-3}),
+    "Intentional, defaults": (Intentional, intentional, 0.3, {}),
     "Intentional": (Intentional, intentional, 0.3, {"beta2": 0.9, "epsilon": 1e-3, "clip": 1.5, "clip_decay": 0.8}),
     "Intentional, no rms": (Intentional, intentional, 0.3, {"clip": 1.5, "clip_decay": 0.8, "rms": False}),
     "Intentional, normalised": (
@@ -76,6 +78,7 @@ RULES = {
         {"beta2": 0.9, "epsilon": 1e-3, "clip": 1.5, "clip_decay": 0.8, "normalise": True},
     ),
     "VarianceAdjusted": (VarianceAdjusted, variance_adjusted, 0.01, {"epsilon": 0.1, "clip": 0.5}),
+    "VarianceAdjusted, not clipped": (VarianceAdjusted, variance_adjusted, 0.01, {"clip": np.inf}),
 }
 
 
@@ -90,7 +93,8 @@ def stream(n_steps, seed=0):
 @pytest.mark.parametrize("rule", RULES)
 def test_learning_equals_a_second_implementation(rule, schedule):
     make, step, alpha, settings = RULES[rule]
-    optimizer = make(alpha, **settings) if schedule is None else make(alpha, **settings, schedule=schedule)
+    given = {name: None if value is np.inf else value for name, value in settings.items()}
+    optimizer = make(alpha, **given) if schedule is None else make(alpha, **given, schedule=schedule)
     v = ValueFunction(NET, optimizer, gamma=GAMMA, lam=LAM, seed=1)
     w, z, memory = v.w.copy(), np.zeros_like(v.w), {}
     for t, (s, r, s_next, terminated, truncated) in enumerate(zip(*stream(100), strict=True)):
@@ -150,7 +154,7 @@ def test_intentional_updates_of_a_linear_value_are_normalised_lms():
     # w = .5, x = 2, x' = 1, r = 1.5, gamma = .9: delta = 1.5 + .9 * .5 - 1 = .95; the value moves by eta delta = .38,
     # the weight by .38 / 2 = .19.
     net = Network((1, 1), bias=False, dtype="float64")
-    v = ValueFunction(net, Intentional(0.4, rms=False, clip=1e30), gamma=0.9)
+    v = ValueFunction(net, Intentional(0.4, rms=False), gamma=0.9)
     v.w = [0.5]
     assert v.learn([2.0], 1.5, [1.0]) == pytest.approx(0.95)
     assert v.w[0] == pytest.approx(0.69)
@@ -158,7 +162,7 @@ def test_intentional_updates_of_a_linear_value_are_normalised_lms():
     net = Network((4, 1), dtype="float64")
     rng = np.random.default_rng(0)
     for _ in range(10):
-        v = ValueFunction(net, Intentional(0.25, rms=False, clip=1e30), gamma=0.9, seed=int(rng.integers(99)))
+        v = ValueFunction(net, Intentional(0.25, rms=False), gamma=0.9, seed=int(rng.integers(99)))
         s, s_next = 10 * rng.normal(size=(2, 4))
         before = v.predict(s)
         delta = v.learn(s, float(rng.normal()), s_next)
@@ -167,10 +171,45 @@ def test_intentional_updates_of_a_linear_value_are_normalised_lms():
 
 def test_the_variance_adjusted_step_is_bounded_by_the_clipped_error():
     # One input, gamma lambda = 0: v = g^2, so w moves by alpha clip(delta) g / (|g| + 0.1); for g = 3, delta = 7
-    # by alpha 3 / 3.1.
+    # by alpha 3 / 3.1. The default clips at 1.
     v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), VarianceAdjusted(0.01), scheme="zeros")
     v.learn([3.0], 7.0, [0.0], terminated=True)
     assert v.w[0] == pytest.approx(0.01 * 3 / 3.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("make", [Intentional, VarianceAdjusted])
+@pytest.mark.parametrize("decay", [1.0, 1 - 1e-12, 1 - 1e-10, 1 - 1e-8])
+def test_undiscounted_monte_carlo_is_the_limit(decay, make, dtype):
+    # gamma = 1, lambda = decay: the running mean that forgets by gamma lambda becomes the mean of all t, its newest
+    # member's share (1 - k) / (1 - k^t) becomes 1 / t. Between 1 - 1e-8 and 1 nothing changes by more than 1e-5.
+    net = Network((3, 6, 1), hidden="tanh", dtype=dtype)
+    v, limit = (ValueFunction(net, make(0.01), gamma=1.0, lam=lam, seed=1) for lam in (decay, 1.0))
+    s, r, s_next, terminated, truncated = stream(300, seed=5)
+    for learner in (v, limit):
+        learner.learn_stream(s, r, s_next, terminated, truncated)
+    assert np.isfinite(v.w).all()
+    assert np.abs(v.w - net.init(1)).max() > 0.01
+    np.testing.assert_allclose(v.w, limit.w, rtol=1e-4 if dtype == "float32" else 1e-5, atol=1e-5)
+
+
+def test_the_mean_of_undiscounted_gradients_by_hand():
+    # One input, gamma = lambda = 1: z = 2, then 2 + 4 = 6; S = 4, then (4 + 16) / 2 = 10. With rms=False w moves by
+    # alpha delta z / sqrt(S z^2) = alpha delta / sqrt(S): delta = 1 first, then 3 - 4 w.
+    v = ValueFunction(
+        Network((1, 1), bias=False, dtype="float64"), Intentional(0.1, rms=False), gamma=1.0, lam=1.0, scheme="zeros"
+    )
+    v.learn([2.0], 1.0, [0.0])
+    assert v.w[0] == pytest.approx(0.1 / 2)
+    v.learn([4.0], 3.0, [0.0])
+    assert v.w[0] == pytest.approx(0.05 + 0.1 * (3 - 4 * 0.05) / math.sqrt(10))
+
+
+@pytest.mark.parametrize("optimizer", [Adam(beta1=1 - 1e-12, beta2=1 - 1e-12), AdaptiveObGD(beta2=1 - 1e-12)])
+def test_decay_rates_close_to_one_give_finite_steps(optimizer):
+    v = ValueFunction(NET, optimizer, gamma=GAMMA, lam=LAM, seed=1)
+    v.learn_stream(*stream(50))
+    assert np.isfinite(v.w).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -216,6 +255,7 @@ def test_what_needs_a_trace_is_refused_elsewhere():
         (lambda: Intentional(clip=0.0), "clip"),
         (lambda: VarianceAdjusted(clip=math.nan), "clip"),
         (lambda: Intentional(clip_decay=1.0), "clip_decay"),
+        (lambda: Optimizer.from_dict(Intentional().as_dict() | {"largest_error": 1.0}), "largest_error"),
         (lambda: VarianceAdjusted(clip_norm=1.0), "clip_norm"),
     ],
 )

@@ -316,6 +316,18 @@ def test_settings_that_are_refused(options, message):
 # --- divergence -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("weight", "state", "says"),
+    [(1e200, 1e200, "a smaller step size helps"), (1.0, 1e308, "rewards must be too large"), (np.nan, 1.0, "is NaN")],
+)
+def test_a_smaller_step_size_is_advised_where_it_helps(weight, state, says):
+    v = ValueFunction(Network((2, 1), bias=False, dtype="float64"), SGD(0.1))
+    v.w[:] = weight
+    with pytest.raises(DivergenceError, match=says) as error, np.errstate(all="ignore"):
+        v.learn([state, state], 0.0, [0.0, 0.0])
+    assert ("step size" in str(error.value)) == ("step size" in says)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_infinite_td_error_is_an_error_and_moves_nothing(method):
     # v(s) = 1e200 * 1e200 overflows.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from valueapprox.checks import as_floats, as_numbers, one_of, positive, python_settings
 from valueapprox.network import Network
-from valueapprox.optimizers import SGD, Optimizer
+from valueapprox.optimizers import STREAM_ADAM, Optimizer
 from valueapprox.predictions import Predictions
 
 __all__ = [
@@ -126,7 +126,7 @@ class ServiceSettings:
     net
         The network: k outputs, or one output of which every prediction gets its own network (`separate`).
     optimizer
-        Moves the weights.
+        Moves the weights; Adam(beta2=0.9999) if not given.
     discounts, lams
         Discount and trace decay of each prediction, in [0, 1].
     names
@@ -163,7 +163,7 @@ class ServiceSettings:
     """
 
     net: Network
-    optimizer: Optimizer = field(default_factory=lambda: SGD(0.01))
+    optimizer: Optimizer = STREAM_ADAM
     discounts: tuple[float, ...] = (0.99,)
     lams: tuple[float, ...] = (0.9,)
     names: tuple[str, ...] = ()
