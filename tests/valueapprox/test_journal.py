@@ -215,7 +215,7 @@ def test_a_last_record_with_wrong_bytes_comes_from_its_copy_and_is_kept_beside(t
         (lambda data: data[:39], r"records 0 to 3 .* damaged at byte 0, where record 0 begins"),
         (lambda data: b"", r"records 0 to 3 .* ends at byte 0, before record 0"),
         (lambda data: bytes(240), r"records 0 to 3 .* damaged at byte 0"),
-        (lambda data: None, r"records 0 to 3 .* missing: there is no segment that could hold them"),
+        (lambda data: None, r"records 0 to 3 .* missing: there is no segment that could hold what is missing"),
         (lambda data: data[:50] + b"x" * 40 + data[90:], r"damaged at byte 40, in record 0: whole records follow from"),
     ],
 )

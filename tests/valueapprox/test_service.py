@@ -349,6 +349,24 @@ def test_without_a_journal_a_crash_goes_back_to_the_checkpoint_and_a_close_does_
         assert again.version == 11
 
 
+def test_a_stream_that_goes_on_behind_what_a_crash_lost_has_its_trace_cut(tmp_path):
+    settings = replace(SETTINGS, durability="none", on_gap="cut", lams=(0.8, 0.9))
+    weights = {}
+    for cut in (True, False):
+        p = Predictions(settings.net, settings.optimizer, settings.discounts, settings.lams)
+        p.learn(0, *rows(transitions("a", 0, 5)))
+        p.learn(0, *rows(transitions("a", 10, 5)), cut=[cut, *[False] * 4])
+        weights[cut] = p.w
+    assert not np.array_equal(weights[True], weights[False])
+    with Service(settings, tmp_path / "s") as service:
+        service.learn(transitions("a", 0, 5))
+        service.checkpoint()
+        service.learn(transitions("a", 5, 5))
+        with crashed(service) as again:
+            assert again.learn(transitions("a", 10, 5)).learned == 5
+            np.testing.assert_array_equal(again.weights().w, weights[True])
+
+
 def test_durability_may_change_between_runs(tmp_path):
     with Service(SETTINGS, tmp_path / "s") as service:
         service.learn(transitions("a", 0, 5))
@@ -463,7 +481,7 @@ def test_lost_records_that_were_acknowledged_are_an_error_that_names_them(tmp_pa
             service.learn(transitions("a", 5 * i, 5))
         shutil.copytree(service.folder, tmp_path / "killed")
     (file,) = (tmp_path / "killed").glob("journal-*.log")
-    where = "there is no segment that could hold them"
+    where = "there is no segment that could hold what is missing"
     if removed:
         file.unlink()
     else:
@@ -499,6 +517,22 @@ def test_damage_is_an_error_and_nothing_is_deleted(tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         Service.open(folder)
     assert file.read_bytes() == data
+
+
+def test_an_older_checkpoint_without_the_journal_behind_it_is_an_error(tmp_path):
+    # Version 0.1 went on from it without a word.
+    with Service(replace(SETTINGS, retain_bytes=0), tmp_path) as service:
+        service.learn(transitions("a", 0, 5))
+        service.checkpoint()
+        older = (tmp_path / "checkpoint.npz").read_bytes()
+        service.learn(transitions("a", 5, 5))
+        service.learn(transitions("a", 10, 5))
+    assert list(tmp_path.glob("journal-*.log")) == []
+    (tmp_path / "checkpoint.npz").write_bytes(older)
+    with pytest.raises(
+        JournalError, match=r"^record 1 of the journal in .* there is no segment that could hold what is missing"
+    ):
+        Service.open(tmp_path)
 
 
 def in_version_0_1(folder):

@@ -240,7 +240,7 @@ def _must_be_there(folder: Path, first: int, copy: _Copy | None, scan: _Scan | N
         else (f"records {first} to {last} of the journal in {folder}")
     )
     if path is None or scan is None:
-        where = "there is no segment that could hold them"
+        where = "there is no segment that could hold what is missing"
     elif scan.next < first:
         where = f"the last segment, {path.name}, ends with record {scan.next - 1}, so a later one is missing"
     elif scan.size > scan.end:

@@ -266,6 +266,8 @@ class Service:
             try:
                 self._recover(weights)
             except BaseException:
+                if self._journal is not None:
+                    self._journal.close()
                 self._lock.close()
                 raise
         self._learner.sample_every = settings.sample_every
