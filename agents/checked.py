@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-__all__ = ["Checked", "UserCodeError", "blame", "close", "fault_of", "guarded", "is_image"]
+__all__ = ["Checked", "UserCodeError", "blame", "close", "fault_of", "guarded", "image_note", "is_image"]
 
 NUMBERS = frozenset((float, int, np.float64, np.float32, np.int64, np.int32, np.bool_, bool))
 FLAGS = frozenset((bool, np.bool_))
@@ -295,6 +295,17 @@ def _expected(space: gym.Space[Any]) -> str:
     if isinstance(space, spaces.Discrete):
         return f"a whole number from {space.start} to {space.start + space.n - 1}"
     return f"an array of shape {space.shape} and dtype {space.dtype}"
+
+
+def image_note(name: str, space: gym.Space[Any], n_inputs: int, hidden: tuple[int, ...]) -> str:
+    """What becomes of an image in a dense network, and what to do."""
+    what = f"arrays of shape {space.shape}" if isinstance(space, spaces.Box) else "images"
+    weights = n_inputs * (hidden[0] if hidden else 1)
+    return (
+        f"{name}: observations are {what}, read as {n_inputs:,} numbers in a row by a dense network that knows nothing "
+        f"of rows and columns: {weights:,} weights in its first layer. A wrapper that extracts features, or makes the "
+        "picture smaller (gymnasium.wrappers.GrayscaleObservation, ResizeObservation), learns far more from each step"
+    )
 
 
 def is_image(space: gym.Space[Any]) -> bool:

@@ -18,11 +18,11 @@ import gymnasium as gym
 import numpy as np
 
 import envs
-from agents.checked import Checked, close, fault_of
+from agents.checked import Checked, close, fault_of, image_note, is_image
 from agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
 from agents.control_loop import Chunk, CompiledLoop
 from agents.interrupts import interruptible
-from agents.rollout import make_environment
+from agents.rollout import make_environment, resolved_id
 from agents.training import (
     CHECKPOINT_FILE,
     LOG_POINTS,
@@ -70,7 +70,7 @@ AGENTS: dict[str, type[ControlAgent]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ControlSettings:
     """Everything that decides what a run learns. Two runs with equal settings end with equal weights, bit for bit."""
 
@@ -180,6 +180,24 @@ class ControlSettings:
             return None
         return "the fall of epsilon", f"stays at {self.epsilon[1]:g}"
 
+    def __eq__(self, other: object) -> bool:
+        """Whether they mean the same run: what is left open counts as what is chosen for it."""
+        return type(other) is type(self) and asdict(self.chosen()) == asdict(other.chosen())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def chosen(self) -> ControlSettings:
+        """The same with what was left open: the environment's version, and the plan."""
+        return replace(self, env=resolved_id(self.env), schedule_steps=self.horizon)
+
+    def document(self, agent: ControlAgent) -> dict[str, Any]:
+        """All settings for a person to read; instead of "auto", each network's optimizer with all of its settings."""
+        values = asdict(self.chosen())
+        if self.optimizer == "auto":
+            networks = ((agent.name, agent.first), (agent.second_name, agent.second))
+            values["optimizer"] = {name: learner.optimizer.as_dict() for name, learner in networks if name}
+        return values
+
     def arguments(self) -> dict[str, Any]:
         """The environment's arguments, read as numbers, true, false or null where they are."""
         return {name: parsed_argument(value) for name, value in self.env_args.items()}
@@ -251,6 +269,8 @@ class ControlSettings:
         """Settings as a checkpoint holds them."""
         known = {f.name for f in fields(cls)}
         own = {name: value for name, value in values.items() if name in known}
+        if isinstance(own.get("optimizer"), dict):  # as `document` writes those that were chosen
+            own["optimizer"] = "auto"
         if "optimizer" in own:
             own["optimizer"] = own["optimizer"].replace("-", "_")  # as version 0.1 spelled them
         return cls(**own)
@@ -323,13 +343,16 @@ class ControlRun:
         else:
             assert settings is not None, "a fresh run has settings"
             settings.check()
-            self.settings = replace(settings, schedule_steps=settings.horizon)
+            self.settings = settings.chosen()
             check_fresh(self.folder)
         self.settings.check()
         self.env = make_environment(self.settings.env, **self.settings.arguments())
         self.checked = Checked(self.env, self.settings.env, 0)
         try:
             self.agent = self.settings.make_agent(self.env)
+            space = self.env.observation_space
+            if not resume and is_image(space):
+                notice(image_note(self.settings.env, space, self.agent.encode.size, self.settings.hidden))
             self.step = self.logged = 0
             self.running = np.zeros(2)  # return and length of the running episode
             self.finished = np.zeros(3)  # since the last log: number of episodes, sum of returns, sum of lengths
@@ -441,15 +464,14 @@ class ControlRun:
             log = stack.enter_context(self._open_log(stack.enter_context(lock)))
             self._episodes_file = stack.enter_context((self.folder / EPISODES_FILE).open("a", encoding="utf-8"))
             stop = stack.enter_context(interruptible())
-            started = time.monotonic()
-            self._clock = (started, self.step)
+            self._clock = (time.monotonic(), self.step)
             interrupted = self._learn(log, stop, checkpoint_every, progress)
             rate = self._rate()
             if not interrupted:
                 self._log(log)  # an interrupted run logs no point that an uninterrupted one would not have
             self._save(log)
         n_episodes = len(read_episodes(self.folder))
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - self._clock[0]
         return ControlReport(self.folder, self.step, interrupted, seconds, rate, n_episodes, self._mean_return())
 
     def _rate(self) -> float:
@@ -460,7 +482,7 @@ class ControlRun:
         return sum(self.last_returns) / len(self.last_returns) if self.last_returns else None
 
     def _open_log(self, lock: FolderLock) -> RunLog:
-        settings = json.dumps(asdict(self.settings), indent=2)
+        settings = json.dumps(self.settings.document(self.agent), indent=2)
         checkpoint.write_whole(self.folder / SETTINGS_FILE, lambda file: file.write(settings.encode()))
         log = RunLog(self.folder, self.logged if self.resumed else None, lock=lock)
         for left in self.folder.glob(".*.tmp"):  # by a process that was killed while it wrote
@@ -500,14 +522,14 @@ class ControlRun:
     ) -> bool:
         settings, last_save = self.settings, time.monotonic()
         log_every = settings.log_every or max(1, settings.steps // LOG_POINTS)
-        size, warm = FIRST_CHUNK, False
+        size, warm = 1, False  # time is taken from the second step on: the first one loads kernels, or compiles them
         while self.step < settings.steps:
             n = min(size, settings.steps - self.step, log_every - self.step % log_every)
             begun = time.monotonic()
             self._note(self.loop.run(n) if self.loop is not None else self._gymnasium_chunk(n))
             now = time.monotonic()
             if not warm and self.step < settings.steps:
-                self._clock, warm = (now, self.step), True  # kernels were loaded, or even compiled
+                self._clock, warm = (now, self.step), True
                 size = COMPILED_CHUNK if self.loop is not None else FIRST_CHUNK
             elif self.loop is None:
                 size = max(1, min(COMPILED_CHUNK, int(n * CHUNK_SECONDS / max(now - begun, 1e-9))))

@@ -7,6 +7,7 @@ from that generator, so each environment's actions are a stream of their own wha
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -67,7 +68,7 @@ HEURISTICS: dict[str, Policy] = {
 
 def task_name(env_id: str) -> str:
     """``valueapprox/CartPole-v1`` -> ``CartPole``."""
-    return env_id.rpartition(":")[2].rpartition("/")[2].rpartition("-v")[0]
+    return re.sub(r"-v\d+$", "", env_id.rpartition(":")[2].rpartition("/")[2])
 
 
 def uniform(space: gym.Space[Any]) -> Policy:

@@ -7,6 +7,7 @@ autoreset mode an environment has, or that a worker died and another went on fro
 
 from __future__ import annotations
 
+import importlib
 import warnings
 import zlib
 from collections import deque
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs import registration
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
@@ -90,6 +92,30 @@ def make_environment(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         if not isinstance(space := getattr(env, name, None), gym.Space):
             raise UserCodeError(f"{env_id}: its {name} is {space!r}; expected a space of Gymnasium")
     return env
+
+
+def resolved_id(env_id: str) -> str:
+    """The id with the version that `gymnasium.make` takes where none is given; as it is if nothing is known of it."""
+    module, colon, name = env_id.rpartition(":")
+    try:
+        namespace, bare, version = registration.parse_env_id(name)
+        if version is not None:
+            return env_id
+        if module:
+            importlib.import_module(module)
+        if namespace == "MinAtar":
+            _register_minatar(name)
+    except Exception:  # noqa: BLE001  # whatever it is, `make_environment` says it better
+        return env_id
+    version = registration.find_highest_version(namespace, bare)
+    return env_id if version is None else f"{module}{colon}{registration.get_env_id(namespace, bare, version)}"
+
+
+def load_kernels(task: Task) -> None:
+    """Compile or load what `CompiledRollout` needs, once and here, before several workers do."""
+    rollout = make_rollout(task, [0]) if task.compiled and _compiled(task) is not None else None
+    if isinstance(rollout, CompiledRollout):
+        rollout.collect(1)
 
 
 @contextmanager

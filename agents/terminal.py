@@ -188,7 +188,9 @@ def _program() -> str:
 
 def plain(what: object) -> str:
     """Any text, such as the name of a folder, so that `console` prints it as it is and takes nothing for markup."""
-    return escape(plain_line(what))
+    text = plain_line(what)
+    escaped = escape(text)  # a backslash at the end is doubled, for the case that markup follows; here none does
+    return escaped[:-1] if text.endswith("\\") and not text.endswith("\\\\") else escaped
 
 
 def plain_line(what: object) -> str:

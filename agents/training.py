@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from agents import evaluation
-from agents.checked import Checked, close, guarded
+from agents.checked import Checked, close, guarded, image_note, is_image
 from agents.interrupts import interruptible
 from agents.policies import make_policy, resolve
-from agents.rollout import AUTORESET, Block, Task, make_environment, make_rollout
+from agents.rollout import AUTORESET, Block, Task, load_kernels, make_environment, make_rollout, resolved_id
 from agents.spaces import encoder
 from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
 from valueapprox.checks import one_of, positive, python_settings
@@ -45,7 +45,7 @@ SAMPLE_EVERY = 64  # updates between two whose norms are measured: costs about 1
 LOG_POINTS = 50  # of a run, by default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
     """Everything that decides what a run learns. Two runs with equal settings end with equal weights, bit for bit."""
 
@@ -130,11 +130,26 @@ class Settings:
         afterwards = "goes on falling" if self.schedule == "inverse-time" else "stays at its last value, 0.01 alpha"
         return f"the {self.schedule} schedule of the step size", afterwards
 
+    def __eq__(self, other: object) -> bool:
+        """Whether they mean the same run: what is left open counts as what is chosen for it."""
+        return type(other) is type(self) and asdict(self.chosen()) == asdict(other.chosen())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def chosen(self) -> Settings:
+        """The same with what was left open: the environment's version, the policy and its noise, the plan."""
+        env = resolved_id(self.env)
+        policy, noise = self.policy, self.noise
+        with contextlib.suppress(ValueError):  # which `task` raises
+            policy, noise = resolve(policy, noise, env)
+        return replace(self, env=env, policy=policy, noise=noise, schedule_steps=self.horizon)
+
     def task(self) -> Task:
         """What workers follow."""
-        policy, noise = resolve(self.policy, self.noise, self.env)
+        env = resolved_id(self.env)
+        policy, noise = resolve(self.policy, self.noise, env)
         arguments = {name: parsed_argument(value) for name, value in self.env_args.items()}
-        return Task(self.env, policy, noise, arguments, self.seed, self.dtype, self.flatten, self.autoreset)
+        return Task(env, policy, noise, arguments, self.seed, self.dtype, self.flatten, self.autoreset)
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer, its schedule stretched over the updates that it is planned for."""
@@ -214,11 +229,12 @@ def resumed_settings(settings: Any, stored: Any, notice: Callable[[str], None]) 
 
     Says what becomes of the plan. Raises ValueError if anything else differs.
     """
-    stored = replace(stored, schedule_steps=stored.horizon)
+    stored = stored.chosen()
     if settings is None:
         return stored
     if not settings.schedule_steps:
         settings = replace(settings, schedule_steps=stored.schedule_steps)
+    settings = settings.chosen()
     for f in fields(stored):
         given, old = getattr(settings, f.name), getattr(stored, f.name)
         if f.name not in ("steps", "schedule_steps") and given != old:
@@ -325,7 +341,7 @@ class Run:
         else:
             assert settings is not None, "a fresh run has settings"
             settings.check()
-            self.settings = replace(settings, schedule_steps=settings.horizon)
+            self.settings = settings.chosen()
             check_fresh(self.folder)
         self.settings.check()
         self.task = self.settings.task()
@@ -343,6 +359,8 @@ class Run:
         env = make_environment(self.task.env, **self.task.env_args)
         try:
             n_inputs = encoder(env.observation_space, self.task.flatten).size
+            if not self.resumed and is_image(env.observation_space):
+                self.notice(image_note(self.task.env, env.observation_space, n_inputs, self.settings.hidden))
             policy = make_policy(self.task.policy, self.task.noise, self.task.env, env.action_space)
             observation, _ = Checked(env, self.task.env).reset(seed=0)
             action = guarded(policy, self.task.policy)(observation, np.random.default_rng(0))
@@ -442,6 +460,8 @@ class Run:
             raise ValueError(f"{n_workers} workers for {self.settings.envs} environments; each wants at least one")
         started = time.monotonic()
         self.first_step_after = math.nan
+        if self.step < self.settings.steps:
+            self._load_kernels(n_workers)
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(hold_again(self.folder, self._stamp, self.notice)) if self.resumed else None
             if n_workers > 0:
@@ -461,8 +481,17 @@ class Run:
                 self._log(log)  # an interrupted run logs no point that an uninterrupted one would not have
             log.flush()
             self.save()
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - self._clock[0]
         return Report(self.folder, self.step, interrupted, seconds, self.first_step_after, self.value_error)
+
+    def _load_kernels(self, n_workers: int) -> None:
+        """Compile or load what learning needs: before the workers, who would each do it, and before time is taken."""
+        trial = self.settings.make_value_function(self.value_function.net.sizes[0])
+        s = np.zeros((1, trial.net.sizes[0]))
+        trial.learn_stream(s, np.zeros(1), s, np.ones(1, np.bool_), np.zeros(1, np.bool_))
+        trial.predict(s)
+        if n_workers > 0:
+            load_kernels(self.task)
 
     def _start_workers(self, n_workers: int) -> list[Worker]:
         shares = np.array_split(np.arange(self.settings.envs), max(1, n_workers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.console import announce_compile, command_line, console, errors_in_one_line, plain, progress_bar
-from agents.control_training import ControlSettings, complete
+from agents.control_training import ControlRun, ControlSettings, complete
 from agents.evaluation import Estimate, interval_of_mean
 from agents.pictures import POINTS, mean_returns, steps_axis
 from envs import compiled_world
@@ -224,6 +225,9 @@ def run(
 
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    for name in dict.fromkeys("valueapprox/" * ("valueapprox/" in e.settings.env) for e in chosen.values()):
+        with tempfile.TemporaryDirectory() as trial:  # what has to be compiled is compiled here, and not by each worker
+            ControlRun(ControlSettings(f"{name}CartPole-v1", steps=1), Path(trial) / "run").train()
     calls, places = [], []
     for name, e in chosen.items():
         for place, seed in enumerate(given or e.seeds):
