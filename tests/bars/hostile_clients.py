@@ -199,7 +199,9 @@ def attack(port: int, token: bool, n_clients: int, stop: Any, counts: Any) -> No
     counts.put((sum(one.n_connections for one in hostile), sum(one.n_sent for one in hostile)))
 
 
-def run(seconds: float, n_clients: int, token: bool, say: Callable[[str], None] = print) -> dict[str, float]:
+def run(
+    seconds: float, n_clients: int, token: bool, say: Callable[[str], None] = lambda text: print(text, flush=True)
+) -> dict[str, float]:
     """Attack: the growth of memory in MB, the longest wait, and counts."""
     with tempfile.TemporaryDirectory() as name, served(Path(name), token) as (port, pid):
         client = Client(f"http://127.0.0.1:{port}", token=TOKEN if token else None, timeout=60.0)

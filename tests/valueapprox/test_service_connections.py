@@ -6,7 +6,9 @@ import http.client
 import json
 import re
 import socket
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from valueapprox.service import Service, ServiceSettings, connection
 from valueapprox.service.connection import MAX_CONNECTIONS, MAX_HEAD, MAX_HEADERS, MAX_PIPELINED
 from valueapprox.service.schemas import Limits
 from valueapprox.service.server import Running
+
+sys.path.append(str(Path(__file__).parents[1] / "bars"))
+import hostile_clients
 
 TOKEN = "0123456789abcdef"
 KEY = f"Authorization: Bearer {TOKEN}\r\n".encode()
@@ -599,6 +604,15 @@ def test_no_address_forges_a_line_or_moves_the_cursor(capfd):
                 plain = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
                 assert re.findall(r"(\w+)=", plain) == ["path", "method", "status", "seconds"]
                 assert "status=404" in plain
+
+
+def test_thirty_hostile_clients_for_some_seconds():
+    # tests/bars/hostile_clients.py does so for three minutes, with a bound of a second on every wait.
+    found = hostile_clients.run(6.0, 30, token=True, say=lambda _: None)
+    assert found["growth"] < 50
+    assert found["wait"] < 30  # nobody hangs
+    assert found["errors"] == 0
+    assert found["connections"] > 100
 
 
 def test_values_are_right_after_all_this(url):
