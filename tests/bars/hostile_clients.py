@@ -216,19 +216,20 @@ def run(
         counts.get()  # they are there
         began, sequence = time.monotonic(), itertools.count()
         waits, memory, settled = [], [], 0.0
+        longest: dict[str, float] = {}
         try:
             while (now := time.monotonic() - began) < seconds:
-                for what in (
-                    lambda: client.values(state[:1]),
-                    lambda: client.learn(
-                        stream="rightful", sequence=next(sequence), state=state[0], cumulants=1.0, next_state=state[1]
-                    ),
-                    lambda: client.health(),
-                    lambda: Client(client.url, token=client._token, timeout=60.0).version,  # a connection of its own
-                ):
+                one = {"sequence": next(sequence), "state": state[0], "cumulants": 1.0, "next_state": state[1]}
+                for kind, what in {
+                    "values": lambda: client.values(state[:1]),
+                    "learn": lambda one=one: client.learn(stream="rightful", **one),
+                    "health": lambda: client.health(),
+                    "connect": lambda: Client(client.url, token=client._token, timeout=60.0).version,
+                }.items():
                     start = time.monotonic()
                     what()
                     waits.append(time.monotonic() - start)
+                    longest[kind] = max(longest.get(kind, 0.0), waits[-1])
                 memory.append(megabytes(pid))
                 if now > seconds / 5 and not settled:
                     settled = max(memory)
@@ -247,6 +248,7 @@ def run(
             "growth": max(memory) - settled,
             "peak": max(memory),
             "wait": max(waits),
+            **{f"wait, {kind}": wait for kind, wait in longest.items()},
             "median": float(np.median(waits)),
             "p99": float(np.quantile(waits, 0.99)),
             "answers": len(waits),

@@ -29,6 +29,7 @@ HEAD_SECONDS = 10.0  # until the head has come
 KEEP_ALIVE = 75.0  # seconds that an idle connection is kept
 LINGER_SECONDS = 5.0  # that the rest of a request which was answered early is read and thrown away,
 LINGER_BYTES = 32 * 2**20  # so that the answer is not lost, and how much of it;
+LINGER_PAUSE = 0.02  # seconds between two looks
 LINGER_REFUSED = 2**20  # and of what is no request that is taken
 UNREAD_SECONDS = 20.0  # until an answer has been read, and one second more
 UNREAD_RATE = 64 * 2**10  # for each so many bytes of it
@@ -98,6 +99,9 @@ class Connection(HttpToolsProtocol):
             self._may_linger -= len(data)
             if self._may_linger < 0:
                 self.transport.abort()
+            else:  # there are others who want to be served
+                self.flow.pause_reading()
+                self.loop.call_later(LINGER_PAUSE, self.flow.read_on)
             return
         if self._rest:
             self._rest = memoryview(bytes(self._rest) + data)

@@ -31,6 +31,7 @@ __all__ = ["Running", "TelemetryLog", "listen", "read_token", "serve", "set_up_l
 
 END_SECONDS = 30  # that requests have to be finished when the process is asked to end
 SHORTEST_TOKEN = 16
+ACCEPTORS = 16
 SEND_BUFFER = 2**19  # bytes of an answer that the system keeps for each connection; by itself it may take megabytes
 MAX_TOKEN_FILE = 2**15  # bytes that are looked at
 WATCH_SECONDS = 1.0
@@ -88,6 +89,14 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConnectionError(f"cannot listen on {host}:{port} ({error.strerror}); another --port helps") from None
     return listener
+
+
+def acceptors(listener: socket.socket) -> list[socket.socket]:
+    """The listener, several times: the event loop lets in one connection for each of them in a turn.
+
+    With one, whoever opens connections faster than that makes everybody else wait for seconds.
+    """
+    return [listener, *(listener.dup() for _ in range(ACCEPTORS - 1))]
 
 
 def is_loopback(host: str) -> bool:
@@ -272,7 +281,9 @@ class Running:
         self._listener = listen(host, port)
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self._server = _server(service, host, options)
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.run, args=(acceptors(self._listener),), name="http", daemon=True
+        )
 
     def __enter__(self) -> str:
         """Start; gives the address."""
@@ -297,6 +308,7 @@ def _server(service: Service, host: str, options: dict[str, Any]) -> _Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=MAX_CONNECTIONS,
         timeout_graceful_shutdown=END_SECONDS,
     )
     return _Server(config)
@@ -338,5 +350,5 @@ def serve(
     on_start()
     log.info("serving", extra={"host": host, "port": port, "version": service.version})
     with contextlib.closing(_Watch(service)):
-        server.run([listener])
+        server.run(acceptors(listener))
     log.info("stopped", extra={"version": service.version})
