@@ -128,7 +128,9 @@ def continuous(space: spaces.Box) -> Decoder:
     if whole:  # the largest integers are not numbers of float64, and would be rounded to beyond the type's range
         beyond = [int(number) > int(bound) for number, bound in zip(high, space.high.ravel(), strict=True)]
         high = np.where(beyond, np.nextafter(high, 0.0), high)
-    below, above = low > -NO_BOUND, high < NO_BOUND
+    # Infinite bounds of integers are stored as the largest of the type.
+    below = space.bounded_below.ravel() & (low > -NO_BOUND)
+    above = space.bounded_above.ravel() & (high < NO_BOUND)
     layout = np.zeros((low.size, kernels.N_OF_ENTRY))
     numbers = layout.ravel()
     for entry, a, b, bounded_below, bounded_above in zip(layout, low, high, below, above, strict=True):

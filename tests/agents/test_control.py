@@ -930,7 +930,8 @@ def test_float32_learns_what_float64_learns_to_its_precision(name):
 @pytest.mark.parametrize("through", ["save", "state_dict"])
 @pytest.mark.parametrize("name", AGENTS)
 def test_learning_goes_on_bit_for_bit_in_the_middle_of_an_episode(name, through, dtype, tmp_path):
-    settings = {"dtype": dtype, "time_limit": 30, "seed": 2, "optimizer": Intentional(0.1), "second_optimizer": Adam()}
+    first = Adam() if "qrc" in name else Intentional(0.1)  # QRC has no trace to give
+    settings = {"dtype": dtype, "time_limit": 30, "seed": 2, "optimizer": first, "second_optimizer": Adam()}
     calls = life(80, seed=1)
     cut = next(i for i in range(40, 80) if calls[i][0] == calls[i - 1][0] == "step") + 1
     whole, parted, again = (make(name, **settings) for _ in range(3))
@@ -1058,6 +1059,8 @@ def test_divergence_is_an_error_at_the_step_where_it_shows(name, dtype):
 @pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER)
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_refused_step_leaves_everything_as_it_was(name, optimizer):
+    if "qrc" in name and EVERY_OPTIMIZER[optimizer].needs_gradient:
+        return  # QRC refuses it
     # At weights of 3e38 the value of the next state is infinite in float32, and so is the TD error.
     agent, twin = (make(name, dtype="float32", optimizer=EVERY_OPTIMIZER[optimizer](), time_limit=50) for _ in range(2))
     first, *rest = life(30, ends=0.0)
@@ -1333,9 +1336,10 @@ def test_integer_actions_are_rounded_to_the_nearest(low, high, dtype):
 
 def test_the_largest_integers_are_bounds_too():
     for dtype in (np.int64, np.uint64, np.int32):
-        limits = np.iinfo(dtype)
-        assert np.abs(actions_of(spaces.Box(-np.inf if limits.min else 0, np.inf, (2,), dtype), 50)).max() < 10
-        assert actions_of(spaces.Box(-np.inf if limits.min else 0, np.inf, (2,), dtype), 1, mean=1e30).min() > 2e9
+        limits = np.iinfo(dtype)  # an unsigned Box takes no infinity
+        low, high = (-np.inf, np.inf) if limits.min else (0, limits.max)
+        assert np.abs(actions_of(spaces.Box(low, high, (2,), dtype), 50)).max() < 10
+        assert actions_of(spaces.Box(low, high, (2,), dtype), 1, mean=1e30).min() > 2e9
 
 
 @pytest.mark.parametrize(
@@ -1568,6 +1572,9 @@ def test_a_greedy_actor_takes_the_best_action(name):
         outputs = acting.net.forward(acting.w, s)
         if name == "gaussian":
             np.testing.assert_allclose(actor.start(s), outputs[:2], rtol=1e-12)
+        elif name == "factored":
+            parts = np.split(outputs, np.cumsum(PAIRS.nvec)[:-1])
+            np.testing.assert_array_equal(actor.start(s) - PAIRS.start, [part.argmax() for part in parts])
         else:
             assert actor.start(s) == outputs.argmax()
 
