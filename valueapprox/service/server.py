@@ -31,7 +31,7 @@ __all__ = ["Running", "TelemetryLog", "listen", "read_token", "serve", "set_up_l
 
 END_SECONDS = 30  # that requests have to be finished when the process is asked to end
 SHORTEST_TOKEN = 16
-ACCEPTORS = 16
+ACCEPTORS = 32  # connections that are let in in a turn of the event loop
 SEND_BUFFER = 2**19  # bytes of an answer that the system keeps for each connection; by itself it may take megabytes
 MAX_TOKEN_FILE = 2**15  # bytes that are looked at
 WATCH_SECONDS = 1.0
