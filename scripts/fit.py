@@ -19,19 +19,28 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Lines
 
-from agents.console import announce_compile, command_line, console, errors_in_one_line
+from agents.console import (
+    announce_compile,
+    command,
+    command_line,
+    console,
+    errors,
+    errors_in_one_line,
+    note,
+    plain,
+    typed,
+)
 from agents.interrupts import interruptible
 from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit, losses
-from valueapprox.checks import one_of, positive
+from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.columns import Cells, Column, Problem, Raw, Treatment, encode, learn_columns, read_columns
 from valueapprox.files import folder_for
 from valueapprox.fitting import STOPPED
 from valueapprox.optimizers import (
-    OPTIMIZERS,
+    SPELLED,
     Constant,
     CosineDecay,
     ExponentialDecay,
@@ -98,10 +107,10 @@ class Settings:
     """Of the arithmetic while fitting; the model is stored in float64."""
     init: str = "he_normal"
     """How weights are drawn: zeros, lecun_..., glorot_..., he_..._normal or _uniform, orthogonal, sparse."""
-    optimizer: Literal["sgd", "momentum", "rmsprop", "adam"] = "adam"
-    """Turns gradients into updates."""
+    optimizer: str = "adam"
+    """Turns gradients into updates: sgd, momentum, rmsprop, adam, decayed_max, obgd, adaptive_obgd."""
     alpha: tuple[float, ...] = ()
-    """Step size: one, or one per layer; if not given, 0.001 for adam and rmsprop, 0.01 for sgd and momentum."""
+    """Step size: one, or one per layer; if not given, 0.001 (adam, rmsprop, decayed_max), 0.01 (sgd, momentum), 1."""
     schedule: Literal["constant", "linear", "cosine", "inverse-time", "step", "exponential"] = "constant"
     """Of the step size, over the run: step halves it each fifth, inverse-time in a tenth; others end at a hundredth."""
     clip_norm: float | None = None
@@ -132,14 +141,9 @@ class Settings:
     """Of everything random: the rows held out, weights, order, dropout."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "target",
-            "features",
-            "ignore",
-            "missing_words",
-            "one_hot",
-            "dates",
-        ):  # JSON gives lists; equality wants tuples
+        python_settings(self)
+        columns = ("target", "features", "ignore", "missing_words", "one_hot", "dates")
+        for name in columns:  # JSON gives lists; equality wants tuples
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "hidden", tuple(int(n) for n in self.hidden))
         object.__setattr__(self, "alpha", tuple(float(a) for a in self.alpha))
@@ -149,6 +153,11 @@ class Settings:
     def check(self) -> None:
         """Raise ValueError for what nobody else would notice in time."""
         one_of("loss", self.loss, losses.LOSSES)
+        if SPELLED[one_of("optimizer", self.optimizer, SPELLED)].needs_gradient:
+            known = ", ".join(name for name, cls in SPELLED.items() if not cls.needs_gradient)
+            raise ValueError(
+                f"optimizer is {self.optimizer}, which needs an eligibility trace; expected one of {known}"
+            )
         positive("seed", self.seed, at_least=0)
         positive("batch_size", self.batch_size, at_least=0)
         if self.epochs is not None:
@@ -202,8 +211,7 @@ class Settings:
             "exponential": ExponentialDecay(updates, decay=0.01),
         }
         schedule = schedules[one_of("schedule", self.schedule, schedules)]
-        classes = {name.lower(): cls for name, cls in OPTIMIZERS.items()}
-        cls = classes[one_of("optimizer", self.optimizer, classes)]
+        cls = SPELLED[one_of("optimizer", self.optimizer, SPELLED)]
         if not self.alpha:
             return cls(schedule=schedule, clip_norm=self.clip_norm)
         alpha = self.alpha if len(self.alpha) > 1 else self.alpha[0]
@@ -323,7 +331,7 @@ def read_data(path: Path, settings: Settings) -> Data:
     table = read_table(path, settings.delimiter)
     features, targets = table.roles(settings.target, settings.features, settings.ignore)
     if table.n_nameless:
-        say(f"{table.n_nameless} column{'s' * (table.n_nameless > 1)} of {path} without a name: left out")
+        note(f"{table.n_nameless} column{'s' * (table.n_nameless > 1)} of {path} without a name: left out")
     if settings.loss in OF_CLASSES and len(targets) != 1:
         raise TableError(f"{settings.loss} learns one column of classes; {', '.join(targets)} were given")
     treatment = settings.treatment
@@ -387,15 +395,15 @@ def usable_rows(
     if missing.any():
         n = int(missing.sum())
         without = "a cell" if settings.missing == "drop" else "the target"
-        say(f"{n} of {len(missing)} rows of {table.path} {'are' if n > 1 else 'is'} left out: {without} is missing")
+        note(f"{n} of {len(missing)} rows of {table.path} {'are' if n > 1 else 'is'} left out: {without} is missing")
     return raw, np.flatnonzero(~missing), found
 
 
 def encoded(table: Table, columns: Sequence[Column], raw: Mapping[str, Raw], rows: np.ndarray) -> np.ndarray:
     """The inputs of these rows; what was not as learned is said."""
     result = encode(columns, raw, table)
-    for note in result.notes:
-        say(note)
+    for sentence in result.notes:
+        note(sentence)
     return result.S[rows]
 
 
@@ -453,7 +461,7 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
             interruptible("Ending; Ctrl-C again ends at once, at the last checkpoint.") as stop,
             warnings.catch_warnings(),
         ):
-            warnings.showwarning = lambda message, *_: say(str(message))  # that the folder cannot be locked
+            warnings.showwarning = lambda message, *_: note(str(message))  # that the folder cannot be locked
             history = fit(
                 net,
                 w,
@@ -493,7 +501,7 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
         raise
     except KeyboardInterrupt:  # the second Ctrl-C
         if (folder / HISTORY_FILE).exists():
-            console.print(f"Go on from the last checkpoint: python scripts/fit.py --resume {escape(str(folder))}")
+            console.print(f"Go on from the last checkpoint: {plain(command('fit.py', '--resume', folder))}")
         raise
     return Result(history, model, interrupted, time.monotonic() - started)
 
@@ -504,17 +512,12 @@ def stored_history(folder: Path, optimizer: Optimizer) -> History:
     old, new = history.settings["optimizer"], optimizer.as_dict()
     if {**old, "schedule": None} == {**new, "schedule": None} and old["schedule"]["name"] == new["schedule"]["name"]:
         if old != new:
-            say("the schedule of the step size ends where the run now does")
+            note("the schedule of the step size ends where the run now does")
         history.settings["optimizer"] = new
     return history
 
 
 # --- what a person sees ---------------------------------------------------------------------------------------------
-
-
-def say(sentence: str) -> None:
-    """Print a notice."""
-    console.print(f"[yellow]note:[/] {escape(sentence)}")
 
 
 def scores(model: Model, examples: Examples, training: Examples) -> dict[str, dict[str, float]]:
@@ -669,15 +672,15 @@ def summarise(result: Result, data: Data, path: Path, folder: Path, options: Fit
         picture(history, folder / PICTURE_FILE, title, alphas, f" ({settings.loss}{', standardised targets' * scaled})")
         lines.append(("Learning curve", folder / PICTURE_FILE))
     else:
-        say("no epoch was completed, so there is no learning curve")
+        note("no epoch was completed, so there is no learning curve")
     console.print()
     for what, where in (*lines, ("Log, checkpoint", folder)):
-        console.print(f"{what:<16}{escape(str(where))}")
-    console.print(f"{'Look at it':<16}tensorboard --logdir {escape(str(folder.parent))}")
-    console.print(f"{'Predict':<16}python scripts/fit.py NEW{path.suffix} --model {escape(str(folder))}")
+        console.print(f"{what:<16}{plain(where)}")
+    console.print(f"{'Look at it':<16}{plain(typed('tensorboard', '--logdir', folder.parent))}")
+    console.print(f"{'Predict':<16}{plain(command('fit.py', f'NEW{path.suffix}', '--model', folder))}")
     if result.interrupted or history.epoch == settings.max_epochs:  # converged, or stopped early, it has nowhere to go
-        more = "" if result.interrupted else f" --epochs {2 * history.epoch}"
-        console.print(f"{'Go on':<16}python scripts/fit.py --resume {escape(str(folder))}{more}")
+        more = () if result.interrupted else ("--epochs", 2 * history.epoch)
+        console.print(f"{'Go on':<16}{plain(command('fit.py', '--resume', folder, *more))}")
 
 
 # --- predicting -----------------------------------------------------------------------------------------------------
@@ -715,8 +718,8 @@ def predict(options: Fit) -> int:
     header, rows = predictions(model, S)
     if n := int(np.isnan(S).any(axis=1).sum()):
         notes.append(f"{n} of {len(S)} rows have a missing cell; their predictions are empty")
-    for note in notes:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[yellow]note:[/] {escape(note)}")
+    for sentence in notes:
+        note(sentence, errors)  # what goes to the standard output may be read by a program
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     if options.out is None:

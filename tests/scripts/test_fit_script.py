@@ -4,6 +4,8 @@ import csv
 import importlib.util
 import io
 import json
+import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -432,6 +434,61 @@ def test_ctrl_c_saves_and_says_how_to_go_on(start, tmp_path):
     assert outcome("run") == outcome("through")
 
 
+# Names and numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_printed_to_type_next_can_be_typed(start_script, tmp_path):
+    houses(tmp_path / "my [red] houses.csv")
+    folder = "runs/[/x] $a 'b'"
+    options = ("my [red] houses.csv", "--target", "price", *SMALL, "--out", folder)
+    result = start_script("fit.py", *options, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    typed = {line[:16].strip(): shlex.split(line[16:]) for line in result.stdout.splitlines() if " --" in line}
+    assert typed["Predict"][-2:] == ["--model", folder]
+    assert typed["Look at it"] == ["tensorboard", "--logdir", "runs/["]
+    assert typed["Go on"][-4:] == ["--resume", folder, "--epochs", "12"]
+    predicted = start_script("fit.py", "my [red] houses.csv", *typed["Predict"][-2:], cwd=tmp_path)
+    assert (predicted.returncode, predicted.stderr) == (0, "")
+    assert len(predicted.stdout.splitlines()) == 201
+    assert start_script("fit.py", *typed["Go on"][-4:], "--quiet", cwd=tmp_path).returncode == 0
+
+
+def test_numbers_of_numpy_are_settings(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "picture", lambda history, path, *_: path.touch())
+    houses(tmp_path / "houses.csv")
+    settings = script.Settings(
+        target=("price",), hidden=(np.int64(4),), epochs=np.int64(2), seed=np.uint8(3), l2=np.float32(0.5),
+        alpha=(np.float64(0.01),), batch_size=np.int32(16), layer_norm=np.bool_(True), validation=np.float32(0.25),
+    )  # fmt: skip
+    assert script.main(script.Fit(Path("houses.csv"), settings, out=Path("run"), quiet=True)) == 0
+    assert script.stored(Path("run"))[1] == settings
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam", "decayed_max", "obgd", "adaptive_obgd"])
+def test_every_optimizer_that_needs_no_trace_fits(start, tmp_path, optimizer):
+    houses(tmp_path / "houses.csv")
+    result = start("houses.csv", "--target", "price", *SMALL, "--optimizer", optimizer, "--out", "run")
+    assert result.returncode == 0, result.stderr
+    losses = History.load("run/fit.npz")["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_compiling_is_announced_and_is_no_time_of_fitting(tmp_path):
+    # An empty cache: compiling takes some ten seconds, and three epochs of 160 rows some milliseconds.
+    houses(tmp_path / "houses.csv")
+    command = [sys.executable, SCRIPT, "houses.csv", "--target", "price", "--epochs", 3, "--quiet", "--out", "run"]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    began = time.monotonic()
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    whole = time.monotonic() - began
+    assert result.returncode == 0, result.stderr
+    assert "Compiling the kernels, once" in result.stdout
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"] < 0.2 * whole
+
+
 # How it ends ----------------------------------------------------------------------------------------------------------
 
 
@@ -722,6 +779,15 @@ BAD_OPTIONS = {
     "file last": (("--target", "price", "good.csv"), "it comes first (good.csv was taken for a column)"),
     "missing file": (("god.csv",), "there is no file god.csv; did you mean 'good.csv'?"),
     "loss": (("good.csv", "--target", "price", "--loss", "half_square"), "did you mean 'half_squared'"),
+    "optimizer": (
+        ("good.csv", "--target", "price", "--optimizer", "adma"),
+        "optimizer is 'adma'; did you mean 'adam'?",
+    ),
+    "optimizer of a stream": (
+        ("good.csv", "--target", "price", "--optimizer", "variance_adjusted"),
+        "optimizer is variance_adjusted, which needs an eligibility trace; expected one of sgd, momentum",
+    ),
+    "option": (("good.csv", "--target", "price", "--early-stoping", 3), "--early-stopping"),
     "activation": (("good.csv", "--target", "price", "--activation", "rely"), "did you mean 'relu'"),
     "output": (
         ("good.csv", "--target", "price", "--loss", "nll", "--output", "tanh", "--ignore", "id"),
