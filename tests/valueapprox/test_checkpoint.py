@@ -211,7 +211,7 @@ def test_an_exception_in_the_middle_leaves_the_previous_file_and_nothing_else(fa
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("meta", [{"x": float("nan")}, {"x": object()}, {"x": np.ones(2)}])
+@pytest.mark.parametrize("meta", [{"x": float("nan")}, {"x": object()}, {"x": np.ones(2, complex)}])
 def test_a_description_that_is_no_json_is_refused_before_anything_is_written(meta, tmp_path):
     with pytest.raises((TypeError, ValueError)):
         checkpoint.save(tmp_path / "a", ARRAYS, meta)
