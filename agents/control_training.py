@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import threading
+import signal
 import time
 import warnings
 from collections import deque
@@ -18,10 +18,10 @@ import gymnasium as gym
 import numpy as np
 
 import envs
+from agents import control_kernels as kernels
 from agents.checked import Checked, close, fault_of, image_note, is_image
 from agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
 from agents.control_loop import Chunk, CompiledLoop
-from agents.interrupts import interruptible
 from agents.rollout import make_environment, resolved_id
 from agents.training import (
     CHECKPOINT_FILE,
@@ -34,10 +34,12 @@ from agents.training import (
     hold_fresh,
     parsed_argument,
     resumed_settings,
+    save_in_spite_of,
 )
 from valueapprox import DivergenceError, Optimizer, checkpoint
 from valueapprox.checks import one_of, positive, python_settings, unit_interval
 from valueapprox.files import FolderLock
+from valueapprox.interrupts import PATIENCE, Stop, interruptible, watched
 from valueapprox.optimizers import SPELLED, AdaptiveObGD, Intentional, ObGD
 from valueapprox.seeding import seed_for
 from valueapprox.telemetry import RunLog
@@ -292,7 +294,7 @@ class ControlReport:
 
     folder: Path
     step: int
-    interrupted: bool
+    interrupted: int  # by which signal; 0: not
     seconds: float
     steps_per_second: float
     n_episodes: int
@@ -346,7 +348,10 @@ class ControlRun:
             self.settings = settings.chosen()
             check_fresh(self.folder)
         self.settings.check()
-        self.env = make_environment(self.settings.env, **self.settings.arguments())
+        self.lost = False  # whether the environment stands where no step ended
+        self.patience = PATIENCE
+        with watched(self.settings.env):
+            self.env = make_environment(self.settings.env, **self.settings.arguments())
         self.checked = Checked(self.env, self.settings.env, 0)
         try:
             self.agent = self.settings.make_agent(self.env)
@@ -371,7 +376,8 @@ class ControlRun:
 
     def _begin(self, seed: int) -> None:
         """Start an episode in an environment that is seeded anew."""
-        observation, _ = self.checked.reset(seed=seed)
+        with watched(self.settings.env):
+            observation, _ = self.checked.reset(seed=seed)
         self.agent.start(observation)
         self.running[:] = 0.0
 
@@ -381,7 +387,7 @@ class ControlRun:
         """Write a checkpoint from which the run goes on bit for bit."""
         arrays = {f"agent/{name}": array for name, array in self.agent.state_dict().items()}
         arrays |= {"episodes/running": self.running, "episodes/finished": self.finished}
-        where = envs.env_state(self.env)
+        where = None if self.lost else envs.env_state(self.env)
         if where is not None:
             arrays["environment/state"] = where["world"].pop("state")
         meta = {
@@ -444,17 +450,29 @@ class ControlRun:
         self,
         *,
         checkpoint_every: float = 30.0,
+        patience: float = PATIENCE,
         progress: Callable[[ControlStatus], None] = lambda status: None,
     ) -> ControlReport:
-        """Learn until the run's steps are done, or until Ctrl-C; both end with a checkpoint.
+        """Learn until the run's steps are done, or until Ctrl-C, SIGTERM or SIGHUP; all end with a checkpoint.
+
+        So does an error of the environment, which is raised once what was learned is saved. Learning that diverges is
+        not saved: the last checkpoint stands.
 
         Parameters
         ----------
         checkpoint_every
             Seconds between two checkpoints.
+        patience
+            Seconds after which an environment that does not come back from a step ends the run; 0 for no limit.
         progress
             Called some ten times a second.
+
+        Raises
+        ------
+        TimeoutError
+            If the environment hangs.
         """
+        self.patience = patience
         with contextlib.ExitStack() as stack:
             stack.callback(close, self.env, self.settings.env, self.notice)
             if self.resumed:
@@ -465,7 +483,16 @@ class ControlRun:
             self._episodes_file = stack.enter_context((self.folder / EPISODES_FILE).open("a", encoding="utf-8"))
             stop = stack.enter_context(interruptible())
             self._clock = (time.monotonic(), self.step)
-            interrupted = self._learn(log, stop, checkpoint_every, progress)
+            try:
+                interrupted = self._learn(log, stop, checkpoint_every, progress)
+            except (Exception, KeyboardInterrupt) as error:
+                # Not what diverged, nor what an interruption has left half done.
+                if isinstance(error, FloatingPointError) or self.step != self.agent.n_steps:
+                    raise
+                save_in_spite_of(error, lambda: self._save(log), self)
+                if not (stop.is_set() and isinstance(error, KeyboardInterrupt)):
+                    raise
+                interrupted = stop.number
             rate = self._rate()
             if not interrupted:
                 self._log(log)  # an interrupted run logs no point that an uninterrupted one would not have
@@ -516,11 +543,15 @@ class ControlRun:
     def _learn(
         self,
         log: RunLog,
-        stop: threading.Event,
+        stop: Stop,
         checkpoint_every: float,
         progress: Callable[[ControlStatus], None],
-    ) -> bool:
-        settings, last_save = self.settings, time.monotonic()
+    ) -> int:
+        """Returns the signal that ended it too early, or 0."""
+        settings = self.settings
+        if self.loop is None:
+            self._compile()
+        last_save = time.monotonic()
         log_every = settings.log_every or max(1, settings.steps // LOG_POINTS)
         size, warm = 1, False  # time is taken from the second step on: the first one loads kernels, or compiles them
         while self.step < settings.steps:
@@ -535,41 +566,58 @@ class ControlRun:
                 size = max(1, min(COMPILED_CHUNK, int(n * CHUNK_SECONDS / max(now - begun, 1e-9))))
             if self.step % log_every == 0:
                 self._log(log)
-            progress(ControlStatus(self.step, settings.steps, self._rate(), self._mean_return()))
+            if stop.number != signal.SIGHUP:  # then there is no terminal
+                progress(ControlStatus(self.step, settings.steps, self._rate(), self._mean_return()))
             if stop.is_set():
-                return self.step < settings.steps
+                return stop.number if self.step < settings.steps else 0
             if now - last_save > checkpoint_every:
                 self._save(log)
                 last_save = now
-        return False
+        return 0
+
+    def _compile(self) -> None:
+        """Load or compile what a step calls, on copies, so that nobody takes it for an environment that hangs."""
+        state = self.agent._state(self.env.observation_space.sample())
+        copies = [np.array(array) if isinstance(array, np.ndarray) else array for array in self.agent.arrays]
+        kernels.step(state, 0.0, False, False, *copies)
 
     def _gymnasium_chunk(self, n: int) -> Chunk:
-        """Take n steps of the environment, whatever it is; at an ending, the final observation is learned from."""
+        """Take n steps of the environment, whatever it is; at an ending, the final observation is learned from.
+
+        Fewer if the process is asked to end. What was learned before an error is noted.
+        """
         env, agent = self.checked, self.agent
         env.n_steps = self.step
         env_step, learn = env.step, agent.step
         total, length = float(self.running[0]), int(self.running[1])
-        episodes = []
+        before, done, episodes = agent.n_steps, 0, []
         action = agent.action()
         try:
-            for t in range(1, n + 1):
-                observation, reward, terminated, truncated, _ = env_step(action)
-                total += float(reward)
-                length += 1
-                if terminated or truncated:
-                    agent.end(float(reward), observation, bool(terminated))
-                    episodes.append((t, total, length))
-                    total, length = 0.0, 0
-                    observation, _ = env.reset()
-                    action = agent.start(observation)
-                else:
-                    action = learn(reward, observation)
-        except ValueError as error:  # an observation that is not a number, or a reward too large
-            if fault_of(error) is None:
-                raise env.named(error) from error
+            with watched(self.settings.env, self.patience) as watch:
+                for t in range(1, n + 1):
+                    observation, reward, terminated, truncated, _ = env_step(action)
+                    if terminated or truncated:
+                        agent.end(float(reward), observation, bool(terminated))
+                        episodes.append((t, total + float(reward), length + 1))
+                        total, length = 0.0, 0
+                        observation, _ = env.reset()
+                        action = agent.start(observation)
+                    else:
+                        action = learn(reward, observation)
+                        total += float(reward)
+                        length += 1
+                    done = t
+                    if watch.tick():
+                        break
+        except BaseException as error:
+            self.lost = True
+            self.running[:] = total, length
+            self._note(_chunk(agent.n_steps - before, episodes))
+            if isinstance(error, ValueError) and fault_of(error) is None:
+                raise env.named(error) from error  # an observation that is not a number, or a reward too large
             raise
         self.running[:] = total, length
-        return Chunk(n, np.array(episodes, np.float64).reshape(-1, 3))
+        return _chunk(done, episodes)
 
     def _note(self, chunk: Chunk) -> None:
         for at, total, length in chunk.episodes.tolist():
@@ -592,6 +640,10 @@ class ControlRun:
         values["time/steps_per_second"] = self._rate()
         log.scalars(self.step, values)
         self.logged = self.step
+
+
+def _chunk(n_steps: int, episodes: list[tuple[int, float, int]]) -> Chunk:
+    return Chunk(n_steps, np.array(episodes, np.float64).reshape(-1, 3))
 
 
 def complete(settings: ControlSettings, folder: str | Path) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from agents.checked import Checked, UserCodeError, blame, fault_of, guarded
 from agents.policies import make_policy
 from agents.spaces import encoder
 from valueapprox.checks import one_of
+from valueapprox.interrupts import Stopped, tick
 from valueapprox.seeding import generator_from, generator_state, seed_for, sequence
 
 __all__ = ["Block", "CompiledRollout", "GymnasiumRollout", "Task", "make_environment", "make_rollout"]
@@ -311,6 +312,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             self.env.unwrapped.np_random = generator_from(origin["generator"])
             observation, _ = self.reset()
         for action in actions:
+            tick()  # this may take a while
             observation = self.step(
                 action.item() if np.ndim(action) == 0 and isinstance(action, np.generic) else action
             )[0]
@@ -423,6 +425,8 @@ class GymnasiumRollout:
                 transition, self.marks[i] = self.ahead[i].popleft()
                 write(i, transition)
         while any(have < wanted for have, wanted in zip(filled, lengths, strict=True)):
+            if tick():
+                raise Stopped
             for i, transition in self._step():
                 if filled[i] == lengths[i]:
                     self.ahead[i].append((transition, self._mark(i)))

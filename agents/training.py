@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import threading
+import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,14 +17,14 @@ import numpy as np
 
 from agents import evaluation
 from agents.checked import Checked, close, guarded, image_note, is_image
-from agents.interrupts import interruptible
 from agents.policies import make_policy, resolve
-from agents.rollout import AUTORESET, Block, Task, load_kernels, make_environment, make_rollout, resolved_id
+from agents.rollout import AUTORESET, Block, GymnasiumRollout, Task, load_kernels, make_environment, make_rollout, resolved_id
 from agents.spaces import encoder
 from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
 from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
 from valueapprox.files import LOCK_FILE, FolderLock
+from valueapprox.interrupts import PATIENCE, Stop, Stopped, interruptible, watched
 from valueapprox.optimizers import (
     SPELLED,
     STREAM_ADAM,
@@ -224,6 +225,20 @@ def hold_again(folder: Path, stamp: tuple[int, ...], notice: Callable[[str], Non
     return lock
 
 
+def save_in_spite_of(error: BaseException, save: Callable[[], Any], run: Any) -> None:
+    """Save a run that an error ends, and say how it can go on."""
+    try:
+        save()
+    except OSError as another:
+        run.notice(f"what was learned since the last checkpoint cannot be saved ({another})")
+    else:
+        why = f"{run.settings.env} was left behind" if isinstance(error, KeyboardInterrupt) else "there was an error"
+        run.notice(
+            f"{why}; what was learned up to step {run.step:,} is saved, and train.py --resume "
+            f"{shlex.quote(str(run.folder))} goes on from there"
+        )
+
+
 def resumed_settings(settings: Any, stored: Any, notice: Callable[[str], None]) -> Any:
     """The settings of a resumed run: None for the stored ones, or the same with other steps, or another plan.
 
@@ -278,7 +293,7 @@ class Report:
 
     folder: Path
     step: int
-    interrupted: bool
+    interrupted: int  # by which signal; 0: not
     seconds: float
     first_step_after: float
     value_error: float | None
@@ -356,6 +371,10 @@ class Run:
 
     def _try_environment(self) -> int:
         """Take one action here, so that what cannot work fails before any worker starts; returns the state's length."""
+        with watched(self.task.env):
+            return self._tried()
+
+    def _tried(self) -> int:
         env = make_environment(self.task.env, **self.task.env_args)
         try:
             n_inputs = encoder(env.observation_space, self.task.flatten).size
@@ -440,9 +459,13 @@ class Run:
         *,
         ray_address: str | None = None,
         checkpoint_every: float = 30.0,
+        patience: float = PATIENCE,
         progress: Callable[[Status], None] = lambda status: None,
     ) -> Report:
-        """Learn until the run's steps are done, or until Ctrl-C; both end with a checkpoint.
+        """Learn until the run's steps are done, or until Ctrl-C, SIGTERM or SIGHUP; all end with a checkpoint.
+
+        So does an error of the environment, which is raised once what was learned is saved. Learning that diverges is
+        not saved: the last checkpoint stands.
 
         Parameters
         ----------
@@ -452,31 +475,52 @@ class Run:
             Of a Ray cluster; None starts one on this machine.
         checkpoint_every
             Seconds between two checkpoints.
+        patience
+            Seconds after which an environment, or a Ray worker, that does not answer ends the run; 0 for no limit. A
+            worker's first block may take five times as long, others ten times as long as the slowest before.
         progress
             Called after every block.
+
+        Raises
+        ------
+        TimeoutError
+            If an environment hangs, or Ray's workers do not start or do not answer.
         """
         positive("workers", n_workers, at_least=0)
         if n_workers > self.settings.envs:
             raise ValueError(f"{n_workers} workers for {self.settings.envs} environments; each wants at least one")
         started = time.monotonic()
         self.first_step_after = math.nan
+        self._in_block = False
         if self.step < self.settings.steps:
             self._load_kernels(n_workers)
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(hold_again(self.folder, self._stamp, self.notice)) if self.resumed else None
             if n_workers > 0:
                 stack.enter_context(cluster(ray_address, n_workers))
-            workers = self._start_workers(n_workers)
+            stop = stack.enter_context(interruptible())
+            workers = self._start_workers(n_workers, patience)
             for worker in workers:
                 stack.callback(close, worker, self.task.env, self.notice)
             # First result before the first file: a policy or environment that fails leaves no empty run behind.
-            blocks = self._blocks(workers)
-            first = next(blocks, None)
+            blocks = self._blocks(workers, patience)
+            try:
+                first = next(blocks, None)
+            except Stopped:
+                raise KeyboardInterrupt from None  # there is nothing to save
             if lock is None:
                 lock = stack.enter_context(hold_fresh(self.folder, self.notice))
             log = stack.enter_context(self._open_log(lock))
-            stop = stack.enter_context(interruptible())
-            interrupted = self._learn(first, blocks, log, stop, started, checkpoint_every, progress)
+            try:
+                interrupted = self._learn(first, blocks, log, stop, started, checkpoint_every, progress)
+            except (Exception, KeyboardInterrupt) as error:
+                if self._in_block:  # learned in part: the last checkpoint stands
+                    raise
+                log.flush()
+                save_in_spite_of(error, self.save, self)
+                if not (stop.is_set() and isinstance(error, KeyboardInterrupt)):
+                    raise
+                interrupted = stop.number
             if not interrupted:
                 self._log(log)  # an interrupted run logs no point that an uninterrupted one would not have
             log.flush()
@@ -493,7 +537,7 @@ class Run:
         if n_workers > 0:
             load_kernels(self.task)
 
-    def _start_workers(self, n_workers: int) -> list[Worker]:
+    def _start_workers(self, n_workers: int, patience: float) -> list[Worker]:
         shares = np.array_split(np.arange(self.settings.envs), max(1, n_workers))
         workers: list[Worker] = []
         for share in shares:
@@ -501,12 +545,15 @@ class Run:
             snapshots = [self.snapshots[i] for i in numbers]
             start = None if snapshots[0] is None else snapshots
             if n_workers == 0:
-                workers.append(LocalWorker(make_rollout, self.task, numbers, snapshot=start))
+                with watched(self.task.env, patience):
+                    workers.append(LocalWorker(make_rollout, self.task, numbers, snapshot=start))
             else:
-                workers.append(RayWorker(make_rollout, self.task, numbers, snapshot=start, on_death=self.notice))
+                workers.append(
+                    RayWorker(make_rollout, self.task, numbers, snapshot=start, on_death=self.notice, patience=patience)
+                )
         return workers
 
-    def _blocks(self, workers: list[Worker]) -> Iterator[tuple[Block, list[Any], list[int]]]:
+    def _blocks(self, workers: list[Worker], patience: float) -> Iterator[tuple[Block, list[Any], list[int]]]:
         """Blocks with their snapshots and how many transitions each stream has in them, one ahead of the learner."""
         settings, step = self.settings, self.step
         parts = []
@@ -520,7 +567,10 @@ class Run:
                 for worker, share in zip(workers, shares, strict=True):
                     worker.submit("collect", [int(length) for length in share])
                 asked += 1
-            results = [worker.result() for worker in workers]
+            # Compiled worlds do not hang, but may be compiled only now.
+            foreign = isinstance(workers[0], LocalWorker) and isinstance(workers[0].object, GymnasiumRollout)
+            with watched(self.task.env, patience) if foreign else contextlib.nullcontext():
+                results = [worker.result() for worker in workers]
             yield Block.join([block for block, _ in results]), [s for _, part in results for s in part], lengths
 
     def _open_log(self, lock: FolderLock) -> RunLog:
@@ -550,11 +600,12 @@ class Run:
         first: tuple[Block, list[Any], list[int]] | None,
         blocks: Iterator[tuple[Block, list[Any], list[int]]],
         log: RunLog,
-        stop: threading.Event,
+        stop: Stop,
         started: float,
         checkpoint_every: float,
         progress: Callable[[Status], None],
-    ) -> bool:
+    ) -> int:
+        """Returns the signal that ended it too early, or 0."""
         settings, last_save = self.settings, time.monotonic()
         log_every = settings.log_every or max(1, settings.steps // LOG_POINTS)
         self._clock = (time.monotonic(), self.step)
@@ -563,20 +614,33 @@ class Run:
             if math.isnan(self.first_step_after):
                 self.first_step_after = time.monotonic() - started
             block, snapshots, lengths = current
+            self._refuse_bad_numbers(block, lengths)
+            self._in_block = True
             td_error = self._learn_block(block, lengths)
             self.snapshots = snapshots
+            self._in_block = False
             if self.step // log_every > self.logged // log_every:
                 self._log(log)
             seconds, step = time.monotonic() - self._clock[0], self.step - self._clock[1]
-            progress(Status(self.step, settings.steps, step / max(seconds, 1e-9), td_error, self.value_error))
+            if stop.number != signal.SIGHUP:  # then there is no terminal
+                progress(Status(self.step, settings.steps, step / max(seconds, 1e-9), td_error, self.value_error))
             if stop.is_set():
-                return self.step < settings.steps
+                return stop.number if self.step < settings.steps else 0
             if time.monotonic() - last_save > checkpoint_every:
                 log.flush()
                 self.save()
                 last_save = time.monotonic()
-            current = next(blocks, None)
-        return False
+            try:
+                current = next(blocks, None)
+            except Stopped:
+                return stop.number
+        return 0
+
+    def _refuse_bad_numbers(self, block: Block, lengths: list[int]) -> None:
+        """Raise for numbers that cannot be learned from before anything of the block is learned."""
+        for i, length in enumerate(lengths):
+            if not all(np.isfinite(part[i, :length]).all() for part in (block[0], block[2], block[3])):
+                self._learn_stream(i, block, length)
 
     def _learn_block(self, block: Block, lengths: list[int]) -> float:
         """Learn from each stream in turn; returns the root mean square TD error."""
@@ -590,17 +654,20 @@ class Run:
                     f"at step {self.step}"
                 )
             length = lengths[i]
-            s, _, r, s_next, terminated, truncated = (part[i][:length] for part in block[:-1])
-            try:
-                deltas = self.value_function.learn_stream(s, r, s_next, terminated, truncated, stream=i)
-            except (ValueError, FloatingPointError) as error:
-                raise type(error)(f"environment {i} of {self.settings.env}: {error}") from None
+            deltas = self._learn_stream(i, block, length)
             total += float(deltas.astype(np.float64) @ deltas)
-            self.episodes.add(i, r, terminated | truncated)
+            self.episodes.add(i, block.rewards[i, :length], (block.terminated | block.truncated)[i, :length])
             self.step += length
         if not np.isfinite(self.value_function.w).all():
             raise DivergenceError(f"a weight is infinite or NaN at step {self.step}: learning has diverged")
         return math.sqrt(total / sum(lengths))
+
+    def _learn_stream(self, i: int, block: Block, length: int) -> np.ndarray:
+        s, _, r, s_next, terminated, truncated = (part[i][:length] for part in block[:-1])
+        try:
+            return self.value_function.learn_stream(s, r, s_next, terminated, truncated, stream=i)
+        except (ValueError, FloatingPointError) as error:
+            raise type(error)(f"environment {i} of {self.settings.env}: {error}") from None
 
     def _log(self, log: RunLog) -> None:
         if self.step == self.logged:

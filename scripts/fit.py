@@ -33,12 +33,12 @@ from agents.console import (
     plain,
     typed,
 )
-from agents.interrupts import interruptible
 from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit, losses
 from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.columns import Cells, Column, Problem, Raw, Treatment, encode, learn_columns, read_columns
 from valueapprox.files import folder_for
 from valueapprox.fitting import STOPPED
+from valueapprox.interrupts import interruptible
 from valueapprox.optimizers import (
     SPELLED,
     Constant,
@@ -415,7 +415,7 @@ class Result(NamedTuple):
 
     history: History
     model: Model
-    interrupted: bool
+    interrupted: int  # by which signal; 0: not
     seconds: float
 
 
@@ -487,7 +487,7 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
                 progress=False if options.quiet else None,
                 resume=earlier,
             )
-            interrupted = history.reason == STOPPED
+            interrupted = stop.number if history.reason == STOPPED else 0
             save(history)
             raw, folded = fold_scaling(net, w, inputs, outputs)
             raw = replace(raw, output=GIVES.get(settings.loss, raw.output))
@@ -783,7 +783,7 @@ def main(options: Fit) -> int:
             describe(data, path, settings)
         result = run(data, path, folder, options)
         summarise(result, data, path, folder, options)
-        return 130 if result.interrupted else 0
+        return 128 + result.interrupted if result.interrupted else 0
 
 
 def describe(data: Data, path: Path, settings: Settings) -> None:

@@ -35,6 +35,7 @@ from valueapprox import checkpoint
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of
 from valueapprox.files import folder_for
+from valueapprox.interrupts import PATIENCE
 
 PREDICTION = ("td", "n-step", "monte-carlo")
 
@@ -66,6 +67,8 @@ class Train:
     """Continue the run in this folder, bit for bit; of the other options only --steps may differ."""
     checkpoint_every: float = 30.0
     """Seconds between two checkpoints."""
+    patience: float = PATIENCE
+    """Seconds after which an environment that does not come back ends the run, saved; 0 waits without end."""
     episodes: int = 200
     """Fresh episodes that the learned values are compared with at the end; 0 for none."""
     quiet: bool = False
@@ -96,6 +99,8 @@ class Control:
     """Continue the run in this folder, bit for bit; of the other options only --steps may differ."""
     checkpoint_every: float = 30.0
     """Seconds between two checkpoints."""
+    patience: float = PATIENCE
+    """Seconds after which an environment that does not come back ends the run, saved; 0 waits without end."""
     episodes: int = 20
     """Fresh episodes, greedy and sampled, in which the agent is evaluated at the end; 0 for none."""
     quiet: bool = False
@@ -127,10 +132,11 @@ def predict(options: Train, folder: Path) -> int:
             options.workers,
             ray_address=options.ray_address,
             checkpoint_every=options.checkpoint_every,
+            patience=options.patience,
             progress=show,
         )
     summarise(run, report, options)
-    return 130 if report.interrupted else 0
+    return 128 + report.interrupted if report.interrupted else 0
 
 
 def control(options: Control, folder: Path) -> int:
@@ -146,9 +152,9 @@ def control(options: Control, folder: Path) -> int:
             if name:
                 console.print(f"{name}: {learner.net}")
     with control_bar(options.quiet) as show:
-        report = run.train(checkpoint_every=options.checkpoint_every, progress=show)
+        report = run.train(checkpoint_every=options.checkpoint_every, patience=options.patience, progress=show)
     summarise_control(run, report, options)
-    return 130 if report.interrupted else 0
+    return 128 + report.interrupted if report.interrupted else 0
 
 
 def describe(settings: Settings) -> str:
@@ -168,7 +174,7 @@ def describe_control(settings: ControlSettings) -> str:
 def summarise(run: Run, report: Report, options: Train) -> None:
     """How good the values are, where everything lies, and what to type next."""
     settings, folder = run.settings, report.folder
-    summary: dict[str, object] = {"step": report.step, "seconds": report.seconds, "interrupted": report.interrupted}
+    summary: dict[str, object] = {"step": report.step, "seconds": report.seconds, "interrupted": report.interrupted > 0}
     if not math.isnan(report.first_step_after):
         console.print(
             f"{'Interrupted after' if report.interrupted else 'Learned from'} {report.step:,} transitions in "
@@ -200,7 +206,7 @@ def summarise_control(run: ControlRun, report: ControlReport, options: Control) 
     summary: dict[str, object] = {
         "step": report.step,
         "seconds": report.seconds,
-        "interrupted": report.interrupted,
+        "interrupted": report.interrupted > 0,
         "n_episodes": report.n_episodes,
         "mean_return_last_100": report.mean_return,
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +24,17 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import grpc
 import ray
+from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import RayActorError
+
+from valueapprox.interrupts import PATIENCE, SAY_AFTER, Stopped, tick, watched
 
 __all__ = ["LocalWorker", "RayWorker", "Worker", "cluster", "must_answer", "spread"]
 
 # A worker steps environments; every library in it that would start a thread per core only gets in the others' way.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 OBJECT_STORE = 512 * 2**20
-PATIENCE = 5.0  # seconds to wait for an address to answer
+ANSWER = 5.0  # seconds in which an address must answer
 DEATHS = 3  # deaths in a row, without a result between them, after which a worker is given up
 
 
@@ -60,7 +64,8 @@ def cluster(address: str | None = None, n_cpus: int = 2) -> Iterator[None]:
         else:
             must_answer(address)
             try:
-                ray.init(address=address, runtime_env={"env_vars": ONE_THREAD}, **quiet)
+                with watched(f"Ray at {address!r}"):
+                    ray.init(address=address, runtime_env={"env_vars": ONE_THREAD}, **quiet)
             except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
                 raise ConnectionError(f"Ray does not answer at {address!r}: {_first_line(error)}") from None
     try:
@@ -84,22 +89,43 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 def must_answer(address: str) -> None:
     """Ray waits a minute for a cluster that is not there; a socket knows at once."""
-    if address in ("auto", "local"):
+    if address == "local":
+        return
+    if address == "auto":
+        found = _automatic()
+        try:
+            must_answer(found)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"the Ray address is 'auto', which stands for {found!r} here, but {error}; start a cluster with "
+                "'ray start --head', or leave --ray-address out"
+            ) from None
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise ConnectionError(f"the Ray address is {address!r}; host:port, ray://host:port or auto is wanted")
     try:
-        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        socket.create_connection((host, int(port)), timeout=ANSWER).close()
     except (OSError, OverflowError) as error:
         raise ConnectionError(f"nothing answers at the Ray address {address!r} ({error})") from None
     if os.environ.get("RAY_USE_TLS") == "1":
         return
     with grpc.insecure_channel(f"{host}:{port}") as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=PATIENCE)
+            grpc.channel_ready_future(channel).result(timeout=ANSWER)
         except grpc.FutureTimeoutError:
             raise ConnectionError(f"something answers at the Ray address {address!r}, but it is not Ray") from None
+
+
+def _automatic() -> str:
+    """What Ray takes for "auto": RAY_ADDRESS, a cluster that runs here, or the last one that was started."""
+    try:
+        return str(get_ray_address_from_environment("auto", None))
+    except ConnectionError:
+        raise ConnectionError(
+            "the Ray address is 'auto', but no Ray cluster was started on this machine; start one with 'ray start "
+            "--head', or leave --ray-address out"
+        ) from None
 
 
 def _must_have(n_cpus: int) -> None:
@@ -126,6 +152,13 @@ def spread(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> It
             ray.cancel(reference, force=True)
 
 
+def _cpus() -> str:
+    """How many CPUs Ray has now: fewer than there were if a node is gone."""
+    with contextlib.suppress(Exception):
+        return f"Ray has {int(ray.cluster_resources().get('CPU', 0))} CPUs"
+    return "Ray does not say how many CPUs it has"
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
 
@@ -149,9 +182,9 @@ class LocalWorker(Worker):
     """The object in this process."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any, snapshot: Any = None) -> None:
-        self._object = make(*arguments)
+        self.object = make(*arguments)
         if snapshot is not None:
-            self._object.restore(snapshot)
+            self.object.restore(snapshot)
         self._open: deque[tuple[str, tuple[Any, ...]]] = deque()
 
     def submit(self, method: str, *arguments: Any) -> None:
@@ -161,11 +194,11 @@ class LocalWorker(Worker):
     def result(self) -> Any:
         """Make the oldest call."""
         method, arguments = self._open.popleft()
-        return getattr(self._object, method)(*arguments)
+        return getattr(self.object, method)(*arguments)
 
     def close(self) -> None:
         """End the object."""
-        self._object.close()
+        self.object.close()
 
 
 class _Host:
@@ -193,7 +226,10 @@ class RayWorker(Worker):
     snapshot
         State to bring it to at first; None for a fresh one.
     on_death
-        Called with a sentence when a process died and is about to be replaced.
+        Called with a sentence when a process died and is about to be replaced, or when nothing is heard of it.
+    patience
+        Seconds without a result after which the worker is given up, and within which its process must have started; 0
+        for no limit. The first result may take five times as long, any other ten times as long as the slowest so far.
     """
 
     def __init__(
@@ -202,8 +238,10 @@ class RayWorker(Worker):
         *arguments: Any,
         snapshot: Any = None,
         on_death: Callable[[str], None] = warnings.warn,
+        patience: float = PATIENCE,
     ) -> None:
         self._make, self._arguments, self._snapshot, self._on_death = make, arguments, snapshot, on_death
+        self._patience, self._slowest = patience, 0.0
         self._open: deque[tuple[Any, str, tuple[Any, ...]]] = deque()
         self._deaths = 0
         self._start()
@@ -211,6 +249,7 @@ class RayWorker(Worker):
     def _start(self) -> None:
         host = ray.remote(_Host).options(num_cpus=1, max_restarts=0)
         self._actor = host.remote(self._make, self._arguments, self._snapshot)
+        self._started: Any = self._actor.pid.remote()  # None once it has answered
 
     def submit(self, method: str, *arguments: Any) -> None:
         """Send the call; the actor works on it while we do something else."""
@@ -223,11 +262,24 @@ class RayWorker(Worker):
         self._open[place] = (self._actor.call.remote(method, *arguments), method, arguments)
 
     def result(self) -> Any:
-        """Wait for the oldest open call; if the process has died, replace it and call again."""
+        """Wait for the oldest open call; if the process has died, replace it and call again.
+
+        Raises
+        ------
+        TimeoutError
+            If no process starts, or nothing is heard of it; see `patience`.
+        Stopped
+            If the process was asked to end meanwhile: see `valueapprox.interrupts`.
+        """
         while True:
             if self._open[0][0] is None:
                 self._send(0)
             try:
+                if self._started is not None:
+                    self._wait(self._started)
+                    ray.get(self._started)
+                    self._started = None
+                self._slowest = max(self._slowest, self._wait(self._open[0][0]))
                 result, self._snapshot = ray.get(self._open[0][0])
             except RayActorError as error:
                 self._replace(error)
@@ -238,6 +290,30 @@ class RayWorker(Worker):
                 if reference is None:
                     self._send(place)
             return result, self._snapshot
+
+    def _wait(self, reference: Any) -> float:
+        """Wait until a result is there, and say so if it takes long; returns the seconds that it took."""
+        began, said = time.monotonic(), False
+        starting = reference is self._started
+        limit = self._patience
+        if not starting:
+            limit *= 5 if self._slowest == 0.0 else 1
+            limit = max(limit, 10 * self._slowest) if limit else 0.0
+        while not ray.wait([reference], timeout=0.2)[0]:
+            if tick():
+                raise Stopped
+            waited = time.monotonic() - began
+            what = "no process for a Ray worker has started" if starting else "a Ray worker has not answered"
+            until = f"; it is given up after {limit:g} s (--patience)" if limit else ""
+            if not said and waited > SAY_AFTER:
+                self._on_death(f"{what} for {waited:.0f} s ({_cpus()}){until}")
+                said = True
+            if limit and waited > limit:
+                raise TimeoutError(
+                    f"{what} for {limit:g} s ({_cpus()}); expected one within that time (--patience SECONDS; 0 waits "
+                    "without end)"
+                )
+        return time.monotonic() - began
 
     def _replace(self, error: RayActorError) -> None:
         # An error in the constructor is no accident: it would come again.
