@@ -17,6 +17,7 @@ from valueapprox.seeding import generator_from, generator_state
 
 __all__ = ["Chunk", "CompiledLoop"]
 
+PLAIN = ("gymnasium.TimeLimit", "gymnasium.OrderEnforcing")  # wrappers that the loop stands in for
 DRAWS, ELAPSED, EPISODES, DONE = range(4)  # entries of counters
 AT, RETURN, LENGTH = range(3)  # entries of a row of episodes
 
@@ -106,7 +107,9 @@ class CompiledLoop:
         """Whether nothing stands between world and agent that the loop does not know."""
         if agent.algorithm == TD:  # its actions are not the kernel's
             return False
-        return env_state(env) is not None and encoder(env.observation_space).size == world.n_observation
+        where = env_state(env)
+        plain = where is not None and all(name in PLAIN for name, _ in where["wrappers"])
+        return plain and encoder(env.observation_space).size == world.n_observation
 
     def run(self, n: int) -> Chunk:
         """Take n steps."""

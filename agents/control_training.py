@@ -32,6 +32,7 @@ from agents.training import (
     checkpoint_stamp,
     hold_again,
     hold_fresh,
+    lost_wrappers,
     parsed_argument,
     resumed_settings,
     save_in_spite_of,
@@ -348,6 +349,7 @@ class ControlRun:
             self.settings = settings.chosen()
             check_fresh(self.folder)
         self.settings.check()
+        self.remarks: list[str] = []  # for the log
         self.lost = False  # whether the environment stands where no step ended
         self.patience = PATIENCE
         with watched(self.settings.env):
@@ -396,6 +398,7 @@ class ControlRun:
             "step": self.step,
             "logged": self.logged,
             "environment": where,
+            "wrappers": envs.wrapper_states(self.env),
         }
         checkpoint.save(self.folder / CHECKPOINT_FILE, arrays, meta)
         self._stamp = checkpoint_stamp(self.folder)
@@ -438,11 +441,19 @@ class ControlRun:
         if where is not None:
             envs.restore_env_state(self.env, where)
         elif self.step < self.settings.steps:
+            envs.restore_wrappers(self.env, meta.get("wrappers", []))
             self._begin(seed_for(self.settings.seed, "restart", self.step))
-            self.notice(
+            self._remark(
                 f"{self.settings.env} cannot be brought back to where it was; it goes on with a new episode at step "
                 f"{self.step}"
             )
+            if lost := envs.unknown_wrappers(self.env):
+                self._remark(lost_wrappers(self.settings.env, lost))
+
+    def _remark(self, sentence: str) -> None:
+        """Say it, now and in the log."""
+        self.notice(sentence)
+        self.remarks.append(sentence)
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
@@ -516,6 +527,8 @@ class ControlRun:
             left.unlink(missing_ok=True)
         kept = "".join(json.dumps(line) + "\n" for line in read_episodes(self.folder, self.step))
         checkpoint.write_whole(self.folder / EPISODES_FILE, lambda file: file.write(kept.encode()))
+        for n, remark in enumerate(self.remarks):
+            log.text(f"resumed at step {self.step}/{n}", remark, self.step)
         if not self.resumed:
             log.text("settings", f"```json\n{settings}\n```")
             names = [name for name in (self.agent.name, self.agent.second_name) if name]

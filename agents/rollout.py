@@ -274,7 +274,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Remembers how the running episode came about, so that it can be replayed: its random origin and its actions.
 
     Most environments cannot be copied, but nearly all are a function of their generator and the actions since reset.
-    Observations are copied: an environment may write each into the same array, and SAME_STEP resets before it is read.
+    Statistics of Gymnasium's wrappers are part of the origin. Observations are copied: an environment may write each
+    into the same array, and SAME_STEP resets before it is read.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -291,6 +292,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             bits = self.env.unwrapped.np_random.bit_generator
             if isinstance(bits, np.random.PCG64):
                 self.origin = {"generator": dict(bits.state)}
+        if self.origin is not None and (statistics := envs.wrapper_states(self.env)):
+            self.origin["wrappers"] = statistics
         observation, info = self.env.reset(seed=seed, options=options)
         return deepcopy(observation), info
 
@@ -306,6 +309,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
     def replay(self, origin: dict[str, Any], actions: Iterable[Any]) -> Any:
         """Come back to where an episode stood; returns its last observation."""
+        envs.restore_wrappers(self.env, origin.get("wrappers", []))
         if "seed" in origin:
             observation, _ = self.reset(seed=int(origin["seed"]))
         else:
@@ -446,6 +450,7 @@ class GymnasiumRollout:
             "ended": self.dead[i],
             "observation": self.encode(self.observations[i]),
             "policy": generator_state(self.policy_rngs[i]),
+            "wrappers": envs.wrapper_states(recorder.env),
         }
 
     def snapshot(self) -> list[dict[str, Any]]:
@@ -485,6 +490,7 @@ class GymnasiumRollout:
                 observation = recorder.replay(snapshot["origin"], snapshot["actions"])
                 exact = np.array_equal(self.encode(observation), snapshot["observation"], equal_nan=True)
             if not exact:
+                envs.restore_wrappers(recorder.env, snapshot.get("wrappers", []))
                 place = zlib.crc32(repr((snapshot["policy"], snapshot["observation"])).encode())
                 observation, _ = recorder.reset(seed=seed_for(self.task.seed, "restart", self.numbers[i], place))
                 self.restarted[i] = True

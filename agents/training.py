@@ -20,6 +20,7 @@ from agents.checked import Checked, close, guarded, image_note, is_image
 from agents.policies import make_policy, resolve
 from agents.rollout import AUTORESET, Block, GymnasiumRollout, Task, load_kernels, make_environment, make_rollout, resolved_id
 from agents.spaces import encoder
+from envs import unknown_wrappers
 from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
 from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
@@ -225,6 +226,12 @@ def hold_again(folder: Path, stamp: tuple[int, ...], notice: Callable[[str], Non
     return lock
 
 
+def lost_wrappers(env: str, names: list[str]) -> str:
+    """What is said of wrappers that nobody can save."""
+    what = ", ".join(names)
+    return f"what the wrapper{'s' * (len(names) > 1)} {what} of {env} kept, such as running statistics, was not saved"
+
+
 def save_in_spite_of(error: BaseException, save: Callable[[], Any], run: Any) -> None:
     """Save a run that an error ends, and say how it can go on."""
     try:
@@ -367,6 +374,8 @@ class Run:
             self.step = self.logged = 0
             self.snapshots: list[Any] = [None] * self.settings.envs
             self.episodes = _Episodes(np.zeros((self.settings.envs, 2)), np.zeros(3))
+        if resume and self.unknown_wrappers and self.step < self.settings.steps:
+            self.notice(lost_wrappers(self.settings.env, self.unknown_wrappers))
         self.value_error = None if self.known is None else evaluation.rmsve(self.value_function, self.known)
 
     def _try_environment(self) -> int:
@@ -377,6 +386,7 @@ class Run:
     def _tried(self) -> int:
         env = make_environment(self.task.env, **self.task.env_args)
         try:
+            self.unknown_wrappers = unknown_wrappers(env)
             n_inputs = encoder(env.observation_space, self.task.flatten).size
             if not self.resumed and is_image(env.observation_space):
                 self.notice(image_note(self.task.env, env.observation_space, n_inputs, self.settings.hidden))
@@ -577,6 +587,8 @@ class Run:
         settings = json.dumps(asdict(self.settings), indent=2)
         checkpoint.write_whole(self.folder / SETTINGS_FILE, lambda file: file.write(settings.encode()))
         log = RunLog(self.folder, self.logged if self.resumed else None, lock=lock)
+        if self.resumed and self.unknown_wrappers:
+            log.text(f"resumed at step {self.step}", lost_wrappers(self.settings.env, self.unknown_wrappers), self.step)
         for left in self.folder.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
         if not self.resumed:

@@ -14,7 +14,7 @@ import gymnasium
 
 from .dynamics import World, acrobot, cart_pole, mountain_car, observe, pendulum, reset_state, step_state
 from .random_walk import RandomWalk
-from .snapshots import env_state, restore_env_state
+from .snapshots import env_state, restore_env_state, restore_wrappers, unknown_wrappers, wrapper_states
 
 __all__ = [
     "RandomWalk",
@@ -28,7 +28,10 @@ __all__ = [
     "pendulum",
     "reset_state",
     "restore_env_state",
+    "restore_wrappers",
     "step_state",
+    "unknown_wrappers",
+    "wrapper_states",
 ]
 
 

@@ -13,13 +13,34 @@ from gymnasium.envs.classic_control import (
     MountainCarEnv,
     PendulumEnv,
 )
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import (
+    ClipAction,
+    ClipReward,
+    DiscretizeAction,
+    DiscretizeObservation,
+    DtypeObservation,
+    FilterObservation,
+    FlattenObservation,
+    GrayscaleObservation,
+    NormalizeObservation,
+    NormalizeReward,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RescaleAction,
+    RescaleObservation,
+    ReshapeObservation,
+    ResizeObservation,
+    TimeAwareObservation,
+    TimeLimit,
+)
+from gymnasium.wrappers.utils import RunningMeanStd
 
 from valueapprox.seeding import generator_from, generator_state
 
 from .compiled_env import CompiledEnv
 
-__all__ = ["env_state", "restore_env_state"]
+__all__ = ["env_state", "restore_env_state", "restore_wrappers", "unknown_wrappers", "wrapper_states"]
 
 # What an environment keeps from step to step beside `state` and its generator.
 _CLASSICS: dict[type, tuple[str, ...]] = {
@@ -29,16 +50,31 @@ _CLASSICS: dict[type, tuple[str, ...]] = {
     MountainCarEnv: (),
     PendulumEnv: ("last_u",),
 }
-# What a wrapper keeps. The checker only warns: what it has checked may be lost.
-_WRAPPERS: dict[type, str] = {TimeLimit: "_elapsed_steps", OrderEnforcing: "_has_reset"}
+# What a wrapper keeps; those of the second line beyond the end of an episode.
+_WRAPPERS: dict[type, tuple[str, ...]] = {
+    TimeLimit: ("_elapsed_steps",),
+    OrderEnforcing: ("_has_reset",),
+    TimeAwareObservation: ("timesteps",),
+}
+_STATISTICS: dict[type, tuple[str, ...]] = {
+    NormalizeObservation: ("obs_rms", "_update_running_mean"),
+    NormalizeReward: ("return_rms", "discounted_reward", "_update_running_mean"),
+    RecordEpisodeStatistics: ("episode_count", "episode_returns", "episode_lengths"),
+}
+# Those that keep nothing. The checker only warns: what it has checked may be lost.
+_STATELESS = frozenset({
+    ClipAction, ClipReward, DiscretizeAction, DiscretizeObservation, DtypeObservation, FilterObservation,
+    FlattenObservation, GrayscaleObservation, PassiveEnvChecker, RescaleAction, RescaleObservation, ReshapeObservation,
+    ResizeObservation,
+})  # fmt: skip
 
 
 def env_state(env: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
     """Where an environment stands, for `restore_env_state`; None if what it keeps is not known.
 
     Known are the worlds of this package and Gymnasium's CartPole, MountainCar, MountainCarContinuous, Acrobot and
-    Pendulum, in no wrappers but those of `gymnasium.make`, with NumPy's usual generator (PCG64). A subclass of one of
-    Gymnasium's may keep more, and is not known.
+    Pendulum, with NumPy's usual generator (PCG64), in wrappers of Gymnasium's that keep nothing, a count, or running
+    statistics. A subclass of one of Gymnasium's may keep more, and is not known.
 
     Returns
     -------
@@ -63,7 +99,7 @@ def env_state(env: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
         return None
     return {
         "env": _name(base),
-        "wrappers": [[_name(w), getattr(w, _WRAPPERS[type(w)])] for w in wrappers],
+        "wrappers": [[_name(w), _kept(w)] for w in wrappers],
         "world": world,
     }
 
@@ -84,7 +120,7 @@ def restore_env_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> No
         raise ValueError(f"env: got {env}, wants the environment of this state: {' in '.join(wanted)}")
     env.reset(seed=0)  # the checker remembers that there was a reset, and steps without complaint
     for wrapper, (_, value) in zip(wrappers, state["wrappers"], strict=True):
-        setattr(wrapper, _WRAPPERS[type(wrapper)], value)
+        _keep(wrapper, value)
     world = state["world"]
     if isinstance(base, CompiledEnv):
         base.restore(world)
@@ -96,16 +132,85 @@ def restore_env_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> No
         setattr(base, name, world[name])
 
 
-def _wrappers(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]] | None:
-    """The wrappers that keep something, innermost first; None if there is one that may keep anything."""
-    found: list[gymnasium.Env[Any, Any]] = []
+def wrapper_states(env: gymnasium.Env[Any, Any]) -> list[list[Any]]:
+    """Running statistics of Gymnasium's own wrappers around any environment, outermost first: [name, statistics]."""
+    return [[_name(w), _kept(w)] for w in _around(env) if type(w) in _STATISTICS]
+
+
+def restore_wrappers(env: gymnasium.Env[Any, Any], states: list[list[Any]]) -> None:
+    """Give wrappers the statistics that `wrapper_states` found in the same ones; without any, they stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If the environment is wrapped otherwise.
+    """
+    if not states:
+        return
+    own = [w for w in _around(env) if type(w) in _STATISTICS]
+    if [_name(w) for w in own] != [name for name, _ in states]:
+        raise ValueError(f"env is {env}; expected the wrappers of these statistics: {[name for name, _ in states]}")
+    for wrapper, (_, value) in zip(own, states, strict=True):
+        _keep(wrapper, value)
+
+
+def unknown_wrappers(env: gymnasium.Env[Any, Any]) -> list[str]:
+    """Names of wrappers that may keep something which nobody can save: those that are not Gymnasium's own."""
+    return [type(w).__name__ for w in _around(env) if not type(w).__module__.startswith("gymnasium.")]
+
+
+def _around(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Wrapper[Any, Any, Any, Any]]:
+    """All wrappers, outermost first, but for those that say that they keep nothing of the environment."""
+    found = []
     while isinstance(env, gymnasium.Wrapper):
-        if type(env) in _WRAPPERS:
-            found.insert(0, env)
-        elif type(env) is not PassiveEnvChecker:
-            return None
+        if not getattr(type(env), "keeps_nothing", False):
+            found.append(env)
         env = env.env
     return found
+
+
+def _wrappers(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]] | None:
+    """The wrappers that keep something, innermost first; None if there is one that may keep anything."""
+    around = _around(env)[::-1]
+    if any(type(w) not in _STATELESS and type(w) not in _WRAPPERS and type(w) not in _STATISTICS for w in around):
+        return None
+    return [w for w in around if type(w) not in _STATELESS]
+
+
+def _kept(wrapper: gymnasium.Env[Any, Any]) -> Any:
+    """What a wrapper keeps, for JSON: a single number as it is, more by name."""
+    kind = type(wrapper)
+    if kind in _WRAPPERS:
+        return getattr(wrapper, _WRAPPERS[kind][0])
+    return {name: _written(getattr(wrapper, name)) for name in _STATISTICS[kind]}
+
+
+def _keep(wrapper: gymnasium.Env[Any, Any], value: Any) -> None:
+    kind = type(wrapper)
+    if kind in _WRAPPERS:
+        setattr(wrapper, _WRAPPERS[kind][0], value)
+        return
+    for name in _STATISTICS[kind]:
+        setattr(wrapper, name, _read(value[name], getattr(wrapper, name)))
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, RunningMeanStd):
+        return {name: _written(getattr(value, name)) for name in ("mean", "var", "count")}
+    if isinstance(value, np.ndarray):
+        return {"dtype": value.dtype.str, "values": value.tolist()}
+    return [value.dtype.str, value.item()] if isinstance(value, np.generic) else value
+
+
+def _read(value: Any, own: Any) -> Any:
+    if isinstance(own, RunningMeanStd):
+        again = RunningMeanStd()
+        for name, part in value.items():
+            setattr(again, name, _read(part, None))
+        return again
+    if isinstance(value, dict):
+        return np.array(value["values"], value["dtype"])
+    return np.dtype(value[0]).type(value[1]) if isinstance(value, list) else value
 
 
 def _name(env: gymnasium.Env[Any, Any]) -> str:

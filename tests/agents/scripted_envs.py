@@ -154,6 +154,28 @@ class Spoken(gym.Env):
         return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32), reward, self.t == 7, False, {}
 
 
+class Scaler(gym.ObservationWrapper):
+    """A user's own running mean."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.mean, self.n = 0.0, 0
+
+    def observation(self, observation):
+        self.n += 1
+        self.mean += (observation - self.mean) / self.n
+        return (observation - self.mean).astype(np.float32)
+
+
+def wrapped(kind="known", **arguments):
+    """`known`: CartPole in Gymnasium's statistics; `own`: in a user's; `unknown`: noise in Gymnasium's."""
+    if kind == "own":
+        return Scaler(gym.make("CartPole-v1", **arguments))
+    inner = gym.make("CartPole-v1", **arguments) if kind == "known" else Entropy()
+    return gym.wrappers.NormalizeReward(gym.wrappers.NormalizeObservation(inner))
+
+
+gym.register("Wrapped-v0", wrapped, disable_env_checker=True)
 for _class in (Scripted, Rewards, Entropy, Faulty, Structured, Spoken):
     if f"{_class.__name__}-v0" not in gym.registry:
         gym.register(f"{_class.__name__}-v0", _class, disable_env_checker=True)

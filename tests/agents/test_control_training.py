@@ -17,6 +17,7 @@ import envs
 from agents import control_training, pictures
 from agents.control import ControlAgent
 from agents.control_evaluation import Film, evaluate
+from agents.control_kernels import DISCOUNTED
 from agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
 from agents.training import CHECKPOINT_FILE
 from valueapprox import CheckpointError, checkpoint
@@ -188,6 +189,112 @@ def test_an_environment_that_cannot_be_restored_goes_on_and_says_so(tmp_path):
     assert run.train().step == 1500
     (notice,) = notices
     assert f"a new episode at step {stopped.step}" in notice
+
+
+def statistics(env):
+    """Of the two wrappers of Wrapped-v0, bit for bit."""
+    found = {}
+    while isinstance(env, gym.Wrapper):
+        for name in ("obs_rms", "return_rms"):
+            if name in vars(env):
+                rms = getattr(env, name)
+                found[name] = [(np.asarray(part).dtype, np.asarray(part).tobytes()) for part in vars(rms).values()]
+        env = env.env
+    assert len(found) == 2
+    return found
+
+
+def test_statistics_of_gymnasium_s_wrappers_survive_a_resume_bit_for_bit(tmp_path):
+    settings = change(SMALL, env="scripted_envs:Wrapped-v0", normalise_observations=False, scale_rewards=False)
+    parts = interrupted_and_resumed(settings, tmp_path / "parts")
+    whole = finished(settings, tmp_path / "whole")
+    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+    assert statistics(parts.env) == statistics(whole.env)
+
+
+def test_statistics_survive_where_the_environment_does_not(tmp_path):
+    settings = change(SMALL, env="scripted_envs:Wrapped-v0", env_args={"kind": "unknown"})
+    stopped = ControlRun(settings, tmp_path)
+    step = stopped.train(progress=interrupt_at(400)).step
+    kept = statistics(stopped.env)
+    notices = []
+    run = ControlRun(None, tmp_path, resume=True, notice=notices.append)
+    assert [f"a new episode at step {step}" in notice for notice in notices] == [True]
+    count = next(env for env in wrappers(run.env) if "obs_rms" in vars(env)).obs_rms.count
+    assert count == pytest.approx(1e-4 + 1 + step + 1)  # a reset, the steps, and the new reset
+    assert statistics(run.env)["return_rms"] == kept["return_rms"]
+
+
+def wrappers(env):
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+
+
+def test_a_wrapper_that_nobody_can_save_is_named_in_a_note_and_in_the_log(tmp_path):
+    settings = change(SMALL, env="scripted_envs:Wrapped-v0", env_args={"kind": "own"})
+    ControlRun(settings, tmp_path).train(progress=interrupt_at(400))
+    notices = []
+    ControlRun(None, tmp_path, resume=True, notice=notices.append).train()
+    assert "the wrapper Scaler of scripted_envs:Wrapped-v0" in notices[-1]
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    texts = [
+        events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in events.Tags()["tensors"]
+        if "resumed" in tag
+    ]
+    assert texts == notices
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_abandoned_episode_leaves_neither_trace_nor_sum_of_rewards(agent):
+    # What is left behind after `start` must not depend on whether the episode before was ended: one that begins anew
+    # learns the first transition as if traces and the discounted sum of rewards were 0.
+    made = []
+    for cleared in (False, True):
+        env = gym.make("CartPole-v1")
+        one = change(SMALL, agent=agent, lam=0.9, epsilon=(0.0, 0.0, 0.1)).make_agent(env)
+        observation, _ = env.reset(seed=1)
+        action = one.start(observation)
+        for _ in range(5):
+            observation, _, _, _, _ = env.step(action)
+            action = one.step(3.0, observation)
+        assert np.abs(one.first.z).max() > 0
+        observation, _ = env.reset(seed=2)
+        one.start(observation)
+        assert np.abs(one.first.z).max() == np.abs(one.second.z).max() == 0.0
+        if cleared:
+            one.first.z[:] = 0.0
+            one.second.z[:] = 0.0
+            one.memory[DISCOUNTED] = 0.0
+        one.step(1.0, env.step(0)[0])
+        made.append((one.first.w.tobytes(), one.second.w.tobytes(), one.memory.tobytes()))
+    assert made[0] == made[1]
+
+
+def test_a_run_that_is_killed_right_after_a_save_has_its_episodes(tmp_path):
+    settings = change(SMALL, steps=3000)
+    pid = os.fork()
+    if pid == 0:
+        run = ControlRun(settings, tmp_path / "killed")
+        saved = run.save
+
+        def save_and_die():
+            saved()
+            if run.step >= 1500:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        run.save = save_and_die
+        run.train(checkpoint_every=0.0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    run = ControlRun(None, tmp_path / "killed", resume=True)
+    finished(settings, tmp_path / "whole")
+    expected = read_episodes(tmp_path / "whole", run.step)
+    assert run.step >= 1500
+    assert len(expected) > 10
+    assert read_episodes(tmp_path / "killed", run.step) == expected
+    assert [line["step"] for line in read_metrics(tmp_path / "killed")] == list(range(250, run.step + 1, 250))
 
 
 def test_after_the_run_ctrl_c_is_what_it_was(tmp_path):

@@ -355,6 +355,51 @@ def test_an_environment_that_cannot_be_restored_goes_on_and_says_so(tmp_path):
     assert "step 384" in notices[0]  # the interruption came with the third block of 128
 
 
+@pytest.mark.parametrize("agent", ["td", "n-step", "monte-carlo"])
+def test_a_stream_that_could_not_be_restored_learns_nothing_across_the_gap(tmp_path, streams, agent):
+    # What the weights are after the gap is what a value function has that learns both parts as streams of their own.
+    settings = change(
+        SMALL, env="scripted_envs:Entropy-v0", policy="random", agent=agent, n=5, schedule="constant",
+        optimizer="sgd", alpha=(0.05,), envs=2, dtype="float64",
+    )  # fmt: skip
+    stopped = Run(settings, tmp_path)
+    at = stopped.train(0, progress=interrupt_at(300)).step
+    run = Run(None, tmp_path, resume=True)
+    run.train(0)
+    rows = {i: (learned[: at // 2], learned[at // 2 :]) for i, learned in streams.items()}
+    streams.clear()
+    v = settings.make_value_function(1)
+    for part in (0, 1):
+        for k in range(0, len(rows[0][part]), settings.block):
+            for i in (0, 1):
+                block = rows[i][part][k : k + settings.block]
+                s, s_next = (np.array([row[j] for row in block]) for j in (0, 1))
+                n = len(block)
+                v.learn_stream(s, np.ones(n), s_next, np.zeros(n, bool), np.zeros(n, bool), stream=i)
+        for i in (0, 1):
+            v.cut_trace(i)
+    np.testing.assert_array_equal(run.value_function.w, v.w)
+
+
+@pytest.mark.parametrize("autoreset", ["same-step", "next-step", "disabled"])
+def test_statistics_of_gymnasium_s_wrappers_survive_a_resume_bit_for_bit(tmp_path, autoreset):
+    settings = change(SMALL, env="scripted_envs:Wrapped-v0", policy="random", autoreset=autoreset)
+    interrupted_and_resumed(settings, tmp_path / "parts", (300, 800))
+    finished(settings, tmp_path / "whole")
+    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_wrapper_that_nobody_can_save_is_named_in_a_note_and_in_the_log(tmp_path):
+    settings = change(SMALL, env="scripted_envs:Wrapped-v0", policy="random", env_args={"kind": "own"})
+    Run(settings, tmp_path).train(0, progress=interrupt_at(300))
+    notices = []
+    Run(None, tmp_path, resume=True, notice=notices.append).train(0)
+    assert "the wrapper Scaler of scripted_envs:Wrapped-v0" in notices[0]
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    (tag,) = [tag for tag in events.Tags()["tensors"] if "resumed at step" in tag]
+    assert "Scaler" in events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+
+
 # Steps ----------------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
-from envs import env_state, restore_env_state
+from envs import env_state, restore_env_state, restore_wrappers, wrapper_states
 
 CLASSICS = ["CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1"]
 OURS = [f"valueapprox/{name}" for name in ("CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Pendulum-v1")]
@@ -132,10 +132,51 @@ class Noisy(gymnasium.envs.classic_control.CartPoleEnv):
     """May keep anything."""
 
 
+WRAPPERS = {
+    "observations": gymnasium.wrappers.NormalizeObservation,
+    "rewards": gymnasium.wrappers.NormalizeReward,
+    "both": lambda env: gymnasium.wrappers.NormalizeObservation(gymnasium.wrappers.NormalizeReward(env)),
+    "statistics": gymnasium.wrappers.RecordEpisodeStatistics,
+    "time": gymnasium.wrappers.TimeAwareObservation,
+    "scaled": lambda env: gymnasium.wrappers.NormalizeReward(gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("cut", [0, 7, LIMIT + 20])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_gymnasium_s_wrappers_keep_is_restored_bit_for_bit(name, cut):
+    env_id = "Pendulum-v1" if name == "scaled" else "CartPole-v1"
+    env = WRAPPERS[name](make(env_id))
+    chosen = actions(env, 2 * LIMIT)
+    env.reset(seed=4)
+    follow(env, chosen[:cut])
+    state = through_json(env_state(env))
+    expected = follow(env, chosen[cut:])
+    fresh = WRAPPERS[name](make(env_id))
+    restore_env_state(fresh, state)
+    assert follow(fresh, chosen[cut:]) == expected
+
+
+def test_a_frozen_statistic_stays_frozen():
+    env = gymnasium.wrappers.NormalizeObservation(make("CartPole-v1"))
+    env.reset(seed=4)
+    env.update_running_mean = False
+    fresh = gymnasium.wrappers.NormalizeObservation(make("CartPole-v1"))
+    restore_env_state(fresh, through_json(env_state(env)))
+    assert not fresh.update_running_mean
+
+
+def test_statistics_want_the_wrappers_they_came_from():
+    states = wrapper_states(gymnasium.wrappers.NormalizeReward(make("CartPole-v1")))
+    with pytest.raises(ValueError, match="expected the wrappers of these statistics"):
+        restore_wrappers(gymnasium.wrappers.NormalizeObservation(make("CartPole-v1")), states)
+
+
 def test_what_is_not_known_gives_none():
     assert env_state(gymnasium.make("FrozenLake-v1")) is None
     assert env_state(Noisy()) is None
-    assert env_state(gymnasium.wrappers.RecordEpisodeStatistics(make("CartPole-v1"))) is None
+    assert env_state(gymnasium.wrappers.FrameStackObservation(make("CartPole-v1"), 2)) is None
+    assert env_state(gymnasium.wrappers.TransformReward(make("CartPole-v1"), lambda r: r)) is None
     env = make("CartPole-v1")
     env.unwrapped.np_random = np.random.Generator(np.random.MT19937(0))
     assert env_state(env) is None
