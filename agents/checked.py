@@ -56,6 +56,8 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         Of the run so far, from which errors count; None where only the step of the episode makes sense.
     """
 
+    keeps_nothing = True  # of the environment: see `envs.unknown_wrappers`
+
     def __init__(self, env: gym.Env[Any, Any], name: str, n_steps: int | None = None) -> None:
         super().__init__(env)
         self.name, self.n_steps, self.of_a_run, self.episode_steps = name, n_steps or 0, n_steps is not None, 0

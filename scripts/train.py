@@ -196,7 +196,7 @@ def summarise(run: Run, report: Report, options: Train) -> None:
                 console.print(evaluation_table(result))
     write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
     picture = run_picture(folder, f"{settings.env}: {describe(settings)}")
-    where_it_lies(folder, picture, report.interrupted, "--episodes", 1000)
+    where_it_lies(folder, picture, report.interrupted > 0, "--episodes", 1000)
 
 
 def summarise_control(run: ControlRun, report: ControlReport, options: Control) -> None:
@@ -232,7 +232,7 @@ def summarise_control(run: ControlRun, report: ControlReport, options: Control) 
         console.print(returns_table(results))
     write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
     picture = control_picture(folder, f"{settings.env}: {describe_control(settings)}", episodes)
-    where_it_lies(folder, picture, report.interrupted, "--episodes", 50, "--gif", folder / "run.gif")
+    where_it_lies(folder, picture, report.interrupted > 0, "--episodes", 50, "--gif", folder / "run.gif")
 
 
 def where_it_lies(folder: Path, picture: Path | None, interrupted: bool, *again: object) -> None:

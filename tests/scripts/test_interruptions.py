@@ -84,6 +84,16 @@ class Child:
         return self.kind(None, self.folder, resume=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded(tmp_path_factory):
+    """What children call is loaded, or compiled, here and once."""
+    folder = tmp_path_factory.mktemp("loaded")
+    arguments = {"how": "sleep", "at": "1000000"}
+    common = {"env": STUCK, "env_args": arguments, "hidden": (4,), "steps": 120}
+    ControlRun(ControlSettings(**common), folder / "control").train()
+    Run(Settings(**common, policy="random", envs=2, block=30), folder / "prediction").train(0)
+
+
 #: name: (kind of run, how it goes wrong, signal, exit code, step that is saved)
 ASKED = {
     "control, Ctrl-C": (ControlRun, "sleep", signal.SIGINT, 130, 99),
