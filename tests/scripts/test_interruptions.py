@@ -21,6 +21,11 @@ from agents.training import Run, Settings
 STUCK = "stuck_envs:Stuck-v0"  # goes wrong in its 100th step
 
 
+def say(sentence):
+    """To the child's own file: pytest has replaced `sys.stderr`."""
+    os.write(2, f"{sentence}\n".encode())
+
+
 class Child:
     """A run in a process of its own; `wait` gives its exit code and what it wrote."""
 
@@ -46,14 +51,14 @@ class Child:
             if not terminal:
                 os.dup2(file, 1)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            run = self.kind(settings, self.folder, notice=lambda sentence: print(sentence, file=sys.stderr, flush=True))
+            run = self.kind(settings, self.folder, notice=say)
             options = {"checkpoint_every": 0.0, "patience": patience}
             if terminal:
                 options["progress"] = lambda status: os.write(1, b"progress\n")
             report = run.train(0, **options) if self.kind is Run else run.train(**options)
             code = 128 + report.interrupted if report.interrupted else 0
         except BaseException as error:  # noqa: BLE001
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            say(f"{type(error).__name__}: {error}")
             code = 1
         finally:
             os._exit(code)

@@ -12,6 +12,7 @@ import pytest
 from scripted_workers import Broken, Counter
 
 from valueapprox.cluster import ONE_THREAD, LocalWorker, RayWorker, cluster, must_answer
+from valueapprox.interrupts import Stopped, interruptible
 
 
 def results(worker, n):
@@ -116,6 +117,49 @@ def test_an_error_in_the_constructor_is_raised_at_once(ray_worker):
     assert notices == []
 
 
+@pytest.mark.ray
+def test_a_worker_that_finds_no_cpu_is_said_and_given_up(ray_worker, monkeypatch):
+    # As where a node is gone: Ray has four CPUs, and waits for a fifth without end.
+    monkeypatch.setattr("valueapprox.cluster.SAY_AFTER", 0.5)
+    others, notices = [ray_worker(Counter, 0) for _ in range(4)], []
+    for other in others:
+        other.submit("add", 1)
+        other.result()
+    fifth = ray_worker(Counter, 0, on_death=notices.append, patience=1.5)
+    fifth.submit("add", 1)
+    with pytest.raises(TimeoutError, match=r"no process for a Ray worker has started for 1.5 s \(Ray has 4 CPUs\)"):
+        fifth.result()
+    (notice,) = notices
+    assert "given up after 1.5 s (--patience)" in notice
+
+
+@pytest.mark.ray
+def test_a_worker_that_does_not_answer_is_given_up(ray_worker):
+    worker = ray_worker(Counter, 0, on_death=lambda sentence: None)
+    worker.submit("add", 1)
+    worker.result()
+    worker._patience, worker._slowest = 0.05, 0.001
+    worker.submit("slow", 1)  # 0.3 s
+    with pytest.raises(TimeoutError, match=r"a Ray worker has not answered for 0.05 s"):
+        worker.result()
+
+
+@pytest.mark.ray
+def test_waiting_for_a_worker_ends_when_the_process_is_asked_to_end(ray_worker):
+    worker = ray_worker(Counter, 0)
+    worker.submit("add", 1)
+    worker.result()
+    for _ in range(20):
+        worker.submit("slow", 1)  # 6 s in all
+    started = time.monotonic()
+    with interruptible():
+        worker.result()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            results(worker, 19)
+    assert time.monotonic() - started < 5
+
+
 # Addresses ------------------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +185,14 @@ def test_a_port_where_something_else_listens_is_an_error_soon():
         with pytest.raises(ConnectionError, match="address"):
             must_answer(f"127.0.0.1:{listening.getsockname()[1]}")
     assert time.monotonic() - started < 8
+
+
+def test_automatic_where_nothing_answers_any_more_is_an_error_soon(monkeypatch):
+    address, started = f"127.0.0.1:{free_port()}", time.monotonic()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConnectionError, match=f"the Ray address is 'auto', which stands for '{address}' here"):
+        must_answer("auto")
+    assert time.monotonic() - started < 6
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "127.0.0.1:99999", "ray://", ""])
