@@ -18,7 +18,16 @@ import numpy as np
 from agents import evaluation
 from agents.checked import Checked, close, guarded, image_note, is_image
 from agents.policies import make_policy, resolve
-from agents.rollout import AUTORESET, Block, GymnasiumRollout, Task, load_kernels, make_environment, make_rollout, resolved_id
+from agents.rollout import (
+    AUTORESET,
+    Block,
+    GymnasiumRollout,
+    Task,
+    load_kernels,
+    make_environment,
+    make_rollout,
+    resolved_id,
+)
 from agents.spaces import encoder
 from envs import unknown_wrappers
 from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
@@ -649,9 +658,10 @@ class Run:
         return 0
 
     def _refuse_bad_numbers(self, block: Block, lengths: list[int]) -> None:
-        """Raise for numbers that cannot be learned from before anything of the block is learned."""
+        """Raise for numbers that cannot be learned from, before other streams are; the last checkpoint stands."""
         for i, length in enumerate(lengths):
             if not all(np.isfinite(part[i, :length]).all() for part in (block[0], block[2], block[3])):
+                self._in_block = True  # the rows before the bad one are learned
                 self._learn_stream(i, block, length)
 
     def _learn_block(self, block: Block, lengths: list[int]) -> float:
