@@ -63,4 +63,4 @@ __all__ = [
     "risk_gradient",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
