@@ -397,9 +397,10 @@ def seed_gaussian(x, d, first, n, settings, action, weight, sign):
     d sigma / d p = sigmoid(p);  dH / d sigma = 1 / sigma;  H = sum log sigma + 1/2 log(2 pi e).
 
     Where actions are cut off at a bound, or rounded to one integer, all earn the same: no reward would call a policy
-    back from there, and noise would lead it on. So a mean more than sigma outside of the bounds (among integers, any
-    that is outside) gets no gradient that would lead it, by the sign of delta, further out, and a spread below the
-    narrowest none that would make it narrower. Elsewhere nothing changes.
+    back from there, and noise would lead it on. So a mean more than sigma, or half the distance of the bounds, outside
+    of them (among integers, any that is outside) gets no gradient that would lead it, by the sign of delta, further
+    out. Nor does a spread below the narrowest get one that would make it narrower, or a spread of more than half the
+    distance of the bounds one that would make it wider. Elsewhere nothing changes.
     """
     k = n // 2
     entropy, spread = 0.0, 0.0
@@ -412,11 +413,14 @@ def seed_gaussian(x, d, first, n, settings, action, weight, sign):
         move = error / (sigma * sigma)
         widen = slope * ((error * error - sigma * sigma) / (sigma * sigma * sigma) + weight / sigma)
         entry = ACTIONS + j * N_OF_ENTRY
-        slack = 0.0 if settings[entry + WHOLE] != 0.0 else sigma
+        widest = 0.5 * (settings[entry + MOST] - settings[entry + LEAST])
+        slack = 0.0 if settings[entry + WHOLE] != 0.0 else min(sigma, widest)
         above = mu > settings[entry + MOST] + slack and sign * move > 0.0
         below = mu < settings[entry + LEAST] - slack and sign * move < 0.0
         d[first + j] = 0.0 if above or below else move
-        d[first + k + j] = 0.0 if sigma < settings[entry + NARROWEST] and sign * widen < 0.0 else widen
+        narrow = sigma < settings[entry + NARROWEST] and sign * widen < 0.0
+        wide = sigma > widest and sign * widen > 0.0
+        d[first + k + j] = 0.0 if narrow or wide else widen
         entropy += math.log(sigma) + 0.5 * math.log(2.0 * math.pi * math.e)
         spread += sigma
     return entropy, spread / k

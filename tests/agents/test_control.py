@@ -1344,18 +1344,21 @@ def test_the_largest_integers_are_bounds_too():
 
 @pytest.mark.parametrize(
     ("space", "mean", "spread", "led"),
-    [  # led: whether the mean may move up, whether it may move down, whether the spread may become narrower
-        (spaces.Box(-1, 1, (1,), np.float64), 0.9, 0.5, (True, True, True)),
-        (spaces.Box(-1, 1, (1,), np.float64), 1.4, 0.5, (True, True, True)),
-        (spaces.Box(-1, 1, (1,), np.float64), 1.6, 0.5, (False, True, True)),
-        (spaces.Box(100, 200, (1,), np.float64), 1.6, 0.5, (False, True, True)),
-        (spaces.Box(100, 200, (1,), np.float64), -9.0, 0.5, (True, False, True)),
-        (spaces.Box(0, np.inf, (1,), np.float64), -0.6, 0.5, (True, False, True)),
-        (spaces.Box(0, np.inf, (1,), np.float64), 9.0, 0.5, (True, True, True)),
-        (spaces.Box(-np.inf, np.inf, (1,), np.float64), 99.0, 0.01, (True, True, True)),
-        (spaces.Box(-2, 2, (1,), np.int64), 1.1, 0.5, (False, True, True)),
-        (spaces.Box(-2, 2, (1,), np.int64), 0.9, 0.12, (True, True, False)),  # below 0.25 of a unit of the space
-        (spaces.Box(-2, 2, (1,), np.int64), 0.9, 0.13, (True, True, True)),
+    [  # led: whether the mean may move up, whether it may move down, whether the spread may become narrower, or wider
+        (spaces.Box(-1, 1, (1,), np.float64), 0.9, 0.5, (True, True, True, True)),
+        (spaces.Box(-1, 1, (1,), np.float64), 1.4, 0.5, (True, True, True, True)),
+        (spaces.Box(-1, 1, (1,), np.float64), 1.6, 0.5, (False, True, True, True)),
+        (spaces.Box(100, 200, (1,), np.float64), 1.9, 1.1, (True, True, True, False)),
+        (spaces.Box(100, 200, (1,), np.float64), 2.1, 50.0, (False, True, True, False)),
+        (spaces.Box(0, np.inf, (1,), np.float64), 2.0, 50.0, (True, True, True, True)),
+        (spaces.Box(100, 200, (1,), np.float64), 1.6, 0.5, (False, True, True, True)),
+        (spaces.Box(100, 200, (1,), np.float64), -9.0, 0.5, (True, False, True, True)),
+        (spaces.Box(0, np.inf, (1,), np.float64), -0.6, 0.5, (True, False, True, True)),
+        (spaces.Box(0, np.inf, (1,), np.float64), 9.0, 0.5, (True, True, True, True)),
+        (spaces.Box(-np.inf, np.inf, (1,), np.float64), 99.0, 0.01, (True, True, True, True)),
+        (spaces.Box(-2, 2, (1,), np.int64), 1.1, 0.5, (False, True, True, True)),
+        (spaces.Box(-2, 2, (1,), np.int64), 0.9, 0.12, (True, True, False, True)),  # below 0.25 of a unit of the space
+        (spaces.Box(-2, 2, (1,), np.int64), 0.9, 0.13, (True, True, True, True)),
     ],
 )
 def test_a_policy_outside_of_the_bounds_is_led_no_further(space, mean, spread, led):
@@ -1372,8 +1375,7 @@ def test_a_policy_outside_of_the_bounds_is_led_no_further(space, mean, spread, l
         assert gradient[0] == pytest.approx((sampled - mean) / spread**2, rel=1e-6) or gradient[0] == 0.0
         moves.append(reward * gradient[0])
         widths.append(reward * gradient[1])
-    assert (max(moves) > 0, min(moves) < 0, min(widths) < 0) == led
-    assert max(widths) > 0
+    assert (max(moves) > 0, min(moves) < 0, min(widths) < 0, max(widths) > 0) == led
 
 
 @pytest.mark.parametrize(
