@@ -109,8 +109,8 @@ def test_a_fit_leaves_everything_and_says_where(regression):
     assert "price from 2 columns (area, year)" in result.stdout
     assert "160 rows to learn from, 40 for validation" in result.stdout
     assert "150 epochs done" in result.stdout
-    assert "python scripts/fit.py NEW.csv --model run\n" in result.stdout
-    assert "python scripts/fit.py --resume run --epochs 300\n" in result.stdout
+    assert "scripts/fit.py NEW.csv --model run\n" in result.stdout
+    assert "scripts/fit.py --resume run --epochs 300\n" in result.stdout
 
 
 def test_the_scores_are_those_of_the_model_in_original_units(regression):
@@ -422,7 +422,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(start, tmp_path):
     assert "Ending; Ctrl-C again" in errors
     assert "Traceback" not in errors
     assert "Interrupted after" in output
-    assert "python scripts/fit.py --resume run\n" in output
+    assert "scripts/fit.py --resume run\n" in output
     history = History.load(tmp_path / "run" / "fit.npz")
     assert history.reason == STOPPED
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted"]
