@@ -58,7 +58,14 @@ PICTURE_FILE, SUMMARY_FILE = "learning_curve.png", "summary.json"
 OF_CLASSES, OF_ZERO_AND_ONE = ("nll", "nll_from_logits"), ("log_loss", "log_loss_from_logits")
 OUTPUTS = {"log_loss": "sigmoid", "nll": "softmax"}  # of others: linear
 GIVES = {"log_loss_from_logits": "sigmoid", "nll_from_logits": "softmax"}  # a model gives probabilities
-MAY_CHANGE = ("epochs", "max_iterations", "tolerance", "gradient_tolerance", "early_stopping")  # on a resume
+MAY_CHANGE = (
+    "epochs",
+    "max_iterations",
+    "schedule_epochs",
+    "tolerance",
+    "gradient_tolerance",
+    "early_stopping",
+)  # on a resume
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -113,6 +120,8 @@ class Settings:
     """Step size: one, or one per layer; if not given, 0.001 (adam, rmsprop, decayed_max), 0.01 (sgd, momentum), 1."""
     schedule: Literal["constant", "linear", "cosine", "inverse-time", "step", "exponential"] = "constant"
     """Of the step size, over the run: step halves it each fifth, inverse-time in a tenth; others end at a hundredth."""
+    schedule_epochs: int | None = None
+    """Epochs for which the schedule is planned; those of the run if not given. A longer resume leaves it as planned."""
     clip_norm: float | None = None
     """Longest gradient; longer ones are scaled down."""
     batch_size: int = 32
@@ -198,10 +207,12 @@ class Settings:
         return Network(sizes, self.activation, output, True, self.layer_norm, self.dtype, self.batch_norm)
 
     def make_optimizer(self, n_rows: int) -> Optimizer:
-        """The optimizer, its schedule stretched over the updates of the run."""
+        """The optimizer, its schedule stretched over the updates that it is planned for."""
         per_epoch = -(-n_rows // (min(self.batch_size, n_rows) or n_rows))
         limits = [self.max_epochs and self.max_epochs * per_epoch, self.max_iterations]
         updates = min(limit for limit in limits if limit)
+        if self.schedule_epochs is not None:
+            updates = positive("schedule_epochs", self.schedule_epochs) * per_epoch
         schedules: dict[str, Schedule] = {
             "constant": Constant(),
             "linear": LinearDecay(updates, final=0.01),
@@ -434,7 +445,9 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
 
     optimizer = settings.make_optimizer(n)
     regularizer = ElasticNet(settings.l1, settings.l2, settings.proximal) if settings.l1 or settings.l2 else None
-    earlier = stored_history(folder, optimizer) if options.resume else None
+    earlier = None
+    if options.resume:
+        earlier, optimizer = stored_history(folder, optimizer, settings.schedule_epochs is not None)
     w = net.init(sequence(settings.seed, "weights"), settings.init)
     with contextlib.suppress(FitError):  # one update that is thrown away: what has to be compiled for it is no fitting
         few = [array[:2] for array in standard(data.training)]
@@ -506,15 +519,19 @@ def run(data: Data, path: Path, folder: Path, options: Fit) -> Result:
     return Result(history, model, interrupted, time.monotonic() - started)
 
 
-def stored_history(folder: Path, optimizer: Optimizer) -> History:
-    """The history to go on from. A schedule that is stretched over the run ends where the longer run does."""
+def stored_history(folder: Path, optimizer: Optimizer, planned: bool) -> tuple[History, Optimizer]:
+    """The history to go on from, and the optimizer, whose schedule stays as it was planned unless that is asked for."""
     history = History.load(folder / HISTORY_FILE)
     old, new = history.settings["optimizer"], optimizer.as_dict()
-    if {**old, "schedule": None} == {**new, "schedule": None} and old["schedule"]["name"] == new["schedule"]["name"]:
-        if old != new:
-            note("the schedule of the step size ends where the run now does")
-        history.settings["optimizer"] = new
-    return history
+    others_equal = {**old, "schedule": None} == {**new, "schedule": None}
+    if old != new and others_equal and old["schedule"]["name"] == new["schedule"]["name"]:
+        if planned:
+            note("the schedule of the step size is planned anew: this is not the run that goes on as it was planned")
+            history.settings["optimizer"] = new
+        else:
+            optimizer = Optimizer.from_dict(old)
+            note("the schedule of the step size stays as it was planned; --schedule-epochs N plans it for N epochs")
+    return history, optimizer
 
 
 # --- what a person sees ---------------------------------------------------------------------------------------------

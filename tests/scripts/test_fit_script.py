@@ -366,15 +366,28 @@ def test_a_resume_that_asks_for_no_more_changes_nothing(start, regression, tmp_p
     assert outcome("run") == outcome(regression[0])
 
 
-def test_a_schedule_ends_where_the_longer_run_does(start, tmp_path):
+def test_more_epochs_leave_a_schedule_as_it_was_planned(start, tmp_path):
+    houses(tmp_path / "houses.csv")
+    common = ("houses.csv", "--target", "price", "--schedule", "linear", *SMALL)
+    assert start(*common, "--out", "run").returncode == 0
+    result = start("--resume", "run", "--epochs", 12, "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert "note: the schedule of the step size stays as it was planned" in result.stdout
+    # Linear from 1 to 0.01 over 5 updates an epoch; a row has the factor of its last update: number 4 and 29 of 30,
+    # counted from 0. Then it stays.
+    steps = History.load("run/fit.npz")["step_size"]
+    np.testing.assert_allclose(steps[[0, 5, 6, 11]], [1 - 0.99 * 4 / 30, 1 - 0.99 * 29 / 30, 0.01, 0.01])
+    assert start(*common, "--epochs", 12, "--schedule-epochs", 6, "--out", "through").returncode == 0
+    assert outcome("run") == outcome("through")
+
+
+def test_another_plan_of_a_schedule_is_taken_and_said(start, tmp_path):
     houses(tmp_path / "houses.csv")
     common = ("houses.csv", "--target", "price", "--schedule", "linear", *SMALL, "--out", "run")
     assert start(*common).returncode == 0
-    result = start("--resume", "run", "--epochs", 12, "--quiet")
+    result = start("--resume", "run", "--epochs", 12, "--schedule-epochs", 12, "--quiet")
     assert result.returncode == 0, result.stderr
-    assert "note: the schedule of the step size ends where the run now does" in result.stdout
-    # Linear from 1 to 0.01 over 5 updates an epoch; a row has the factor of its last update: number 29 of 30, counted
-    # from 0, and then 34 and 59 of 60.
+    assert "note: the schedule of the step size is planned anew" in result.stdout
     steps = History.load("run/fit.npz")["step_size"]
     np.testing.assert_allclose(steps[[5, 6, 11]], [1 - 0.99 * 29 / 30, 1 - 0.99 * 34 / 60, 1 - 0.99 * 59 / 60])
 
