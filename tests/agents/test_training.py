@@ -416,6 +416,8 @@ def streams(monkeypatch):
     learn_stream = ValueFunction.learn_stream
 
     def note(self, s, r, s_next, terminated, truncated=None, stream=0):
+        if not s.any():  # the trial that loads the kernels
+            return learn_stream(self, s, r, s_next, terminated, truncated, stream)
         for row in zip(s.tolist(), s_next.tolist(), (terminated | truncated).tolist(), strict=True):
             learned.setdefault(stream, []).append(row)
         return learn_stream(self, s, r, s_next, terminated, truncated, stream)
