@@ -25,6 +25,7 @@ from valueapprox.optimizers import (
     SCHEDULE,
     SCHEDULE_FINAL,
     SCHEDULE_STEPS,
+    SGD,
     Optimizer,
     OptimizerState,
     ascend,
@@ -413,7 +414,7 @@ def risk(
     loss.check(net)
     data = as_data(net, S, Y, loss)
     own = as_floats("w", w, np.dtype(net.dtype), (net.size,))
-    descent = Descent(net, loss, Optimizer(), regularizer, 0.0, min(len(data), ROOMS), 0)
+    descent = Descent(net, loss, SGD(), regularizer, 0.0, min(len(data), ROOMS), 0)
     return descent.risk(own, data) + float(descent.regularizer.value(net, own))
 
 
@@ -449,7 +450,7 @@ def risk_gradient(
         raise ValueError("one example was given; batch normalisation in training needs at least 2")
     own = as_floats("w", w, np.dtype(net.dtype), (net.size,)).copy()
     rooms = n if training else min(n, ROOMS)
-    descent = Descent(net, loss, Optimizer(), regularizer, dropout if training else 0.0, rooms, seed)
+    descent = Descent(net, loss, SGD(), regularizer, dropout if training else 0.0, rooms, seed)
     key = np.uint64(mixed(descent.key, ZERO))
     weight = loss.weight(n, net.n_outputs)
     gradient = np.zeros_like(own)

@@ -107,7 +107,7 @@ def test_folders_on_other_file_systems(tmp_path, kind):
     commands = (
         ("train.py", *CONTROL, "--steps", 300, "--run-dir", "a"),
         ("train.py", *PREDICTION, "--steps", 300, "--run-dir", "b"),
-        ("fit.py", "data.csv", "--target", "b", "--quiet", "--max-epochs", 2, "--out", "c"),
+        ("fit.py", "data.csv", "--target", "b", "--quiet", "--epochs", 2, "--out", "c"),
     )
     for script, *options in commands:
         command = [sys.executable, STRANGE, kind, SCRIPTS / script, *map(str, options)]
