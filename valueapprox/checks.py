@@ -132,7 +132,7 @@ def divergence_advice(*weights: np.ndarray) -> str:
     """The end of a message about a number that is infinite or NaN: what helps, as far as the weights tell."""
     largest = max(float(np.abs(w).max()) for w in weights)
     if np.isnan(largest):
-        return ": a weight is NaN, learning has diverged; go on from a checkpoint, with a smaller step size"
+        return ": a weight is NaN, as after learning has diverged; start afresh, or from a checkpoint"
     if largest > 1e6:
         return ": learning has diverged; a smaller step size helps"
     return ": the weights are moderate, so that observations or rewards must be too large; scale them"

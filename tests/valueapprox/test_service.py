@@ -990,9 +990,9 @@ def test_under_load_groups_are_shared_and_what_is_kept_stays_small(tmp_path, mon
     saved, sizes, waits, segments = [], [], [], []
     save = checkpoint.save
 
-    def counted(path, arrays, meta):
+    def counted(path, arrays, meta, **options):
         saved.append(meta["version"])
-        save(path, arrays, meta)
+        save(path, arrays, meta, **options)
 
     monkeypatch.setattr(checkpoint, "save", counted)
     with Service(settings, tmp_path) as service:
