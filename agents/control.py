@@ -21,7 +21,9 @@ from agents.spaces import MOST_INDEXED, Decoder, by_factor, by_index, continuous
 from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
 from valueapprox.backprop import X
 from valueapprox.checks import aligned_zeros, divergence_advice, one_of, positive, unit_interval
-from valueapprox.optimizers import N_BOUNDED, OPTIMIZERS, SUM_OF_STEPS
+from valueapprox.compiling import specialise
+from valueapprox.optim import OPTIMIZERS
+from valueapprox.optim.base import N_BOUNDED, SUM_OF_STEPS
 from valueapprox.seeding import sequence
 from valueapprox.td import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
 
@@ -221,6 +223,16 @@ class ControlAgent:
         self.first = Learner(first, optimizer or defaults[0], sequence(seed, "weights", 0), init)
         self.second = Learner(second, second_optimizer or defaults[1], sequence(seed, "weights", 1), init)
 
+        first_rule, second_rule = self.first.optimizer.kernels(), self.second.optimizer.kernels()
+        #: What templates of the agent's kernels are specialised with.
+        self.kernels = {
+            "improve_first": specialise(kernels.improve, **first_rule),
+            "improve_second": specialise(kernels.improve, **second_rule),
+            "step_first": first_rule["step"],
+            "step_second": second_rule["step"],
+        }
+        self.learn = specialise(kernels.step, **self.kernels)
+
         first_epsilon, last_epsilon, epsilon_steps = (
             epsilon if isinstance(epsilon, tuple | list) else (epsilon, epsilon, 0)
         )
@@ -295,7 +307,7 @@ class ControlAgent:
 
     def step(self, reward: float, observation: Any) -> Any:
         """Learn from the transition into `observation`, and return the next action."""
-        status = kernels.step(self._state(observation), float(reward), False, False, *self.arrays)
+        status = self.learn(self._state(observation), float(reward), False, False, *self.arrays)
         if status != kernels.LEARNED:
             self.fail(status, reward, observation)
         return self._next_action(observation)
@@ -303,7 +315,7 @@ class ControlAgent:
     def end(self, reward: float, observation: Any, terminated: bool) -> None:
         """Learn from the last transition of an episode. `terminated` False: it was cut here, and bootstraps."""
         ended = bool(terminated)
-        status = kernels.step(self._state(observation), float(reward), ended, not ended, *self.arrays)
+        status = self.learn(self._state(observation), float(reward), ended, not ended, *self.arrays)
         if status != kernels.LEARNED:
             self.fail(status, reward, observation)
 

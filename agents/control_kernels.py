@@ -1,7 +1,7 @@
 """Learning agents for control, one compiled call per environment step: learn from the transition, choose the action.
 
 An agent is a set of arrays, of which kernels get the same list in the same order. Of one or two networks (the second is
-the actor, or the correction h of QRC): w, z (P,), moments, scalars, count and hyper as in `valueapprox.optimizers`,
+the actor, or the correction h of QRC): w, z (P,), moments, scalars, count and hyper as in `valueapprox.optim`,
 spec, and scratch twice, for s (here) and for s' (there). Of the agent: settings, memory and counts, by the positions
 below, and key, from which all its random numbers come: number i is a function of (key, i), so that counts says where
 the generator stands.
@@ -36,8 +36,7 @@ from valueapprox.backprop import (
     store_gradient,
 )
 from valueapprox.batch import mixed
-from valueapprox.compiling import kernel
-from valueapprox.optimizers import ascend, follow
+from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.td import finite, sample_norms
 
 Q, SARSA, EXPECTED_SARSA, ACTOR_CRITIC, GAUSSIAN_ACTOR_CRITIC, FACTORED_ACTOR_CRITIC, QRC, TD = range(8)
@@ -105,6 +104,11 @@ UNDECIDED, DECIDED = 0.8, 0.5  # share of the largest entropy at which they pers
 MOST_ALIVE = ROWS  # one more row of the scratch for s, see `remember_units`
 WATCH_EVERY = 3  # steps; each would cost 1 % in a compiled world
 TO_53_BITS: np.uint64 = np.uint64(11)
+
+accumulate_and_step = placeholder("accumulate_and_step")  # of the optimizer of one network
+# `improve` and the optimizer's step, for the first network and for the second.
+improve_first, improve_second = placeholder("improve_first"), placeholder("improve_second")
+step_first, step_second = placeholder("step_first"), placeholder("step_second")
 
 
 @kernel
@@ -461,19 +465,19 @@ def remember_units(spec, scratch):
             best[j] = max(best[j], psi[j])
 
 
-@kernel(inline=True)
+@template(inline=True)
 def improve(w, z, moments, scalars, count, hyper, spec, scratch, before, stats, decay, delta, sampled):
     """`backward`, then z <- decay z + gradient and the optimizer's step along delta z; norms for the log if asked."""
     backward(w, spec, scratch, False)
     if sampled:
         for p in range(w.size):
             before[p] = w[p]
-    follow(w, z, w.dtype.type(delta), w.dtype.type(decay), spec, scratch, moments, scalars, count, hyper)
+    accumulate_and_step(w, z, w.dtype.type(delta), w.dtype.type(decay), spec, scratch, moments, scalars, count, hyper)
     if sampled:
         sample_norms(w, z, before, spec, scratch, stats)
 
 
-@kernel
+@template
 def learn_corrected(
     settings, memory, delta, bootstrap, h, action, best_next,
     w, z, moments, scalars, count, hyper, spec, here, there,
@@ -503,7 +507,7 @@ def learn_corrected(
     for p in range(w.size):
         z[p] = keep * z[p] + g[p]
         u[p] = error * z[p] - correction * g[p] - e * (discount * g_next[p] - g[p])
-    ascend(w, u, dtype(1), spec, moments, scalars, count, hyper)
+    step_first(w, u, dtype(1), spec, moments, scalars, count, hyper)
     g_h, u_h = work[0, : w_h.size], work[1, : w_h.size]
     seed_output(here_h, spec_h, action)
     backward(w_h, spec_h, here_h, False)
@@ -515,7 +519,7 @@ def learn_corrected(
     if sampled:
         for p in range(w_h.size):
             before_h[p] = w_h[p]
-    ascend(w_h, u_h, dtype(1), spec_h, moments_h, scalars_h, count_h, hyper_h)
+    step_second(w_h, u_h, dtype(1), spec_h, moments_h, scalars_h, count_h, hyper_h)
     if sampled:
         sample_norms(w_h, z_h, before_h, spec_h, here_h, stats_h)
 
@@ -572,7 +576,7 @@ def begin(
     return arrive(observation, settings, memory, counts, key, action, w, spec, here, w_2, spec_2, here_2, False, True)
 
 
-@kernel
+@template
 def step(
     observation, reward, terminated, truncated, settings, memory, counts, key, action, sums,
     w, z, moments, scalars, count, hyper, spec, here, there, before, stats,
@@ -685,11 +689,11 @@ def step(
             memory[ERROR_SIZE] = ERROR_DECAY * memory[ERROR_SIZE] + (1.0 - ERROR_DECAY) * abs(delta)
             mean_error = memory[ERROR_SIZE] / (1.0 - ERROR_DECAY ** (counts[STEPS] + 1))
             persist = settings[PERSISTENCE] * max(0.0, 1.0 - mean_error / LITTLE_ERROR)
-            improve(
+            improve_second(
                 w_2, z_2, moments_2, scalars_2, count_2, hyper_2, spec_2, here_2, before_2, stats_2,
                 decay, delta, sampled,
             )  # fmt: skip
-        improve(w, z, moments, scalars, count, hyper, spec, here, before, stats, decay, delta, sampled)
+        improve_first(w, z, moments, scalars, count, hyper, spec, here, before, stats, decay, delta, sampled)
     if counts[STEPS] % WATCH_EVERY == 0:
         remember_units(spec, here)
         remember_units(spec_2, here_2)

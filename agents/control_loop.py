@@ -12,7 +12,7 @@ from agents.control_kernels import ACTION, ACTIONS, DIVERGED, LEARNED, TD, begin
 from agents.spaces import encoder
 from envs import World, env_state, restore_env_state
 from envs.dynamics import observe, reset_state, step_state
-from valueapprox.compiling import kernel
+from valueapprox.compiling import specialise, template
 from valueapprox.seeding import generator_from, generator_state
 
 __all__ = ["Chunk", "CompiledLoop"]
@@ -22,7 +22,7 @@ DRAWS, ELAPSED, EPISODES, DONE = range(4)  # entries of counters
 AT, RETURN, LENGTH = range(3)  # entries of a row of episodes
 
 
-@kernel(exact=True)
+@template(exact=True)
 def learn(
     n, world, params, n_actions, n_reset, n_step, limit, uniforms, state, counters, running, observation, episodes,
     settings, memory, counts, key, action, *rest,
@@ -101,6 +101,7 @@ class CompiledLoop:
     ) -> None:
         self.agent, self.env, self.world, self.limit, self.running = agent, env, world, limit, running
         self.observation = np.zeros(world.n_observation, np.float32)
+        self.learn = specialise(learn, **agent.kernels)
 
     @staticmethod
     def fits(agent: ControlAgent, env: gym.Env[Any, Any], world: World) -> bool:
@@ -124,7 +125,7 @@ class CompiledLoop:
         counters[ELAPSED] = limits[0][1] if limits else 0
         episodes = np.zeros((n, 3))
         state = where["world"]["state"]
-        status, reward = learn(
+        status, reward = self.learn(
             *(n, world.code, world.params, world.n_actions),
             *(world.n_reset_uniforms, world.n_step_uniforms, self.limit, uniforms, state, counters, self.running),
             *(self.observation, episodes, *self.agent.arrays),

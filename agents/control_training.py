@@ -18,7 +18,6 @@ import gymnasium as gym
 import numpy as np
 
 import envs
-from agents import control_kernels as kernels
 from agents.checked import Checked, close, fault_of, image_note, is_image
 from agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
 from agents.control_loop import Chunk, CompiledLoop
@@ -41,7 +40,7 @@ from valueapprox import DivergenceError, Optimizer, checkpoint
 from valueapprox.checks import one_of, positive, python_settings, unit_interval
 from valueapprox.files import FolderLock
 from valueapprox.interrupts import PATIENCE, Stop, interruptible, watched
-from valueapprox.optimizers import SPELLED, AdaptiveObGD, Intentional, ObGD
+from valueapprox.optim import OPTIMIZERS, Intentional
 from valueapprox.seeding import seed_for
 from valueapprox.telemetry import RunLog
 
@@ -163,7 +162,7 @@ class ControlSettings:
         for name in ("log_every", "schedule_steps", "seed"):
             positive(name, getattr(self, name), at_least=0)
         one_of("agent", self.agent, AGENTS)
-        one_of("optimizer", self.optimizer, ("auto", *SPELLED))
+        one_of("optimizer", self.optimizer, ("auto", *OPTIMIZERS))
         for name, second in (("kappa", False), ("actor_kappa", True)):
             if getattr(self, name) is not None and not hasattr(self._own_optimizer(second), "kappa"):
                 kind = type(self._own_optimizer(second)).__name__
@@ -219,9 +218,10 @@ class ControlSettings:
         """The same where neither alpha nor kappa is given."""
         if self.optimizer == "auto":
             return AGENTS[self.agent].default_optimizers[second]
-        cls = SPELLED[self.optimizer]
-        if issubclass(cls, (ObGD, AdaptiveObGD)):
-            return cls(kappa=3.0 if second else 2.0)
+        cls = OPTIMIZERS[self.optimizer]
+        if hasattr(cls, "kappa"):
+            kappa: dict[str, Any] = {"kappa": 3.0 if second else 2.0}
+            return cls(**kappa)
         if cls is Intentional and second and self.agent == "stream-ac":
             # with the published 0.05 policies collapse
             return Intentional(alpha=0.005, epsilon=1e-8, clip=20.0, normalise=True)
@@ -592,7 +592,7 @@ class ControlRun:
         """Load or compile what a step calls, on copies, so that nobody takes it for an environment that hangs."""
         state = self.agent._state(self.env.observation_space.sample())
         copies = [np.array(array) if isinstance(array, np.ndarray) else array for array in self.agent.arrays]
-        kernels.step(state, 0.0, False, False, *copies)
+        self.agent.learn(state, 0.0, False, False, *copies)
 
     def _gymnasium_chunk(self, n: int) -> Chunk:
         """Take n steps of the environment, whatever it is; at an ending, the final observation is learned from.

@@ -35,8 +35,8 @@ from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
 from valueapprox.files import LOCK_FILE, FolderLock
 from valueapprox.interrupts import PATIENCE, Stop, Stopped, interruptible, watched
-from valueapprox.optimizers import (
-    SPELLED,
+from valueapprox.optim import (
+    OPTIMIZERS,
     STREAM_ADAM,
     Adam,
     Constant,
@@ -171,7 +171,7 @@ class Settings:
             "inverse-time": InverseTime(steps=max(1, self.horizon // 10)),
         }
         schedule = schedules[one_of("schedule", self.schedule, schedules)]
-        cls = SPELLED[one_of("optimizer", self.optimizer, SPELLED)]
+        cls = OPTIMIZERS[one_of("optimizer", self.optimizer, OPTIMIZERS)]
         alpha = self.alpha if len(self.alpha) > 1 else self.alpha[0]
         plain = STREAM_ADAM if cls is Adam else cls()
         return replace(plain, alpha=alpha, schedule=schedule, clip_norm=self.clip_norm)

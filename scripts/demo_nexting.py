@@ -26,7 +26,7 @@ from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive, unit_interval
 from valueapprox.columns import read_dates
 from valueapprox.files import folder_for
-from valueapprox.optimizers import InverseTime
+from valueapprox.optim import InverseTime
 from valueapprox.seeding import sequence
 from valueapprox.service import Client, Service, ServiceError, ServiceSettings, Transitions
 from valueapprox.tables import Problem, TableError, read_table

@@ -39,8 +39,8 @@ from valueapprox.columns import Cells, Column, Problem, Raw, Treatment, encode, 
 from valueapprox.files import folder_for
 from valueapprox.fitting import STOPPED
 from valueapprox.interrupts import interruptible
-from valueapprox.optimizers import (
-    SPELLED,
+from valueapprox.optim import (
+    OPTIMIZERS,
     Constant,
     CosineDecay,
     ExponentialDecay,
@@ -162,8 +162,8 @@ class Settings:
     def check(self) -> None:
         """Raise ValueError for what nobody else would notice in time."""
         one_of("loss", self.loss, losses.LOSSES)
-        if SPELLED[one_of("optimizer", self.optimizer, SPELLED)].needs_gradient:
-            known = ", ".join(name for name, cls in SPELLED.items() if not cls.needs_gradient)
+        if OPTIMIZERS[one_of("optimizer", self.optimizer, OPTIMIZERS)].needs_gradient:
+            known = ", ".join(name for name, cls in OPTIMIZERS.items() if not cls.needs_gradient)
             raise ValueError(
                 f"optimizer is {self.optimizer}, which needs an eligibility trace; expected one of {known}"
             )
@@ -222,7 +222,7 @@ class Settings:
             "exponential": ExponentialDecay(updates, decay=0.01),
         }
         schedule = schedules[one_of("schedule", self.schedule, schedules)]
-        cls = SPELLED[one_of("optimizer", self.optimizer, SPELLED)]
+        cls = OPTIMIZERS[one_of("optimizer", self.optimizer, OPTIMIZERS)]
         if not self.alpha:
             return cls(schedule=schedule, clip_norm=self.clip_norm)
         alpha = self.alpha if len(self.alpha) > 1 else self.alpha[0]

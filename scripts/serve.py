@@ -15,7 +15,7 @@ import numpy as np
 
 from agents.terminal import announce_compile, command, command_line, console, errors_in_one_line, plain, typed
 from valueapprox import Network, checkpoint
-from valueapprox.optimizers import SPELLED, STREAM_ADAM, Adam
+from valueapprox.optim import OPTIMIZERS, STREAM_ADAM, Adam
 from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def new_settings(options: Serve, operation: dict[str, Any]) -> ServiceSettings:
         raise ValueError(f"--gamma has {k} numbers and --lam {len(lams)}; one for each prediction is wanted")
     if not k:
         raise ValueError("--gamma has no numbers; one for each prediction is wanted")
-    cls = SPELLED[options.optimizer]
+    cls = OPTIMIZERS[options.optimizer]
     optimizer = STREAM_ADAM if cls is Adam else cls()
     if options.alpha is not None:
         optimizer = replace(optimizer, alpha=options.alpha)

@@ -8,7 +8,7 @@ from valueapprox.checkpoint import CheckpointError
 from valueapprox.descent import risk, risk_gradient
 from valueapprox.fitting import FitError, History, ReduceOnPlateau, fit
 from valueapprox.network import Network
-from valueapprox.optimizers import (
+from valueapprox.optim import (
     SGD,
     Adam,
     AdaptiveObGD,

@@ -8,10 +8,13 @@ every file that holds a kernel: an edit anywhere is a new folder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import os
 import shutil
 import tempfile
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -22,7 +25,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
 
-__all__ = ["cache_folder", "cache_is_warm", "kernel"]
+__all__ = ["cache_folder", "cache_is_warm", "interpreted", "kernel", "placeholder", "specialise", "template"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,16 +35,20 @@ FASTMATH = {"contract", "reassoc", "arcp", "nsz"}
 KEPT_DIGESTS = 6
 
 
+_digested: set[Path] = set()
+
+
 def _digest() -> str:
     """Digest of every source file beside this package, or in `envs` and `agents`, that defines a kernel."""
     digest = hashlib.sha256(numba.__version__.encode())
     here = Path(__file__).resolve().parent
     for package in (here, here.parent / "envs", here.parent / "agents"):
-        for path in sorted(package.glob("*.py")):
+        for path in sorted(package.rglob("*.py")):
             source = path.read_bytes()
-            if b"@kernel" in source or path.name == Path(__file__).name:
+            if b"@kernel" in source or b"@template" in source or path.name == Path(__file__).name:
                 digest.update(path.name.encode())
                 digest.update(source)
+                _digested.add(path.resolve())
     return digest.hexdigest()[:16]
 
 
@@ -250,3 +257,111 @@ def _compile(function: Callable[..., Any], inline: bool, exact: bool, blas: bool
         finally:
             numba.config.CACHE_DIR = before
     return compiled
+
+
+# --- kernels with parts that are chosen later ---------------------------------------------------------------------
+
+
+class _Placeholder:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *_: Any) -> Any:
+        raise TypeError(f"{self.name} is a placeholder; expected a kernel in its place: see valueapprox.compiling")
+
+
+def placeholder(name: str) -> Any:
+    """Stand for a kernel that `specialise` puts in its place, in templates: ``step = placeholder("step")``."""
+    return _Placeholder(name)
+
+
+class _Template:
+    """A kernel that calls placeholders, or templates: not compiled until it is specialised."""
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, bool]) -> None:
+        functools.update_wrapper(self, function)
+        self.function, self.options = function, options
+
+    def __call__(self, *_: Any) -> Any:
+        raise TypeError(f"{self.function.__name__} is a template; call what specialise({self.function.__name__}) gives")
+
+    def parts(self) -> dict[str, Any]:
+        """The global names of the function that stand for placeholders and templates."""
+        own = self.function.__globals__
+        names = {name: own.get(name) for name in self.function.__code__.co_names}
+        return {name: part for name, part in names.items() if isinstance(part, _Placeholder | _Template)}
+
+    @functools.cached_property
+    def placeholders(self) -> frozenset[str]:
+        """Names of all placeholders, also of the templates that it calls."""
+        parts = self.parts().values()
+        own = {part.name for part in parts if isinstance(part, _Placeholder)}
+        return frozenset(own).union(*(part.placeholders for part in parts if isinstance(part, _Template)))
+
+
+@overload
+def template(function: Function) -> Function: ...
+@overload
+def template(*, inline: bool = False, exact: bool = False, blas: bool = False) -> Callable[[Function], Function]: ...
+def template(function: Callable[..., Any] | None = None, **options: bool) -> Any:
+    """A kernel, with the options of `kernel`, that calls placeholders: `specialise` makes it one that can be called."""
+    if function is None:
+        return lambda f: _Template(f, options)
+    return _Template(function, options)
+
+
+_specialised: dict[tuple[Any, ...], Any] = {}
+
+
+def specialise(function: Any, **bound: Any) -> Any:
+    """The kernel that a template becomes with these kernels in place of its placeholders; the same one every time.
+
+    Templates that it calls are specialised in the same way. Bound names that it does not call are ignored. A kernel
+    itself is returned as it is.
+
+    Numba's disk cache finds neither closures nor functions that are passed as arguments in another process. What is
+    made here is a function of its own, whose name says what is bound, and so it is found.
+
+    Raises
+    ------
+    TypeError
+        If a placeholder is left over.
+    """
+    if not isinstance(function, _Template):
+        return function
+    missing = function.placeholders - set(bound)
+    if missing:
+        raise TypeError(f"{function.function.__name__} has no kernel for {', '.join(sorted(missing))}")
+    used = {name: bound[name] for name in sorted(function.placeholders)}
+    key = (function, *used.items())
+    if key not in _specialised:
+        chosen = {
+            name: used[part.name] if isinstance(part, _Placeholder) else specialise(part, **used)
+            for name, part in function.parts().items()
+        }
+        plain = function.function
+        own = types.FunctionType(plain.__code__, {**plain.__globals__, **chosen}, plain.__name__, plain.__defaults__)
+        own.__module__, own.__doc__ = plain.__module__, plain.__doc__
+        own.__qualname__ = f"{plain.__qualname__}_{_identity(used)}"
+        _specialised[key] = kernel(**function.options)(own)
+    return _specialised[key]
+
+
+def interpreted(function: Any) -> Any:
+    """A kernel as plain Python, with all kernels that it calls: slow, and an index outside of an array is an error."""
+    plain = getattr(function, "py_func", function)
+    own = {name: plain.__globals__.get(name) for name in plain.__code__.co_names}
+    inner = {name: interpreted(value) for name, value in own.items() if hasattr(value, "py_func")}
+    return types.FunctionType(plain.__code__, {**plain.__globals__, **inner}, plain.__name__, plain.__defaults__)
+
+
+def _identity(bound: dict[str, Any]) -> str:
+    """A digest of what is bound: names of kernels, and the source where that is a file which `_digest` does not see."""
+    digest = hashlib.sha256()
+    for name, value in bound.items():
+        function = getattr(value, "py_func", value)
+        digest.update(f"{name}={function.__module__}.{function.__qualname__};".encode())
+        source = inspect.getsourcefile(function)
+        if source and Path(source).resolve() not in _digested:
+            digest.update(Path(source).read_bytes())
+    return digest.hexdigest()[:12]

@@ -17,21 +17,12 @@ from valueapprox import batch, losses
 from valueapprox.backprop import LAYERS, PSI, SIZES, ZERO, D, X, first_unit, layer_size
 from valueapprox.batch import backward_batch, forward_batch, load_batch, mixed
 from valueapprox.checks import as_floats, as_numbers
-from valueapprox.compiling import kernel
+from valueapprox.compiling import kernel, placeholder, specialise, template
 from valueapprox.losses import Loss, loss_kernel
 from valueapprox.network import Network
-from valueapprox.optimizers import (
-    ALPHA,
-    SCHEDULE,
-    SCHEDULE_FINAL,
-    SCHEDULE_STEPS,
-    SGD,
-    Optimizer,
-    OptimizerState,
-    ascend,
-    norm,
-    schedule_factor,
-)
+from valueapprox.optim import SGD, Optimizer, OptimizerState
+from valueapprox.optim.base import ALPHA, SCHEDULE, SCHEDULE_FINAL, SCHEDULE_STEPS, norm
+from valueapprox.optim.schedules import schedule_factor
 from valueapprox.regularizers import (
     L1,
     L2,
@@ -121,6 +112,9 @@ def dropout_rates(net: Network, dropout: float | Sequence[float]) -> np.ndarray:
     )
 
 
+step = placeholder("step")  # of the optimizer
+
+
 # --- kernels --------------------------------------------------------------------------------------------------------
 
 
@@ -192,11 +186,11 @@ def batch_gradient(
     return total
 
 
-@kernel
+@template
 def take_step(w, spec, moments, scalars, count, hyper, gradient, penalty, share):
     """One descent step: move against the gradient by the optimizer, shrink what is proximal."""
     factor = share * schedule_factor(int(hyper[SCHEDULE]), hyper[SCHEDULE_FINAL], hyper[SCHEDULE_STEPS], count[0])
-    ascend(w, gradient, w.dtype.type(-1), spec, moments, scalars, count, hyper)
+    step(w, gradient, w.dtype.type(-1), spec, moments, scalars, count, hyper)
     shrink_to_zero(w, spec, penalty, moments, count, hyper, factor)
 
 
@@ -211,7 +205,7 @@ def add_norms(gradient, spec, sums):
         sums[NORMS + layer] += norm(gradient, start, stop)
 
 
-@kernel(blas=True)
+@template(blas=True)
 def descend(
     w, spec, moments, scalars, count, hyper, penalty, states, targets, order, ends, begin, end, scratch, rooms, y,
     values, rates, key, loss, weights, gradient, part, sums,
@@ -266,7 +260,7 @@ class Descent:
         loss.check(net)
         if optimizer.needs_gradient:
             raise ValueError(f"{type(optimizer).__name__} needs an eligibility trace; it is for learning from a stream")
-        if getattr(regularizer, "proximal", False) and not optimizer.proximal:
+        if getattr(regularizer, "proximal", False) and optimizer.divisor is None:
             raise ValueError(f"L1 is proximal, which {type(optimizer).__name__} has no step size for; Adam and SGD do")
         if regularizer is not None and (
             isinstance(regularizer, type) or not isinstance(regularizer, Regularizer | SupportsPenalty)
@@ -284,6 +278,8 @@ class Descent:
         self.compiled = own and loss.functions is None
         self.rates = dropout_rates(net, dropout)
         self.hyper = optimizer.hyper(net.layer_names)
+        kernels = optimizer.kernels()
+        self.take_step, self.run_minibatches = specialise(take_step, **kernels), specialise(descend, **kernels)
         self.key = np.uint64(sequence(seed, "dropout").generate_state(1, np.uint64)[0])
         code, at_theta = loss.stable()
         self.loss_settings = np.array([code, loss.parameter, at_theta], dtype=np.float64)
@@ -353,7 +349,7 @@ class Descent:
         hyper[ALPHA:] *= factor
         if self.compiled:
             return int(
-                descend(
+                self.run_minibatches(
                     *(w, net.spec, state.moments, state.scalars, state.n_updates, hyper, self.penalty),
                     *(data.states, data.targets),
                     *(order, ends, begin, end, self.scratch, self.rooms, self.y, self.values, self.rates, self.key),
@@ -379,7 +375,7 @@ class Descent:
             sums[LOSS_SUM] += total
             if i % NORMS_EVERY == 0:
                 add_norms(self.gradient, net.spec, sums)
-            take_step(w, net.spec, *state_arrays, hyper, self.gradient, self.penalty, share)
+            self.take_step(w, net.spec, *state_arrays, hyper, self.gradient, self.penalty, share)
         return end - begin
 
     def add_penalty(self, w: np.ndarray, gradient: np.ndarray, share: float) -> None:

@@ -21,7 +21,7 @@ from valueapprox.checks import one_of, positive
 from valueapprox.descent import LOSS_SUM, N_EXAMPLES, N_NORMED, NORMS, ROOMS, Data, Descent, as_data, minibatch_weights
 from valueapprox.losses import Loss
 from valueapprox.network import Network
-from valueapprox.optimizers import Adam, Optimizer, OptimizerState
+from valueapprox.optim import Adam, Optimizer, OptimizerState
 from valueapprox.regularizers import Regularizer, SupportsPenalty
 from valueapprox.seeding import sequence
 

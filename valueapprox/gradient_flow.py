@@ -20,7 +20,7 @@ from valueapprox.checks import as_floats, unit_interval
 from valueapprox.descent import ROOMS, Descent, as_data
 from valueapprox.losses import Loss
 from valueapprox.network import Network
-from valueapprox.optimizers import Optimizer
+from valueapprox.optim import Optimizer
 
 __all__ = ["Diagnosis", "LayerFlow", "diagnose", "gradient_flow"]
 

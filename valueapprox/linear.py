@@ -19,7 +19,7 @@ from valueapprox.descent import Data, as_data
 from valueapprox.fitting import FitError, History, fit
 from valueapprox.losses import Loss
 from valueapprox.network import Network
-from valueapprox.optimizers import SGD
+from valueapprox.optim import SGD
 from valueapprox.regularizers import Regularizer, SupportsPenalty
 
 __all__ = [

@@ -32,8 +32,8 @@ from valueapprox.backprop import (
     layer_size,
     seed_output,
 )
-from valueapprox.compiling import kernel
-from valueapprox.optimizers import ALPHA, ascend, follow
+from valueapprox.compiling import kernel, placeholder, template
+from valueapprox.optim.base import ALPHA
 from valueapprox.td import (
     DIVERGED,
     GRADIENT,
@@ -50,6 +50,9 @@ from valueapprox.td import (
 )
 
 SAMPLE_EVERY, LIMIT, FIRST_LAMBDA = range(3)  # entries of hyper behind those of the optimizer
+
+# Of the optimizer.
+step, accumulate_and_step = placeholder("step"), placeholder("accumulate_and_step")
 
 
 @kernel
@@ -153,7 +156,7 @@ def td_errors(w, scratch, spec, v_next, delta, t, s, c, s_next, terminated, gamm
     return fine
 
 
-@kernel
+@template
 def learn_predictions(
     w, traces, inward, moments, scalars, count, spec, hyper, stats, errors,
     scratch, v_next, delta, along, squares, w_before, moments_before, scalars_before,
@@ -197,7 +200,7 @@ def learn_predictions(
                     if sampled:
                         add_squares(spec, scratch[i], squares)
                     decay = dtype(inward[place, i] * hyper[first_lam + i])
-                    follow(
+                    accumulate_and_step(
                         w[i], z[i], delta[i], decay, spec, scratch[i], moments[i], scalars[i],
                         count[i, : TRANSITIONS], hyper,
                     )  # fmt: skip
@@ -211,7 +214,7 @@ def learn_predictions(
                     accumulate(z[i], spec, scratch[0], dtype(inward[place, i] * hyper[first_lam + i]))
                     for p in range(along.size):
                         along[p] += delta[i] * z[i, p]
-                ascend(w[0], along, dtype(1), spec, moments[0], scalars[0], count[0, :TRANSITIONS], hyper)
+                step(w[0], along, dtype(1), spec, moments[0], scalars[0], count[0, :TRANSITIONS], hyper)
             fine = all_below(w, dtype(hyper[first_own + LIMIT])) and all_below(scalars, np.inf)
             for j in range(networks):
                 fine = fine and all_below(moments[j], dtype(np.inf))

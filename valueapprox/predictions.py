@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 
 from valueapprox import td
 from valueapprox.checks import aligned_zeros, as_floats, as_numbers, positive, unit_interval
+from valueapprox.compiling import specialise
 from valueapprox.network import Network
-from valueapprox.optimizers import STREAM_ADAM, Optimizer
+from valueapprox.optim import STREAM_ADAM, Optimizer
 from valueapprox.prediction_kernels import input_gradients, learn_predictions
 
 __all__ = ["Learned", "Predictions"]
@@ -120,6 +121,7 @@ class Predictions:
         self.limit = float(np.finfo(self._dtype).max) ** (1 / (net.n_layers + 1))
         own = [0.0, self.limit, *self.lams, *self.discounts]
         self._hyper = np.concatenate([self.optimizer.hyper(net.layer_names), own])
+        self._kernel = specialise(learn_predictions, **self.optimizer.kernels())
         self._discounts = np.array([self.discounts])
         self._count = np.zeros((networks, 2), np.int64)
         self._stats, self._errors = np.zeros((4, max(4, net.n_layers))), np.zeros((2, k))
@@ -284,7 +286,7 @@ class Predictions:
         own = [self._w, self._traces, self._inward, self._moments, self._scalars, self._count]
         own += [self.net.spec, self._hyper, self._stats, self._errors, self._scratch, *self._rooms]
         given = [stream, cut, s, c, s_next, terminated, truncated, discounts, td_errors, status]
-        learn_predictions(*own, *given)
+        self._kernel(*own, *given)
         return Learned(td_errors, status)
 
     def cut_traces(self, stream: int | None = None) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox.backprop import LAYERS, SIZES, ZERO, layer_size
-from valueapprox.compiling import kernel
-from valueapprox.optimizers import ADAM_CODE, ALPHA, BETA1, BETA2, CODE, EPSILON, MOMENTUM_CODE, RMSPROP_CODE
+from valueapprox.compiling import kernel, placeholder, template
+from valueapprox.optim.base import ALPHA
 
 if TYPE_CHECKING:
     from valueapprox.network import Network
@@ -27,6 +27,8 @@ Strength = float | Sequence[float] | Mapping[str, float]
 
 # Positions in the kernel's vector of settings: two flags, then the L strengths of L1 and those of L2.
 BIASES, PROXIMAL, STRENGTHS = range(3)
+
+divisor = placeholder("divisor")  # of the optimizer
 
 
 @runtime_checkable
@@ -204,27 +206,20 @@ def add_penalty_gradient(w, gradient, spec, settings, share):
         start += layer_size(spec, layer)
 
 
-@kernel
+@template
 def shrink_to_zero(w, spec, settings, moments, count, hyper, factor):
-    """w <- sign(w) max(|w| - a l1, 0), where L1 is proximal, after a step of `ascend` whose schedule gave `factor`.
+    """w <- sign(w) max(|w| - a l1, 0), where L1 is proximal, after an optimizer's step whose schedule gave `factor`.
 
-    a, by which the minimum is that of risk + Omega for every optimizer, is alpha for SGD, alpha / (1 - beta) for
-    momentum, alpha / (sqrt(v) + epsilon) for RMSProp, and the same with v / (1 - beta2^t) for Adam.
+    a, by which the minimum is that of risk + Omega for every optimizer, is how far that moves a weight along a steady
+    gradient of 1: alpha / divisor, with its own `divisor`.
     """
     dtype = w.dtype.type
-    zero, one = dtype(0), dtype(1)
-    code = int(hyper[CODE])
-    scaled = code in (RMSPROP_CODE, ADAM_CODE)
-    row = 1 if code == ADAM_CODE else 0
-    correction = dtype(1.0 / (1.0 - hyper[BETA2] ** count[0])) if code == ADAM_CODE else one
-    reach = 1.0 / (1.0 - hyper[BETA1]) if code == MOMENTUM_CODE else 1.0
+    zero = dtype(0)
     start = ZERO
     for layer in range(spec[LAYERS]):
-        threshold = dtype(hyper[ALPHA + layer] * factor * reach * settings[STRENGTHS + layer])
+        threshold = dtype(hyper[ALPHA + layer] * factor * settings[STRENGTHS + layer])
         if settings[PROXIMAL] != 0.0 and threshold > zero:
             for p in range(start, start + n_penalised(spec, settings, layer)):
-                own = threshold
-                if scaled:
-                    own /= np.sqrt(moments[row, p] * correction) + dtype(hyper[EPSILON])
+                own = threshold / dtype(divisor(moments, p, count[0], hyper))
                 w[p] = max(w[p] - own, zero) + min(w[p] + own, zero)
         start += layer_size(spec, layer)

@@ -31,8 +31,8 @@ from valueapprox.backprop import (
     layer_size,
     seed_output,
 )
-from valueapprox.compiling import kernel
-from valueapprox.optimizers import ALPHA, follow, norm
+from valueapprox.compiling import kernel, placeholder, template
+from valueapprox.optim.base import ALPHA, norm
 
 TD_LAMBDA, N_STEP, MONTE_CARLO = range(3)
 METHODS = {"td": TD_LAMBDA, "n-step": N_STEP, "monte-carlo": MONTE_CARLO}
@@ -46,6 +46,8 @@ LEARNED, BAD_INPUT, DIVERGED, MEMORY_FULL = range(4)  # status of a kernel
 UPDATES, TRANSITIONS = range(2)  # entries of count
 TOTALS, GRADIENT, TRACE, UPDATE = range(4)  # rows of stats
 N_TRANSITIONS, SUM_DELTA, SUM_DELTA_SQUARED, N_SAMPLED = range(4)  # entries of stats[TOTALS]
+
+accumulate_and_step = placeholder("accumulate_and_step")  # of the optimizer
 
 
 @kernel(inline=True)
@@ -117,7 +119,7 @@ def sample_norms(w, z, before, spec, scratch, stats):
             stats[UPDATE, layer] += math.sqrt(change) / length
 
 
-@kernel(inline=True)
+@template(inline=True)
 def update(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, decay, delta, sampled):
     """One update, after `forward` of the state it is for: z <- decay z + grad v(s);  w <- w + step(delta z)."""
     seed_output(scratch, spec, 0)
@@ -125,12 +127,12 @@ def update(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, d
     if sampled:
         for p in range(w.size):
             before[p] = w[p]
-    follow(w, z, delta, decay, spec, scratch, moments, scalars, count, hyper)
+    accumulate_and_step(w, z, delta, decay, spec, scratch, moments, scalars, count, hyper)
     if sampled:
         sample_norms(w, z, before, spec, scratch, stats)
 
 
-@kernel(inline=True)
+@template(inline=True)
 def td_lambda(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r, v_next, v, ended):
     """delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s);  w <- w + step(delta z).
 
@@ -148,7 +150,7 @@ def td_lambda(w, z, moments, scalars, count, scratch, before, spec, hyper, stats
     return delta
 
 
-@kernel
+@template
 def n_step(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r, v_next, memory, span, ended):
     """w <- w + step((G - v(S_t)) grad v(S_t)), G = r_{t+1} + ... + gamma^{n-1} r_{t+n} + gamma^n v(S_{t+n}).
 
@@ -203,7 +205,7 @@ def n_step(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r
     return True
 
 
-@kernel(inline=True)
+@template(inline=True)
 def learn(
     w, z, moments, scalars, count, scratch, before, spec, hyper, stats, memory, span,
     loaded, r, v_next, terminated, truncated,
@@ -233,7 +235,7 @@ def learn(
     return delta, LEARNED
 
 
-@kernel
+@template
 def learn_transition(
     w, z, moments, scalars, count, scratch, before, spec, hyper, stats, memory, span,
     s, r, s_next, terminated, truncated,
@@ -250,7 +252,7 @@ def learn_transition(
     )  # fmt: skip
 
 
-@kernel
+@template
 def learn_transitions(
     w, z, moments, scalars, count, scratch, before, spec, hyper, stats, memory, span,
     first, s, r, s_next, terminated, truncated, deltas,

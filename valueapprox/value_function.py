@@ -21,8 +21,9 @@ from valueapprox.checks import (
     positive,
     unit_interval,
 )
+from valueapprox.compiling import specialise
 from valueapprox.network import Network
-from valueapprox.optimizers import STREAM_ADAM, Optimizer
+from valueapprox.optim import STREAM_ADAM, Optimizer
 
 __all__ = ["DivergenceError", "ValueFunction"]
 
@@ -146,7 +147,10 @@ class ValueFunction:
             )
             for i in range(self.streams)
         ]
-        self._learn_one = [partial(td.learn_transition, *arguments) for arguments in self._arguments]
+        kernels = self.optimizer.kernels()
+        learn_transition = specialise(td.learn_transition, **kernels)
+        self._learn_many = specialise(td.learn_transitions, **kernels)
+        self._learn_one = [partial(learn_transition, *arguments) for arguments in self._arguments]
 
     @property
     def sample_every(self) -> int:
@@ -276,11 +280,11 @@ class ValueFunction:
         t = 0
         while t < len(s):
             first, before = t, self._snapshot(stream) if self._has_memory else []
-            t, status = td.learn_transitions(*self._arguments[stream], t, s, rewards, s_next, ended, cut, deltas)
+            t, status = self._learn_many(*self._arguments[stream], t, s, rewards, s_next, ended, cut, deltas)
             if before and status == td.DIVERGED:
                 self._put_back(stream, before)  # and learn again up to there, which gives the same bits
                 part = [array[:t] for array in (s, rewards, s_next, ended, cut, deltas)]
-                td.learn_transitions(*self._arguments[stream], first, *part)
+                self._learn_many(*self._arguments[stream], first, *part)
             if status != td.LEARNED:
                 self._mend(status, stream, s[t], rewards[t], s_next[t], row=(int(t),))
         return deltas

@@ -22,7 +22,7 @@ from agents.spaces import UnsupportedSpaceError
 from envs import RandomWalk, compiled_world
 from valueapprox import SGD, Adam, DivergenceError, Intentional, ObGD
 from valueapprox.checkpoint import CheckpointError
-from valueapprox.optimizers import OPTIMIZERS as EVERY_OPTIMIZER
+from valueapprox.optim import OPTIMIZERS as EVERY_OPTIMIZER
 
 SPACE = spaces.Box(-10.0, 10.0, (3,), np.float64)
 THREE = spaces.Discrete(3)
@@ -439,7 +439,7 @@ def test_the_target_at_an_ending(name, terminated, truncated, published, bootstr
     a = 0 if name in STATE_VALUES else int(agent.counts[kernels.ACTION])
     expected = 0.7 + 0.9 * bootstraps * value_of_next(agent, s_next) - agent.first.net.forward(agent.first.w, s)[a]
     assert abs(value_of_next(agent, s_next)) > 0.05
-    assert kernels.step(s_next, 0.7, terminated, truncated, *agent.arrays) == kernels.LEARNED
+    assert agent.learn(s_next, 0.7, terminated, truncated, *agent.arrays) == kernels.LEARNED
     assert agent.sums[kernels.SUM_DELTA] == pytest.approx(expected, rel=1e-12)
     ended = terminated or truncated
     assert agent.counts[kernels.RUNNING] == (not ended)

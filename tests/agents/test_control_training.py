@@ -21,7 +21,7 @@ from agents.control_kernels import DISCOUNTED
 from agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
 from agents.training import CHECKPOINT_FILE
 from valueapprox import CheckpointError, checkpoint
-from valueapprox.optimizers import SPELLED, Intentional, ObGD
+from valueapprox.optim import OPTIMIZERS, Intentional, ObGD
 from valueapprox.telemetry import read_metrics
 
 NEVER = 1e9  # seconds between checkpoints
@@ -444,7 +444,7 @@ def test_the_optimizers_that_settings_make():
     intentional = change(SMALL, optimizer="intentional", alpha=0.25)
     assert intentional.make_optimizer() == Intentional(0.25)
     assert intentional.make_optimizer(second=True) == Intentional(0.005, epsilon=1e-8, clip=20.0, normalise=True)
-    for name, cls in SPELLED.items():
+    for name, cls in OPTIMIZERS.items():
         assert type(change(SMALL, optimizer=name).make_optimizer()) is cls
 
 

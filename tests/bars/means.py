@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from agents import control_kernels as kernels
 from agents.control import StreamAC, StreamTD
 from agents.training import Settings
-from valueapprox import Network, Optimizer, Predictions, ValueFunction, optimizers
+from valueapprox import Network, Optimizer, Predictions, ValueFunction
+from valueapprox.optim import OPTIMIZERS
 from valueapprox.service import ServiceSettings
 
 GAMMA, N_INPUTS = 0.9, 3
@@ -38,7 +39,7 @@ def of_agent(kind: type[StreamTD] | type[StreamAC], optimizer: Optimizer | None,
     half, total = rewards.size // 2, 0.0
     agent.start(states[0])
     for t in range(rewards.size):
-        kernels.step(states[t + 1], rewards[t], ended[t], False, *arrays)
+        agent.learn(states[t + 1], rewards[t], ended[t], False, *arrays)
         if ended[t]:
             kernels.begin(states[t + 1], *arrays)
         if t >= half:
@@ -88,7 +89,7 @@ DEFAULTS = {
 
 def by_optimizer(name: str):
     """StreamTD's recipe with another optimizer, its settings the default ones."""
-    return lambda *life: of_agent(StreamTD, optimizers.OPTIMIZERS[name](), *life)
+    return lambda *life: of_agent(StreamTD, OPTIMIZERS[name](), *life)
 
 
 def mean_value(learn, world: str, p: float, steps: int, seeds: int) -> tuple[float, float]:
@@ -116,7 +117,7 @@ def main() -> int:
     if options.optimizers is None:
         learners = {name: learn for name, learn in DEFAULTS.items() if options.only is None or name in options.only}
     else:
-        learners = {name: by_optimizer(name) for name in options.optimizers or optimizers.OPTIMIZERS}
+        learners = {name: by_optimizer(name) for name in options.optimizers or OPTIMIZERS}
     wrong = 0
     for name, learn in learners.items():
         for world in options.worlds:

@@ -22,8 +22,10 @@ from valueapprox import (
     RMSProp,
     StepDecay,
     ValueFunction,
+    fit,
 )
-from valueapprox.optimizers import OPTIMIZERS, SCHEDULES
+from valueapprox.compiling import kernel
+from valueapprox.optim import OPTIMIZERS, SCHEDULES, register
 
 NET = Network((3, 4, 2), dtype="float64")  # A: 16 parameters, B: 10
 LAYERS = [slice(0, 16), slice(16, 26)]
@@ -64,7 +66,7 @@ RULES = {
 
 def test_every_optimizer_is_tested():
     streams = {"ObGD", "AdaptiveObGD", "DecayedMax", "Intentional", "VarianceAdjusted"}  # test_stream_optimizers.py
-    assert set(RULES) | streams == set(OPTIMIZERS)
+    assert set(RULES) | streams == {cls.__name__ for cls in OPTIMIZERS.values()}
     assert {type(schedule).__name__ for schedule, _, _ in FACTORS} == set(SCHEDULES)
 
 
@@ -262,7 +264,7 @@ def test_settings_survive_json(optimizer):
         (lambda: LinearDecay(0), "steps"),
         (lambda: LinearDecay(10, -0.5), "final"),
         (lambda: CosineDecay(10, math.nan), "final"),
-        (lambda: SGD((0.1, 0.2, 0.3)).layer_alphas(("A", "B")), "3 step sizes; the network has 2 layers"),
+        (lambda: SGD((0.1, 0.2, 0.3)).layer_alphas(("A", "B")), "3 step sizes; expected one, or 2 for the layers"),
         (lambda: SGD({"A": 0.1}).layer_alphas(("A", "B")), "alpha names the layers"),
         (lambda: SGD({"A": 0.1, "W2": 0.1}).layer_alphas(("A", "B")), "W2"),
         (lambda: ValueFunction(Network((3, 4, 1)), SGD((0.1, 0.2, 0.3))), "3 step sizes"),
@@ -279,30 +281,53 @@ def test_errors_name_the_setting(make, message):
 # --- an optimizer of one's own ----------------------------------------------------------------------------------------
 
 
+@kernel
+def sign(w, z, start, stop, g, alpha, moments, t, hyper):
+    step = w.dtype.type(alpha)
+    for p in range(start, stop):
+        w[p] += step if g * z[p] > 0 else -step
+
+
 @dataclass(frozen=True)
-class Undecided(Optimizer):
-    """An optimizer whose code no kernel knows, without moments: as one would begin."""
+class Sign(Optimizer):
+    """w <- w + alpha sign(u)."""
 
-    code = 97
+    rule = sign
 
 
-def test_no_kernel_reads_a_meaning_into_the_order_of_codes():
+def test_an_optimizer_of_one_s_own_is_learned_with_everywhere():
     # Version 0.1 took every code above 6 for one that has two moments, and wrote them outside of its arrays.
     rng = np.random.default_rng(0)
     states, rewards = rng.normal(size=(101, 3)), rng.normal(size=100)
-    never = np.zeros(100, np.bool_)
-    v = ValueFunction(Network((3, 4, 1), dtype="float64"), Undecided(), lam=0.9, seed=0)
-    before = v.w.copy()
-    v.learn_stream(states[:-1], rewards, states[1:], never)
-    np.testing.assert_array_equal(v.w, before)
-    assert v.state.moments.shape == (0, v.net.size)
-    p = Predictions(Network((3, 4, 2), dtype="float64"), Undecided(), [0.9, 0.5], 0.9, separate=False)
-    before = p.w.copy()
+    v = ValueFunction(Network((3, 1), bias=False, dtype="float64"), Sign(0.25), lam=0.9, scheme="zeros")
+    v.learn([1.0, -2.0, 3.0], 1.0, [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(v.w, [0.25, -0.25, 0.25])
+    v.learn_stream(states[:-1], rewards, states[1:], np.zeros(100, np.bool_))
+    assert set(np.unique(v.w % 0.25)) == {0.0}
+    p = Predictions(Network((3, 4, 2), dtype="float64"), Sign(0.25), [0.9, 0.5], 0.9)
     p.learn(0, states[:-1], np.stack([rewards, rewards], axis=1), states[1:])
-    np.testing.assert_array_equal(p.w, before)
+    assert np.isfinite(p.w).all()
+    net = Network((3, 1), bias=False, dtype="float64")
+    w = net.init(0, "zeros")
+    fit(net, w, states, states @ [1.0, -1.0, 1.0], optimizer=Sign(0.5), epochs=1, batch_size=101, progress=False)
+    np.testing.assert_array_equal(w, [0.5, -0.5, 0.5])
 
 
-def test_a_code_that_another_optimizer_has_is_refused_when_the_class_is_made():
-    with pytest.raises(TypeError, match="code of Twice is 3; expected one that Adam has not"):
-        type("Twice", (Optimizer,), {"code": Adam.code})
-    assert type("Slower", (Adam,), {"code": Adam.code, "alpha": 1e-4}).code == Adam.code  # it is Adam
+def one_moment_short(w, z, start, stop, g, alpha, moments, t, hyper):
+    moments[1, 0] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "message"),
+    [
+        ("adam", {"rule": sign}, "name of Twice is 'adam'; Adam is registered as 'adam'"),
+        ("twice", {}, "rule of Twice is missing"),
+        ("twice", {"rule": one_moment_short, "n_moments": 1}, "Twice cannot be used: index 1 is out of bounds"),
+        ("twice", {"rule": lambda w, z: None}, "Twice cannot be used: .* takes 2 positional arguments"),
+    ],
+)
+def test_what_cannot_work_is_an_error_when_it_is_registered(name, members, message):
+    known = dict(OPTIMIZERS)
+    with pytest.raises(TypeError, match=message):
+        register(name)(dataclass(frozen=True)(type("Twice", (Optimizer,), members)))
+    assert known == OPTIMIZERS

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valueapprox import SGD, Adam, DivergenceError, InverseTime, Momentum, Network, ValueFunction, twolayer
-from valueapprox.optimizers import OPTIMIZERS
+from valueapprox.optim import OPTIMIZERS
 
 METHODS = {"td": {"lam": 0.9}, "n-step": {"method": "n-step", "n": 3}, "monte-carlo": {"method": "monte-carlo"}}
 

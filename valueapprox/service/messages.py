@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from valueapprox.checks import as_floats, as_numbers, one_of, positive, python_settings
 from valueapprox.network import Network
-from valueapprox.optimizers import STREAM_ADAM, Optimizer
+from valueapprox.optim import STREAM_ADAM, Optimizer
 from valueapprox.predictions import Predictions
 
 __all__ = [
