@@ -14,6 +14,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+import valueapprox
+
 __all__ = ["Checked", "UserCodeError", "blame", "close", "fault_of", "guarded", "image_note", "is_image"]
 
 NUMBERS = frozenset((float, int, np.float64, np.float32, np.int64, np.int32, np.bool_, bool))
@@ -24,7 +26,7 @@ SHOWN = 80  # characters of a value
 MOST_FRAMES = 6
 MANY_INPUTS = 300  # numbers of an image, from which a dense network is worth a word
 # Code between the run and the user's: what it raises is about what it was given.
-OURS = tuple(str(Path(__file__).resolve().parents[1] / name) for name in ("agents", "envs", "valueapprox"))
+OURS = str(Path(valueapprox.__file__).parent)
 GYMNASIUM = str(Path(gym.__file__).parent)
 
 
@@ -56,7 +58,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         Of the run so far, from which errors count; None where only the step of the episode makes sense.
     """
 
-    keeps_nothing = True  # of the environment: see `envs.unknown_wrappers`
+    keeps_nothing = True  # of the environment: see `valueapprox.envs.unknown_wrappers`
 
     def __init__(self, env: gym.Env[Any, Any], name: str, n_steps: int | None = None) -> None:
         super().__init__(env)
@@ -151,7 +153,7 @@ def blame(error: BaseException, what: str, home: str = "", when: str = "") -> No
     """
     if fault_of(error) is not None:
         return
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*OURS, GYMNASIUM))]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((OURS, GYMNASIUM))]
     place = "".join(traceback.format_list(frames[-MOST_FRAMES:])).rstrip() or home
     text = " ".join(str(error).split())
     sentence = " ".join(filter(None, (what, "raised", type(error).__name__, when)))

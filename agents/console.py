@@ -9,10 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from agents.control_evaluation import Returns
-from agents.control_training import ControlStatus
-from agents.evaluation import MonteCarlo
-from agents.terminal import (
+from valueapprox.agents.control_evaluation import Returns
+from valueapprox.agents.control_training import ControlStatus
+from valueapprox.agents.evaluation import MonteCarlo
+from valueapprox.agents.terminal import (
     announce_compile,
     command,
     command_line,
@@ -23,7 +23,7 @@ from agents.terminal import (
     plain,
     typed,
 )
-from agents.training import Status
+from valueapprox.agents.training import Status
 
 __all__ = [
     "announce_compile",

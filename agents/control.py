@@ -15,10 +15,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agents import control_kernels as kernels
-from agents.policies import Policy, uniform
-from agents.spaces import MOST_INDEXED, Decoder, by_factor, by_index, continuous, encoder
 from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
+from valueapprox.agents import control_kernels as kernels
+from valueapprox.agents.policies import Policy, uniform
+from valueapprox.agents.spaces import MOST_INDEXED, Decoder, by_factor, by_index, continuous, encoder
 from valueapprox.backprop import X
 from valueapprox.checks import aligned_zeros, divergence_advice, one_of, positive, unit_interval
 from valueapprox.compiling import specialise
@@ -481,7 +481,7 @@ class StreamAC(ControlAgent):
     By default the critic's values are means (see `Intentional`), and so biased by no skew of the rewards.
 
     Several discrete entries (MultiDiscrete, MultiBinary) are chosen each by a softmax of its own. The unit of a
-    continuous action is half the distance of its bounds, around their middle: see `agents.spaces.continuous`. A mean
+    continuous action is half the distance of its bounds, around their middle: see `spaces.continuous`. A mean
     that is more than its spread outside of the bounds gets no gradient that would lead it further out.
 
     entropy

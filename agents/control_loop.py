@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from agents.control import ControlAgent
-from agents.control_kernels import ACTION, ACTIONS, DIVERGED, LEARNED, TD, begin, in_space, step
-from agents.spaces import encoder
-from envs import World, env_state, restore_env_state
-from envs.dynamics import observe, reset_state, step_state
+from valueapprox.agents.control import ControlAgent
+from valueapprox.agents.control_kernels import ACTION, ACTIONS, DIVERGED, LEARNED, TD, begin, in_space, step
+from valueapprox.agents.spaces import encoder
 from valueapprox.compiling import specialise, template
+from valueapprox.envs import World, env_state, restore_env_state
+from valueapprox.envs.dynamics import observe, reset_state, step_state
 from valueapprox.seeding import generator_from, generator_state
 
 __all__ = ["Chunk", "CompiledLoop"]

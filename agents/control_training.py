@@ -17,12 +17,12 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-import envs
-from agents.checked import Checked, close, fault_of, image_note, is_image
-from agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
-from agents.control_loop import Chunk, CompiledLoop
-from agents.rollout import make_environment, resolved_id
-from agents.training import (
+from valueapprox import DivergenceError, Optimizer, checkpoint, envs
+from valueapprox.agents.checked import Checked, close, fault_of, image_note, is_image
+from valueapprox.agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
+from valueapprox.agents.control_loop import Chunk, CompiledLoop
+from valueapprox.agents.rollout import make_environment, resolved_id
+from valueapprox.agents.training import (
     CHECKPOINT_FILE,
     LOG_POINTS,
     SAMPLE_EVERY,
@@ -32,11 +32,11 @@ from agents.training import (
     hold_again,
     hold_fresh,
     lost_wrappers,
+    moved,
     parsed_argument,
     resumed_settings,
     save_in_spite_of,
 )
-from valueapprox import DivergenceError, Optimizer, checkpoint
 from valueapprox.checks import one_of, positive, python_settings, unit_interval
 from valueapprox.files import FolderLock
 from valueapprox.interrupts import PATIENCE, Stop, interruptible, watched
@@ -276,7 +276,7 @@ class ControlSettings:
             own["optimizer"] = "auto"
         if "optimizer" in own:
             own["optimizer"] = own["optimizer"].replace("-", "_")  # as version 0.1 spelled them
-        return cls(**own)
+        return cls(**moved(own))
 
 
 @dataclass(frozen=True)

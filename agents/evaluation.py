@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-import envs
-from agents.checked import Checked, close, guarded
-from agents.policies import Policy, make_policy
-from agents.rollout import Recorder, Task, make_environment
-from agents.spaces import encoder
-from valueapprox import ValueFunction
+from valueapprox import ValueFunction, envs
+from valueapprox.agents.checked import Checked, close, guarded
+from valueapprox.agents.policies import Policy, make_policy
+from valueapprox.agents.rollout import Recorder, Task, make_environment
+from valueapprox.agents.spaces import encoder
 from valueapprox.checks import positive
 from valueapprox.seeding import seed_for, sequence
 

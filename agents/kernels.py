@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.dynamics import ACROBOT, CART_POLE, MOUNTAIN_CAR, World, observe, reset_state, step_state
 from valueapprox.compiling import kernel
+from valueapprox.envs.dynamics import ACROBOT, CART_POLE, MOUNTAIN_CAR, World, observe, reset_state, step_state
 
 RANDOM, HEURISTIC = range(2)
 ENV_DRAWS, POLICY_DRAWS, ELAPSED = range(3)  # entries of counts
@@ -13,7 +13,7 @@ ENV_DRAWS, POLICY_DRAWS, ELAPSED = range(3)  # entries of counts
 
 @kernel(exact=True)
 def heuristic(world, observation):
-    """`agents.policies.lean`, `swing` and `pump`."""
+    """`valueapprox.agents.policies.lean`, `swing` and `pump`."""
     if world == CART_POLE:
         return 1 if observation[2] > 0.0 else 0
     if world == ACROBOT:

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agents.spaces import factors
+from valueapprox.agents.spaces import factors
 from valueapprox.checks import one_of, unit_interval
 
 __all__ = ["HEURISTICS", "Policy", "make_policy", "resolve"]

@@ -7,9 +7,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.policies import Policy, uniform
-from agents.spaces import encoder
 from valueapprox import Network, Optimizer, ValueFunction
+from valueapprox.agents.policies import Policy, uniform
+from valueapprox.agents.spaces import encoder
 from valueapprox.seeding import sequence
 
 __all__ = ["Prediction"]

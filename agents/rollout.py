@@ -24,11 +24,11 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
-import envs
-from agents import kernels
-from agents.checked import Checked, UserCodeError, blame, fault_of, guarded
-from agents.policies import make_policy
-from agents.spaces import encoder
+from valueapprox import envs
+from valueapprox.agents import kernels
+from valueapprox.agents.checked import Checked, UserCodeError, blame, fault_of, guarded
+from valueapprox.agents.policies import make_policy
+from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of
 from valueapprox.interrupts import Stopped, tick
 from valueapprox.seeding import generator_from, generator_state, seed_for, sequence

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agents import control_kernels as kernels
+from valueapprox.agents import control_kernels as kernels
 
 __all__ = ["Decoder", "Encoder", "UnsupportedSpaceError", "by_factor", "by_index", "continuous", "encoder", "factors"]
 

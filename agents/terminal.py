@@ -258,7 +258,7 @@ def errors_in_one_line() -> Iterator[None]:
         # Ray shows the worker's traceback above the sentence that matters.
         cause = getattr(error, "cause", None)
         shown = cause if isinstance(cause, BaseException) else error
-        shown = getattr(shown, "fault", shown)  # of the user's own code: see agents.checked
+        shown = getattr(shown, "fault", shown)  # of the user's own code: see valueapprox.agents.checked
         if hasattr(shown, "place"):
             _fail(str(shown), 2, shown.place)
         elif isinstance(error, MENDABLE):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shlex
 import signal
 import time
@@ -15,10 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agents import evaluation
-from agents.checked import Checked, close, guarded, image_note, is_image
-from agents.policies import make_policy, resolve
-from agents.rollout import (
+from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
+from valueapprox.agents import evaluation
+from valueapprox.agents.checked import Checked, close, guarded, image_note, is_image
+from valueapprox.agents.policies import make_policy, resolve
+from valueapprox.agents.rollout import (
     AUTORESET,
     Block,
     GymnasiumRollout,
@@ -28,11 +30,10 @@ from agents.rollout import (
     make_rollout,
     resolved_id,
 )
-from agents.spaces import encoder
-from envs import unknown_wrappers
-from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, checkpoint
+from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
+from valueapprox.envs import unknown_wrappers
 from valueapprox.files import LOCK_FILE, FolderLock
 from valueapprox.interrupts import PATIENCE, Stop, Stopped, interruptible, watched
 from valueapprox.optim import (
@@ -197,7 +198,16 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         """Settings as a checkpoint holds them."""
         known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        return cls(**moved({name: value for name, value in values.items() if name in known}))
+
+
+def moved(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run; up to version 0.2 `valueapprox.envs` and `valueapprox.agents` were called `envs`, `agents`."""
+    found = {name: settings[name] for name in ("env", "policy") if name in settings}
+    return {
+        **settings,
+        **{n: re.sub(r"^(?=envs:valueapprox/|agents\.policies:)", "valueapprox.", v) for n, v in found.items()},
+    }
 
 
 def check_fresh(folder: Path) -> None:

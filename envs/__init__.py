@@ -2,7 +2,7 @@
 
 Importing this package registers `valueapprox/RandomWalk-v0`, `valueapprox/CartPole-v1`,
 `valueapprox/MountainCar-v0`, `valueapprox/Acrobot-v1` and `valueapprox/Pendulum-v1`;
-`gymnasium.make("envs:valueapprox/CartPole-v1")` does so by itself.
+`gymnasium.make("valueapprox.envs:valueapprox/CartPole-v1")` does so by itself.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ for _id, (_class, _make) in _WORLDS.items():
     if _id not in gymnasium.registry:
         # A string as entry point: the spec can be written as JSON and sent to workers.
         _limit = _make().max_episode_steps or None
-        gymnasium.register(_id, entry_point=f"envs.compiled_env:{_class}", max_episode_steps=_limit)
+        gymnasium.register(_id, entry_point=f"valueapprox.envs.compiled_env:{_class}", max_episode_steps=_limit)
 
 
 def compiled_world(env_id: str, *, max_episode_steps: int | None = None, **kwargs: Any) -> tuple[World, int] | None:

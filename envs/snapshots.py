@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium
@@ -115,7 +116,8 @@ def restore_env_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> No
     base = env.unwrapped
     wrappers = _wrappers(env)
     got = [_name(base), *(_name(w) for w in wrappers or [])]
-    wanted = [state["env"], *(name for name, _ in state["wrappers"])]
+    # Up to version 0.2 the worlds' package was called `envs`.
+    wanted = [re.sub(r"^envs\.", "valueapprox.", state["env"]), *(name for name, _ in state["wrappers"])]
     if got != wanted or wrappers is None:
         raise ValueError(f"env: got {env}, wants the environment of this state: {' in '.join(wanted)}")
     env.reset(seed=0)  # the checker remembers that there was a reset, and steps without complaint

@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from agents.terminal import announce_compile, command_line, errors_in_one_line, note, plain
+from valueapprox.agents.terminal import announce_compile, command_line, errors_in_one_line, note, plain
 
 #: How far weights may lie from NumPy's, relative to the way that those went: ||w - w_numpy|| / ||w_numpy - w_0||.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-10}

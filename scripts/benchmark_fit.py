@@ -18,8 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
-from agents.terminal import announce_compile, command_line, errors_in_one_line, note
 from valueapprox import Adam, Network, fit
+from valueapprox.agents.terminal import announce_compile, command_line, errors_in_one_line, note
 from valueapprox.seeding import sequence
 
 OURS = "ours"

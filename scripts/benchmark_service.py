@@ -25,8 +25,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from agents.console import announce_compile, command, command_line, errors_in_one_line, plain
 from valueapprox import Adam, Network
+from valueapprox.agents.console import announce_compile, command, command_line, errors_in_one_line, plain
 from valueapprox.checks import positive
 from valueapprox.service import Client, ServiceSettings, Transitions
 from valueapprox.service.bodies import NPY, NPZ, write_npy, write_npz

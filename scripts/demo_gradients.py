@@ -12,8 +12,16 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.console import announce_compile, command_line, console, errors_in_one_line, plain, progress_bar, typed
 from valueapprox import SGD, FitError, History, Network, fit
+from valueapprox.agents.console import (
+    announce_compile,
+    command_line,
+    console,
+    errors_in_one_line,
+    plain,
+    progress_bar,
+    typed,
+)
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
 from valueapprox.files import folder_for

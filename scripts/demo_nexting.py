@@ -20,8 +20,16 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from agents.console import announce_compile, command, command_line, console, errors_in_one_line, note, progress_bar
 from valueapprox import Adam, Network
+from valueapprox.agents.console import (
+    announce_compile,
+    command,
+    command_line,
+    console,
+    errors_in_one_line,
+    note,
+    progress_bar,
+)
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive, unit_interval
 from valueapprox.columns import read_dates

@@ -12,8 +12,9 @@ from typing import Any
 
 import tyro
 
-from agents import control_evaluation, evaluation
-from agents.console import (
+from valueapprox import CheckpointError, ValueFunction, checkpoint
+from valueapprox.agents import control_evaluation, evaluation
+from valueapprox.agents.console import (
     announce_compile,
     command_line,
     console,
@@ -25,9 +26,8 @@ from agents.console import (
     progress_bar,
     returns_table,
 )
-from agents.control_training import KIND, ControlRun
-from agents.training import CHECKPOINT_FILE, Settings
-from valueapprox import CheckpointError, ValueFunction, checkpoint
+from valueapprox.agents.control_training import KIND, ControlRun
+from valueapprox.agents.training import CHECKPOINT_FILE, Settings
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as Lines
 
-from agents.console import (
+from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit, losses
+from valueapprox.agents.console import (
     announce_compile,
     command,
     command_line,
@@ -33,7 +34,6 @@ from agents.console import (
     plain,
     typed,
 )
-from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit, losses
 from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.columns import Cells, Column, Problem, Raw, Treatment, encode, learn_columns, read_columns
 from valueapprox.files import folder_for

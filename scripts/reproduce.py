@@ -16,13 +16,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from agents.console import announce_compile, command_line, console, errors_in_one_line, plain, progress_bar
-from agents.control_training import ControlRun, ControlSettings, complete
-from agents.evaluation import Estimate, interval_of_mean
-from agents.pictures import POINTS, mean_returns, steps_axis
-from envs import compiled_world
+from valueapprox.agents.console import announce_compile, command_line, console, errors_in_one_line, plain, progress_bar
+from valueapprox.agents.control_training import ControlRun, ControlSettings, complete
+from valueapprox.agents.evaluation import Estimate, interval_of_mean
+from valueapprox.agents.pictures import POINTS, mean_returns, steps_axis
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
+from valueapprox.envs import compiled_world
 
 LATEST = 0.15  # a result at step t is the mean return of the training episodes that ended in its last 15 %
 WIDTH = 120  # of a table, also where the output goes to a file

@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from agents.terminal import announce_compile, command, command_line, console, errors_in_one_line, plain, typed
 from valueapprox import Network, checkpoint
+from valueapprox.agents.terminal import (
+    announce_compile,
+    command,
+    command_line,
+    console,
+    errors_in_one_line,
+    plain,
+    typed,
+)
 from valueapprox.optim import OPTIMIZERS, STREAM_ADAM, Adam
 from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
 
 if TYPE_CHECKING:
-    from agents.control import ControlAgent
+    from valueapprox.agents.control import ControlAgent
     from valueapprox.service.ray_actor import RemoteService
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
@@ -288,7 +296,9 @@ def control_service(path: Path, options: Serve, operation: dict[str, Any]) -> Se
         raise ValueError(
             f"{path} is of a control run, whose values are of a policy that learned along; it is served without --data"
         )
-    from agents.control_training import ControlRun  # and Ray and Gymnasium with it, which others need not wait for
+    from valueapprox.agents.control_training import (
+        ControlRun,  # and Ray and Gymnasium with it, which others need not wait for
+    )
 
     agent, settings = ControlRun.load_agent(path)
     net, w = folded(agent)
@@ -311,7 +321,14 @@ def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
     x = (s - mean) / sd, and values are of rewards r / c. So W' = W / sd and b' = b - (mean / sd) W in the first layer,
     W' = c W and b' = c b in the last. In float64, since mean / sd may be large. A time feature stays as it is.
     """
-    from agents.control_kernels import NORMALISE, OBSERVATIONS_SEEN, REWARD_SPREAD, REWARDS_SEEN, SCALE, STATISTICS
+    from valueapprox.agents.control_kernels import (
+        NORMALISE,
+        OBSERVATIONS_SEEN,
+        REWARD_SPREAD,
+        REWARDS_SEEN,
+        SCALE,
+        STATISTICS,
+    )
 
     net, w = replace(agent.first.net, dtype="float64"), agent.first.w.astype(np.float64)
     layers = [(weights.copy(), None if biases is None else biases.copy()) for weights, biases in net.unpack(w)]

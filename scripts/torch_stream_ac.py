@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from agents.control import ControlAgent
 from valueapprox import Network
+from valueapprox.agents.control import ControlAgent
 
 GAMMA, LAM, KAPPA_CRITIC, KAPPA_ACTOR, ENTROPY = 0.99, 0.8, 2.0, 3.0, 0.01
 
@@ -88,7 +88,7 @@ class Spread:
 
 
 class TorchStreamAC:
-    """Actor-critic(lambda) with a softmax policy, behind start, step and end, as `agents.control.StreamAC`.
+    """Actor-critic(lambda) with a softmax policy, behind start, step and end, as `valueapprox.agents.control.StreamAC`.
 
     delta = r + gamma v(s') - v(s)
     critic: grad v(s) into its trace;  actor: grad [log pi(a|s) + 0.01 sign(delta) H(pi(.|s))]

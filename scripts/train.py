@@ -11,8 +11,9 @@ from pathlib import Path
 
 import tyro
 
-from agents import evaluation
-from agents.console import (
+from valueapprox import checkpoint
+from valueapprox.agents import evaluation
+from valueapprox.agents.console import (
     announce_compile,
     command,
     command_line,
@@ -27,11 +28,10 @@ from agents.console import (
     training_bar,
     typed,
 )
-from agents.control_evaluation import Returns, evaluate
-from agents.control_training import AGENTS, KIND, ControlReport, ControlRun, ControlSettings, read_episodes
-from agents.pictures import control_picture, return_chart, run_picture
-from agents.training import CHECKPOINT_FILE, Report, Run, Settings
-from valueapprox import checkpoint
+from valueapprox.agents.control_evaluation import Returns, evaluate
+from valueapprox.agents.control_training import AGENTS, KIND, ControlReport, ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.pictures import control_picture, return_chart, run_picture
+from valueapprox.agents.training import CHECKPOINT_FILE, Report, Run, Settings
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of
 from valueapprox.files import folder_for

@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("valueapprox", "envs", "agents", "scripts")  # each may import itself and those before it
+# Each may import itself and those before it. Two are found as valueapprox.envs and valueapprox.agents.
+ORDER = ("valueapprox", "envs", "agents", "scripts")
 FILES = [path.relative_to(ROOT) for folder in ORDER for path in sorted((ROOT / folder).rglob("*.py"))]
+TESTS = [path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("*.py"))]
 
 
 def imported(source):
@@ -21,19 +23,35 @@ def imported(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
+            # `from valueapprox import envs` is an import of valueapprox.envs.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def backwards(folder, source):
-    """The imports that run against the order."""
-    later = ORDER[ORDER.index(folder) + 1 :]
-    return [module for module in imported(source) if module.split(".")[0] in (*later, "tests")]
-
-
-def test_an_import_that_runs_back_is_noticed():
-    assert backwards("envs", "def f():\n    from agents.policies import x\n    import valueapprox, envs.a") == [
-        "agents.policies"
+    """The imports that run against the order, or take a name that installing the package does not give."""
+    later = [f"valueapprox.{name}" for name in ORDER[ORDER.index(folder) + 1 :]]
+    bare = (*ORDER[1:], "tests")
+    return [
+        module
+        for module in imported(source)
+        if module.split(".")[0] in bare or any(f"{module}.".startswith(f"{name}.") for name in later)
     ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "line", "noticed"),
+    [
+        ("envs", "from valueapprox.agents.policies import x", ["valueapprox.agents.policies.x"]),
+        ("valueapprox", "from valueapprox import envs", ["valueapprox.envs"]),
+        ("valueapprox", "import valueapprox.agents", ["valueapprox.agents"]),
+        ("agents", "import envs", ["envs"]),
+        ("scripts", "from agents.policies import x", ["agents.policies.x"]),
+        ("agents", "import valueapprox, valueapprox.agents.a, valueapprox.envs", []),
+        ("envs", "from valueapprox import agents_and_more", []),
+    ],
+)
+def test_an_import_that_runs_back_or_is_bare_is_noticed(folder, line, noticed):
+    assert backwards(folder, f"def f():\n    {line}") == noticed
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -49,9 +67,15 @@ def test_nothing_unpickles(path):
     assert not re.search(r"allow_pickle\s*=\s*True", source)
 
 
-@pytest.mark.parametrize("name", ORDER[:3])
+@pytest.mark.parametrize("path", TESTS, ids=str)
+def test_no_test_takes_a_bare_name(path):
+    assert [m for m in imported((ROOT / path).read_text()) if m.split(".")[0] in ORDER[1:3]] == []
+
+
+@pytest.mark.parametrize("name", ["valueapprox", "valueapprox.envs", "valueapprox.agents"])
 def test_the_packages_are_those_of_this_checkout(name):
-    assert Path(importlib.import_module(name).__file__) == ROOT / name / "__init__.py"
+    found = Path(importlib.import_module(name).__file__)
+    assert found.resolve() == ROOT / name.removeprefix("valueapprox.") / "__init__.py"
 
 
 def tracked_texts():

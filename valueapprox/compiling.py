@@ -39,16 +39,17 @@ _digested: set[Path] = set()
 
 
 def _digest() -> str:
-    """Digest of every source file beside this package, or in `envs` and `agents`, that defines a kernel."""
+    """Digest of every source file of the package that defines a kernel."""
     digest = hashlib.sha256(numba.__version__.encode())
     here = Path(__file__).resolve().parent
-    for package in (here, here.parent / "envs", here.parent / "agents"):
-        for path in sorted(package.rglob("*.py")):
-            source = path.read_bytes()
-            if b"@kernel" in source or b"@template" in source or path.name == Path(__file__).name:
-                digest.update(path.name.encode())
-                digest.update(source)
-                _digested.add(path.resolve())
+    # In a checkout two sub-packages are links, which rglob does not follow.
+    folders = [(here / name).resolve() for name in ("", "envs", "agents")]
+    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
+        source = path.read_bytes()
+        if b"@kernel" in source or b"@template" in source or path.name == Path(__file__).name:
+            digest.update(path.name.encode())
+            digest.update(source)
+            _digested.add(path)
     return digest.hexdigest()[:16]
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 
-import agents.console
-import agents.pictures
-import agents.training  # noqa: F401
+import valueapprox.agents.console
+import valueapprox.agents.pictures
+import valueapprox.agents.training  # noqa: F401
 
 
 def run(script, options, cwd, out, err):

@@ -7,13 +7,13 @@ import faulty_envs
 import numpy as np
 import pytest
 
-from agents.checked import Checked, UserCodeError, close, fault_of
-from agents.control_evaluation import evaluate
-from agents.control_training import ControlRun, ControlSettings
-from agents.evaluation import monte_carlo
-from agents.rollout import GymnasiumRollout, Task, make_environment
-from agents.training import Run, Settings
 from valueapprox import Network, ValueFunction
+from valueapprox.agents.checked import Checked, UserCodeError, close, fault_of
+from valueapprox.agents.control_evaluation import evaluate
+from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.evaluation import monte_carlo
+from valueapprox.agents.rollout import GymnasiumRollout, Task, make_environment
+from valueapprox.agents.training import Run, Settings
 
 ENV = "faulty_envs:Wrong-v0"
 STEP_15 = "at step 15, the 5th of its episode"

@@ -14,14 +14,14 @@ import pytest
 from gymnasium import spaces
 from scipy import stats
 
-from agents import control_kernels as kernels
-from agents.control import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
-from agents.control_loop import CompiledLoop
-from agents.prediction import Prediction
-from agents.spaces import UnsupportedSpaceError
-from envs import RandomWalk, compiled_world
 from valueapprox import SGD, Adam, DivergenceError, Intentional, ObGD
+from valueapprox.agents import control_kernels as kernels
+from valueapprox.agents.control import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
+from valueapprox.agents.control_loop import CompiledLoop
+from valueapprox.agents.prediction import Prediction
+from valueapprox.agents.spaces import UnsupportedSpaceError
 from valueapprox.checkpoint import CheckpointError
+from valueapprox.envs import RandomWalk, compiled_world
 from valueapprox.optim import OPTIMIZERS as EVERY_OPTIMIZER
 
 SPACE = spaces.Box(-10.0, 10.0, (3,), np.float64)
@@ -1191,7 +1191,7 @@ def test_float32_observations_are_normalised_in_float64(name):
 SCRIPT = """
 import numpy as np
 from gymnasium import spaces
-from agents.control import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
+from valueapprox.agents.control import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
 from valueapprox import Intentional
 
 values = []

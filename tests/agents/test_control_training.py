@@ -13,14 +13,13 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import envs
-from agents import control_training, pictures
-from agents.control import ControlAgent
-from agents.control_evaluation import Film, evaluate
-from agents.control_kernels import DISCOUNTED
-from agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
-from agents.training import CHECKPOINT_FILE
-from valueapprox import CheckpointError, checkpoint
+from valueapprox import CheckpointError, checkpoint, envs
+from valueapprox.agents import control_training, pictures
+from valueapprox.agents.control import ControlAgent
+from valueapprox.agents.control_evaluation import Film, evaluate
+from valueapprox.agents.control_kernels import DISCOUNTED
+from valueapprox.agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.training import CHECKPOINT_FILE
 from valueapprox.optim import OPTIMIZERS, Intentional, ObGD
 from valueapprox.telemetry import read_metrics
 
@@ -350,7 +349,7 @@ def test_a_compiled_run_can_go_on_in_the_gymnasium_loop(tmp_path):
 
 def test_only_worlds_of_this_package_are_compiled(tmp_path):
     assert ControlRun(SMALL, tmp_path / "a").loop is None
-    assert ControlRun(change(SMALL, env="envs:valueapprox/CartPole-v1"), tmp_path / "b").loop is not None
+    assert ControlRun(change(SMALL, env="valueapprox.envs:valueapprox/CartPole-v1"), tmp_path / "b").loop is not None
 
 
 def test_environments_of_other_seeds_start_elsewhere(tmp_path):

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from agents import evaluation
-from agents.rollout import Task
-from envs import RandomWalk
 from valueapprox import Network, ValueFunction
+from valueapprox.agents import evaluation
+from valueapprox.agents.rollout import Task
+from valueapprox.envs import RandomWalk
 
 
 def task(env="scripted_envs:Rewards-v0", policy="random", **env_args):
@@ -213,7 +213,7 @@ def test_rmsve_by_hand():
 
 
 def test_the_truth_is_known_for_the_random_walk_under_the_random_policy_alone():
-    for env in ("valueapprox/RandomWalk-v0", "envs:valueapprox/RandomWalk-v0"):
+    for env in ("valueapprox/RandomWalk-v0", "valueapprox.envs:valueapprox/RandomWalk-v0"):
         features, values, distribution = evaluation.truth(Task(env, "random"), 1.0)
         np.testing.assert_array_equal(features, np.eye(19))
         np.testing.assert_allclose(values, np.arange(-9, 10) / 10, atol=1e-12)

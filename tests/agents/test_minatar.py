@@ -7,10 +7,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents.control_evaluation import Film, evaluate
-from agents.control_training import ControlRun, ControlSettings
-from agents.rollout import Task, make_environment, make_rollout
-from agents.spaces import encoder
+from valueapprox.agents.control_evaluation import Film, evaluate
+from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.rollout import Task, make_environment, make_rollout
+from valueapprox.agents.spaces import encoder
 
 BREAKOUT = ControlSettings("MinAtar/Breakout-v1", agent="stream-q", hidden=(8,), steps=1500, seed=5)
 installed = pytest.mark.skipif(not find_spec("minatar"), reason="MinAtar is not installed")

@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 from scipy import stats
 
-from agents.policies import HEURISTICS, make_policy, resolve, uniform
+from valueapprox.agents.policies import HEURISTICS, make_policy, resolve, uniform
 
 
 def test_uniform_over_a_discrete_space_by_chi_square():
@@ -165,7 +165,7 @@ def test_a_policy_is_found_in_the_working_directory(tmp_path, monkeypatch):
     [
         ("auto", None, "CartPole-v1", ("heuristic", 0.1)),
         ("auto", None, "valueapprox/MountainCar-v0", ("heuristic", 0.1)),
-        ("auto", None, "envs:valueapprox/CartPole-v1", ("heuristic", 0.1)),
+        ("auto", None, "valueapprox.envs:valueapprox/CartPole-v1", ("heuristic", 0.1)),
         ("auto", None, "LunarLander-v3", ("random", 0.0)),
         ("auto", 0.5, "CartPole-v1", ("heuristic", 0.5)),
         ("heuristic", 0.0, "CartPole-v1", ("heuristic", 0.0)),

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents.policies import lean
-from agents.prediction import Prediction
-from agents.spaces import UnsupportedSpaceError
 from valueapprox import SGD, Adam, Network, ValueFunction
+from valueapprox.agents.policies import lean
+from valueapprox.agents.prediction import Prediction
+from valueapprox.agents.spaces import UnsupportedSpaceError
 from valueapprox.seeding import sequence
 
 SPACE = spaces.Box(-10.0, 10.0, (2,))

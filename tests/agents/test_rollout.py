@@ -5,8 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from agents.rollout import AUTORESET, Block, CompiledRollout, GymnasiumRollout, Task, make_environment, make_rollout
-from agents.spaces import UnsupportedSpaceError, encoder
+from valueapprox.agents.rollout import (
+    AUTORESET,
+    Block,
+    CompiledRollout,
+    GymnasiumRollout,
+    Task,
+    make_environment,
+    make_rollout,
+)
+from valueapprox.agents.spaces import UnsupportedSpaceError, encoder
 from valueapprox.seeding import seed_for
 
 MODES = sorted(AUTORESET)

@@ -7,9 +7,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents.control_training import ControlRun, ControlSettings
-from agents.evaluation import monte_carlo
-from agents.training import Run, Settings
+from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.evaluation import monte_carlo
+from valueapprox.agents.training import Run, Settings
 
 SMALL = {
     Settings: {"hidden": (4,), "steps": 64, "envs": 2, "block": 16},

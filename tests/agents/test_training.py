@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import training
-from agents.training import CHECKPOINT_FILE, Run, Settings
 from valueapprox import CheckpointError, ValueFunction, checkpoint, td
+from valueapprox.agents import training
+from valueapprox.agents.training import CHECKPOINT_FILE, Run, Settings
 from valueapprox.cluster import RayWorker
 from valueapprox.telemetry import read_metrics
 
@@ -222,7 +222,7 @@ def test_events_after_a_resume_hold_every_step_once(tmp_path):
 
 def test_a_resume_in_a_new_process(tmp_path):
     Run(SMALL, tmp_path / "parts").train(0, checkpoint_every=NEVER, progress=interrupt_at(500))
-    code = "import sys; from agents.training import Run; Run(None, sys.argv[1], resume=True).train(0)"
+    code = "import sys; from valueapprox.agents.training import Run; Run(None, sys.argv[1], resume=True).train(0)"
     subprocess.run([sys.executable, "-c", code, tmp_path / "parts"], check=True)
     finished(SMALL, tmp_path / "whole")
     assert_same_outcome(tmp_path / "parts", tmp_path / "whole")

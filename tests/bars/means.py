@@ -10,10 +10,10 @@ from gymnasium import spaces
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from agents import control_kernels as kernels
-from agents.control import StreamAC, StreamTD
-from agents.training import Settings
 from valueapprox import Network, Optimizer, Predictions, ValueFunction
+from valueapprox.agents import control_kernels as kernels
+from valueapprox.agents.control import StreamAC, StreamTD
+from valueapprox.agents.training import Settings
 from valueapprox.optim import OPTIMIZERS
 from valueapprox.service import ServiceSettings
 

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import reproduce
 
-from agents.control_training import complete
-from agents.evaluation import interval_of_mean
+from valueapprox.agents.control_training import complete
+from valueapprox.agents.evaluation import interval_of_mean
 
 #: World, steps, and the return that a seed which has found the goal exceeds.
 TASKS = {

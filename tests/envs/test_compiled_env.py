@@ -12,8 +12,8 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-import envs
-from envs import RandomWalk, compiled_world, observe, reset_state, step_state
+from valueapprox import envs
+from valueapprox.envs import RandomWalk, compiled_world, observe, reset_state, step_state
 
 IDS = [
     f"valueapprox/{name}" for name in ("RandomWalk-v0", "CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Pendulum-v1")
@@ -138,7 +138,9 @@ def test_registering_twice_is_harmless():
 
 
 def test_an_id_can_name_the_package_to_import():
-    script = "import gymnasium; print(gymnasium.make('envs:valueapprox/MountainCar-v0').spec.max_episode_steps)"
+    script = (
+        "import gymnasium; print(gymnasium.make('valueapprox.envs:valueapprox/MountainCar-v0').spec.max_episode_steps)"
+    )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "200"
 
@@ -149,7 +151,7 @@ def test_compiled_world_knows_our_ids_only():
     for env_id, limit in zip(IDS, (0, 500, 200, 500, 200), strict=True):
         world, steps = compiled_world(env_id)
         assert steps == world.max_episode_steps == limit
-    world, _ = compiled_world("envs:valueapprox/RandomWalk-v0", **LONG_WALK)
+    world, _ = compiled_world("valueapprox.envs:valueapprox/RandomWalk-v0", **LONG_WALK)
     np.testing.assert_array_equal(world.params, RandomWalk(**LONG_WALK).world().params)
 
 

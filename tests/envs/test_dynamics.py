@@ -15,8 +15,8 @@ import pytest
 from gymnasium.envs.classic_control import acrobot as gymnasium_acrobot
 from gymnasium.envs.classic_control import pendulum as gymnasium_pendulum
 
-from envs import RandomWalk, acrobot, cart_pole, mountain_car, observe, pendulum, reset_state, step_state
 from valueapprox.compiling import kernel
+from valueapprox.envs import RandomWalk, acrobot, cart_pole, mountain_car, observe, pendulum, reset_state, step_state
 
 WORLDS = {
     "cart-pole": cart_pole(),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from envs import RandomWalk, step_state
+from valueapprox.envs import RandomWalk, step_state
 
 WALKS = [
     RandomWalk(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
-from envs import env_state, restore_env_state, restore_wrappers, wrapper_states
+from valueapprox.envs import env_state, restore_env_state, restore_wrappers, wrapper_states
 
 CLASSICS = ["CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1"]
 OURS = [f"valueapprox/{name}" for name in ("CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Pendulum-v1")]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from agents.training import Run, Settings
 from valueapprox import Network, ValueFunction
+from valueapprox.agents.training import Run, Settings
 
 
 @pytest.fixture(scope="module")

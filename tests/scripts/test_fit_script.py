@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.console import errors_in_one_line
 from valueapprox import History, checkpoint
+from valueapprox.agents.console import errors_in_one_line
 from valueapprox.fitting import STOPPED
 from valueapprox.tables import load_model, read_table
 from valueapprox.telemetry import read_metrics

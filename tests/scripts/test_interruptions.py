@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.control_training import ControlRun, ControlSettings, read_episodes
-from agents.training import Run, Settings
+from valueapprox.agents.control_training import ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.training import Run, Settings
 
 STUCK = "stuck_envs:Stuck-v0"  # goes wrong in its 100th step
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.control_training import ControlRun, ControlSettings
-from agents.training import CHECKPOINT_FILE, Run, Settings
 from valueapprox import checkpoint
+from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.training import CHECKPOINT_FILE, Run, Settings
 from valueapprox.telemetry import read_metrics
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

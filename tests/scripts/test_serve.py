@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import tyro
 
-from agents import control_kernels as kernels
-from agents import control_training, training
-from agents.control_training import ControlRun, ControlSettings
-from agents.training import Run, Settings
 from valueapprox import CheckpointError, ValueFunction, checkpoint
+from valueapprox.agents import control_kernels as kernels
+from valueapprox.agents import control_training, training
+from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.training import Run, Settings
 from valueapprox.service import Client, ReadOnly, Service, Transitions, service
 from valueapprox.telemetry import read_metrics
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.training import CHECKPOINT_FILE, Run, Settings
 from valueapprox import ValueFunction, checkpoint
+from valueapprox.agents.training import CHECKPOINT_FILE, Run, Settings
 from valueapprox.telemetry import read_metrics
 
 TRAIN = str(Path(__file__).parents[2] / "scripts" / "train.py")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from agents.control_training import ControlRun, ControlSettings, read_episodes
-from agents.training import CHECKPOINT_FILE, Run, Settings
 from valueapprox import checkpoint
+from valueapprox.agents.control_training import ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.training import CHECKPOINT_FILE, Run, Settings
 from valueapprox.telemetry import read_metrics
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -112,7 +112,7 @@ def test_importing_the_package_loads_numpy_and_the_compiler_only():
     loaded = python("import sys, valueapprox; print(*sys.modules)")
     assert {"numpy", "numba"} <= set(loaded)
     assert set(HEAVY) & set(loaded) == set()
-    assert {"envs", "agents"} & set(loaded) == set()
+    assert not [name for name in loaded if name.startswith(("valueapprox.envs", "valueapprox.agents"))]
 
 
 # --- the same bits in every process ---------------------------------------------------------------------------------
