@@ -249,6 +249,10 @@ def _compile(function: Callable[..., Any], inline: bool, exact: bool, blas: bool
     }
     compiled = _Kernel(function, targetoptions=options)
     if _folder is not None:
+        # Numba's cache goes by the path of the source: one path, whether links led to it or not.
+        path = Path(function.__code__.co_filename).resolve()
+        if path.exists():
+            function.__code__ = function.__code__.replace(co_filename=str(path))
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = str(_folder)  # read once by enable_caching; other users of Numba keep theirs
         try:

@@ -9,6 +9,7 @@ import pytest
 
 from valueapprox.agents.control_training import ControlRun, ControlSettings
 from valueapprox.agents.evaluation import monte_carlo
+from valueapprox.agents.rollout import make_environment
 from valueapprox.agents.training import Run, Settings
 
 SMALL = {
@@ -142,3 +143,13 @@ def test_what_comes_before_the_first_step_is_no_learning_time(tmp_path, kind, ru
     begun = time.monotonic()
     report = trained(settings, tmp_path)
     assert report.seconds < time.monotonic() - begun - 0.5
+
+
+@pytest.mark.parametrize("kind", [Settings, ControlSettings])
+def test_settings_of_version_0_2_lead_to_where_the_worlds_and_policies_are_now(kind):
+    old = {"env": "envs:valueapprox/CartPole-v1"} | ({"policy": "agents.policies:lean"} if kind is Settings else {})
+    settings = kind.from_dict(old)
+    assert make_environment(settings.env).spec.id == "valueapprox/CartPole-v1"
+    assert kind.from_dict({"env": "envs:Mine-v0"}).env == "envs:Mine-v0"
+    if kind is Settings:
+        assert settings.policy == "valueapprox.agents.policies:lean"

@@ -194,6 +194,16 @@ def test_a_state_wants_the_environment_it_came_from():
         env.restore(make("valueapprox/CartPole-v1").unwrapped.state())
 
 
+def test_a_state_of_version_0_2_calls_the_package_of_worlds_envs():
+    env = make(OURS[0])
+    env.reset(seed=4)
+    state = env_state(env)
+    assert state["env"] == "valueapprox.CartPoleEnv"
+    restore_env_state(env, {**state, "env": "envs.CartPoleEnv"})
+    with pytest.raises(ValueError, match=r"gymnasium\.CartPoleEnv"):
+        restore_env_state(env, {**state, "env": "gymnasium.CartPoleEnv"})
+
+
 def test_wrappers_are_optional_and_the_checker_does_not_count():
     bare = gymnasium.make("Acrobot-v1").unwrapped
     bare.reset(seed=0)
