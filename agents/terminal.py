@@ -221,18 +221,28 @@ def _quoted(word: object) -> str:
 
 
 def command(script: str, *words: object) -> str:
-    """What to type, in the folder in which this process was started, to start one of the scripts with this Python."""
+    """What to type, in the folder in which this process was started, to start one of the commands with this Python."""
     here = Path.cwd()
+    if sys.argv[0].startswith("valueapprox ") or not SCRIPTS.exists():  # see valueapprox.__main__
+        name = Path(script).stem.replace("_", "-")
+        if _is_ours(shutil.which("valueapprox")):
+            return typed("valueapprox", name, *words)
+        return typed(_interpreter(here), "-m", "valueapprox", name, *words)
     place = SCRIPTS / script
     return typed(_interpreter(here), place.relative_to(here) if place.is_relative_to(here) else place, *words)
 
 
+def _is_ours(program: str | None) -> bool:
+    """Whether a program lies beside the Python that runs this."""
+    with contextlib.suppress(OSError):
+        return program is not None and Path(program).parent.samefile(Path(sys.executable).parent)
+    return False
+
+
 def _interpreter(here: Path) -> Path | str:
     own = Path(sys.executable)
-    found = shutil.which("python")
-    with contextlib.suppress(OSError):
-        if found and Path(found).parent.samefile(own.parent):
-            return "python"
+    if _is_ours(shutil.which("python")):
+        return "python"
     return own.relative_to(here) if own.is_relative_to(here) else own
 
 

@@ -29,15 +29,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import contenders as make
 import numpy as np
-from contenders import JAX_CALL, JAX_RUNS, OURS_CALL, OURS_LOOP, OURS_RUNS, TORCH, C, Contender, Problem
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from valueapprox.agents.terminal import announce_compile, command_line, errors_in_one_line, note, plain
+from valueapprox.commands import contenders as make
+from valueapprox.commands.contenders import (
+    JAX_CALL,
+    JAX_RUNS,
+    OURS_CALL,
+    OURS_LOOP,
+    OURS_RUNS,
+    TORCH,
+    C,
+    Contender,
+    Problem,
+)
 
 #: How far weights may lie from NumPy's, relative to the way that those went: ||w - w_numpy|| / ||w_numpy - w_0||.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-10}

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Each may import itself and those before it. Two are found as valueapprox.envs and valueapprox.agents.
+# Each may import itself and those before it. Found as valueapprox.envs, .agents and .commands.
 ORDER = ("valueapprox", "envs", "agents", "scripts")
 FILES = [path.relative_to(ROOT) for folder in ORDER for path in sorted((ROOT / folder).rglob("*.py"))]
 TESTS = [path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("*.py"))]
@@ -29,7 +29,7 @@ def imported(source):
 
 def backwards(folder, source):
     """The imports that run against the order, or take a name that installing the package does not give."""
-    later = [f"valueapprox.{name}" for name in ORDER[ORDER.index(folder) + 1 :]]
+    later = [f"valueapprox.{name}".replace("scripts", "commands") for name in ORDER[ORDER.index(folder) + 1 :]]
     bare = (*ORDER[1:], "tests")
     return [
         module
@@ -45,6 +45,7 @@ def backwards(folder, source):
         ("valueapprox", "from valueapprox import envs", ["valueapprox.envs"]),
         ("valueapprox", "import valueapprox.agents", ["valueapprox.agents"]),
         ("agents", "import envs", ["envs"]),
+        ("agents", "from valueapprox.commands import fit", ["valueapprox.commands.fit"]),
         ("scripts", "from agents.policies import x", ["agents.policies.x"]),
         ("agents", "import valueapprox, valueapprox.agents.a, valueapprox.envs", []),
         ("envs", "from valueapprox import agents_and_more", []),

@@ -12,7 +12,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 OTHER_STEP_SIZE = """
 import runpy, sys
-import contenders, valueapprox
+import valueapprox
+from valueapprox.commands import contenders
 contenders.SGD = lambda alpha: valueapprox.SGD(1.01 * alpha)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

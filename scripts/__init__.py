@@ -1,0 +1,1 @@
+"""The commands: `valueapprox NAME`, `python -m valueapprox NAME`, or each file as a script."""

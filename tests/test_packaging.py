@@ -1,0 +1,87 @@
+"""What an installation brings: one name, the same modules from wherever the wheel is built, and one command."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytest.importorskip("hatchling", reason="builds the packages")
+
+
+def build(source, target, out):
+    """The file that hatchling builds, without network, of the project in `source`."""
+    words = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(out)]
+    run = subprocess.run(words, cwd=source, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 0, run.stderr
+    (built,) = out.iterdir()
+    return built
+
+
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return sorted(name for name in archive.namelist() if ".dist-info/" not in name)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build(ROOT, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_holds_every_module_once_under_one_name(wheel):
+    folders = {"valueapprox": "", "agents": "agents/", "envs": "envs/", "scripts": "commands/"}
+    expected = [
+        f"valueapprox/{under}{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, under in folders.items()
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    assert [name for name in names(wheel) if name.endswith(".py")] == sorted(expected)
+    assert {name.split("/")[0] for name in names(wheel)} == {"valueapprox"}
+    assert "valueapprox/service/page.html" in names(wheel)
+
+
+def test_a_wheel_from_the_sdist_is_the_same(wheel, tmp_path):
+    sdist = build(ROOT, "sdist", tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    assert names(build(source, "wheel", tmp_path / "again")) == names(wheel)
+
+
+def test_the_installed_package_leaves_the_name_agents_to_others(wheel, tmp_path):
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (site / "agents").mkdir()
+    (site / "agents" / "__init__.py").write_text("Agent = 'of another package'")
+    code = "import agents, valueapprox.agents.control as c, valueapprox; print(agents.Agent); print(c.__file__)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["of another package", str(site / "valueapprox" / "agents" / "control.py")]
+
+
+def start(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "valueapprox", *words], cwd="/", capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_command_lists_every_command_and_suggests_one():
+    listed = start("--help").stdout
+    assert all(f"  {name} " in listed for name in ("train", "evaluate", "fit", "serve", "reproduce", "benchmark"))
+    assert "contenders" not in listed
+    wrong = start("trian")
+    assert wrong.returncode == 1
+    assert wrong.stderr == "error: 'trian' is not a command of valueapprox; did you mean train?\n"
