@@ -302,7 +302,7 @@ def processor() -> str:
 def main(options: Benchmark) -> int:
     """Check, time, print; returns the exit code."""
     if options.control:
-        import benchmark_control as control
+        from valueapprox.commands import benchmark_control as control
 
         return control.main(control.Benchmark(steps=50_000, rounds=3) if options.quick else control.Benchmark())
     if options.quick:

@@ -97,7 +97,7 @@ def published(env: gym.Env[Any, Any], **settings: Any) -> ControlAgent:
 
 def torch_learning(env_id: str, steps: int, hidden: tuple[int, ...]) -> float:
     """Steps per second of PyTorch's stream-ac."""
-    from torch_stream_ac import TorchStreamAC
+    from valueapprox.commands.torch_stream_ac import TorchStreamAC
 
     env: gym.Env = make_environment(env_id)
     agent = TorchStreamAC.like(published(env, hidden=hidden))
@@ -122,7 +122,7 @@ def disagreement(env_id: str, hidden: tuple[int, ...], dtype: str) -> float:
     Observations and rewards are normal numbers, actions are drawn for both, one transition in forty terminates its
     episode and one in forty cuts it.
     """
-    from torch_stream_ac import TorchStreamAC
+    from valueapprox.commands.torch_stream_ac import TorchStreamAC
 
     env: gym.Env = make_environment(env_id)
     space = env.action_space

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Read when NumPy is imported, and the package imports it.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
 import sys
 import time
 import warnings
@@ -10,7 +15,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from benchmark import console, machine, pin_to_one_core, spread  # first: it sets one thread, which is read on import
+from valueapprox.commands.benchmark import (  # first: it sets one thread for PyTorch too
+    console,
+    machine,
+    pin_to_one_core,
+    spread,
+)
 
 # isort: split
 import numpy as np

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import os
 import sys
 import types
 from pathlib import Path
@@ -38,6 +39,10 @@ def main() -> None:
         near = difflib.get_close_matches(name, known, n=1)
         advice = f"did you mean {near[0]}?" if near else "valueapprox --help lists the commands"
         sys.exit(f"error: {name!r} is not a command of valueapprox; {advice}")
+    if name.startswith("benchmark") and os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        # NumPy, which the package has loaded, reads it on import: one thread needs a new process.
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "valueapprox", *sys.argv[1:]])
     module = f"valueapprox.commands.{known[name].stem}"
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{module} lies in {COMMANDS}"
