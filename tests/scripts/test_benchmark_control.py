@@ -16,7 +16,7 @@ find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
 """
 OTHER_KAPPA = """
-import torch_stream_ac
+from valueapprox.commands import torch_stream_ac
 torch_stream_ac.KAPPA_ACTOR = 3.01
 """
 
