@@ -11,6 +11,7 @@ ARGS   ?=
 help:            ## this list
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 24
 	@echo '  (pass options with ARGS, e.g.  make train ARGS="--steps 50000 --seed 1")'
+	@echo '  $(BIN)/valueapprox --help  lists the commands, which these targets start too'
 
 setup: $(READY)  ## create .venv from the lock file (uv if it is there, else pip)
 

@@ -71,6 +71,9 @@ AGENTS: dict[str, type[ControlAgent]] = {
     "qrc": QRC,
 }
 
+#: Settings of some agents alone, handed to them by name.
+OWN = {"entropy": ("stream-ac",), "persistence": ("stream-ac",), "cut": ("stream-q", "qrc")}
+
 
 @dataclass(frozen=True, eq=False)
 class ControlSettings:
@@ -116,9 +119,9 @@ class ControlSettings:
     actor_kappa: float | None = None
     """The same for the actor, or for QRC's h; 3 if not given."""
     entropy: float = 0.01
-    """stream-ac: weight of the policy's entropy."""
+    """stream-ac: weight of the policy's entropy, 0 or more."""
     persistence: float = 0.95
-    """stream-ac: how likely an undecided policy repeats an action while nothing is left to learn; 0 as published."""
+    """stream-ac: how likely (0 to 1) an undecided policy repeats itself while all rewards are alike; 0 as published."""
     epsilon: tuple[float, float, float] = (1.0, 0.01, 0.1)
     """Others: random actions at first, at last, and the share of the schedule's steps in between (a straight line)."""
     temperature: float | None = None
@@ -126,7 +129,7 @@ class ControlSettings:
     cut: Literal["after", "before"] = "after"
     """stream-q, qrc: cut the trace after the update of an exploring action, as published, or before it, as Watkins."""
     average_reward: float = 0.0
-    """Rate at which the mean reward is learned and taken off (differential learning); 0 for none."""
+    """Rate, 0 or more, at which the mean reward is learned and taken off (differential learning); 0 for none."""
     time_feature: bool = False
     """Give the agent the time of the episode, from -0.5 to 0.5 at the environment's limit, as one more input."""
     bootstrap_at_limit: bool = True
@@ -155,6 +158,13 @@ class ControlSettings:
         python_settings(self)
         object.__setattr__(self, "hidden", tuple(int(n) for n in np.atleast_1d(self.hidden)))
         object.__setattr__(self, "epsilon", tuple(float(e) for e in self.epsilon))
+
+    @staticmethod
+    def of_others(agent: str) -> list[str]:
+        """Names of the settings that mean nothing to an agent."""
+        names = [name for name, owners in OWN.items() if agent not in owners]
+        names += ["schedule_steps", "epsilon", "temperature"] if agent == "stream-ac" else []
+        return names if AGENTS[agent].second_name else [*names, "actor_alpha", "actor_kappa"]
 
     def check(self) -> None:
         """Raise ValueError for what nobody else would notice."""
@@ -234,11 +244,7 @@ class ControlSettings:
             limit = env.spec.max_episode_steps if env.spec else None
             if not limit or limit < 0:
                 raise ValueError(f"time_feature is set, but {self.env} has no time limit")
-        own: dict[str, Any] = {}
-        if self.agent == "stream-ac":
-            own["entropy"], own["persistence"] = self.entropy, self.persistence
-        if self.agent in ("stream-q", "qrc"):
-            own["cut"] = self.cut
+        own: dict[str, Any] = {name: getattr(self, name) for name, owners in OWN.items() if self.agent in owners}
         first, last, share = self.epsilon
         agent = AGENTS[self.agent](
             env.observation_space,

@@ -131,7 +131,7 @@ def _options(cls: type[Any]) -> list[str]:
 
     names: list[str] = []
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-        if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+        if {tyro.conf.Positional, tyro.conf.Suppress} & set(getattr(hint, "__metadata__", ())):
             continue
         kind = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
         if dataclasses.is_dataclass(kind):

@@ -122,6 +122,11 @@ class Settings:
         object.__setattr__(self, "hidden", tuple(int(n) for n in np.atleast_1d(self.hidden)))
         object.__setattr__(self, "alpha", tuple(float(a) for a in np.atleast_1d(self.alpha)))
 
+    @staticmethod
+    def of_others(agent: str) -> list[str]:
+        """Names of the settings that mean nothing to an agent."""
+        return [name for name, owner in (("lam", "td"), ("n", "n-step")) if agent != owner]
+
     def check(self) -> None:
         """Raise ValueError for a number out of range that nobody else would notice."""
         for name in ("steps", "envs", "block", "n"):

@@ -6,8 +6,10 @@ import json
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass, field
+import typing
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
@@ -52,6 +54,8 @@ class Train:
       train.py --env valueapprox/RandomWalk-v0 --agent td --lam 0.8 --hidden --no-bias --optimizer sgd --alpha 0.05
       train.py --resume runs/NAME [--steps MORE]
 
+    An agent as the first word leaves the options of the others out:
+      train.py n-step --help
     Agents that learn how to act (stream-ac, stream-q, sarsa, expected-sarsa, qrc) have options of their own:
       train.py --agent stream-ac --help
     """
@@ -88,6 +92,8 @@ class Control:
       train.py --env valueapprox/Pendulum-v1 --agent stream-ac --steps 1000000
       train.py --resume runs/NAME [--steps MORE]
 
+    An agent as the first word leaves the options of the others out:
+      train.py stream-ac --help
     Agents that learn the values of a fixed policy (td, n-step, monte-carlo) have options of their own:
       train.py --agent td --help
     """
@@ -251,9 +257,38 @@ def where_it_lies(folder: Path, picture: Path | None, interrupted: bool, *again:
             console.print(f"{what:<20}{text}")
 
 
+def words() -> dict[str, type[Train] | type[Control]]:
+    """What may stand before all options: an agent, with the options that mean something to it."""
+    return {agent: _of(Train, agent) for agent in PREDICTION} | {agent: _of(Control, agent) for agent in AGENTS}
+
+
+def _of(cls: type[Any], agent: str) -> type[Any]:
+    """The options of a run without those that mean nothing to an agent."""
+    settings = type(cls().settings)
+    hints = typing.get_type_hints(settings, include_extras=True)
+    left_out = ("agent", *settings.of_others(agent))
+    defaults = {f.name: agent if f.name == "agent" else f.default for f in fields(settings)}
+    unseen = [
+        (name, Annotated[hints[name], tyro.conf.Fixed, tyro.conf.Suppress], field(default=defaults[name]))
+        for name in left_out
+    ]
+    own: Any = make_dataclass(settings.__name__, unseen, bases=(settings,), frozen=True, eq=False)
+    held = ("settings", Annotated[own, tyro.conf.OmitArgPrefixes], field(default_factory=own))
+    return make_dataclass(cls.__name__, [held], bases=(cls,), frozen=True, namespace={"__doc__": cls.__doc__})
+
+
 def parse(arguments: list[str]) -> Train | Control:
     """The command line; on a resume, what it leaves out is what the run was started with."""
     resume, agent = _value("--resume", arguments), _value("--agent", arguments)
+    if arguments and not arguments[0].startswith("-"):
+        agent, *rest = arguments
+        cls = words()[one_of("agent", agent, (*PREDICTION, *AGENTS))]
+        if resume is None or _asks_for_help(arguments):
+            options: Any = command_line(cls, rest, others={"other agents": Control if agent in AGENTS else Train})
+            settings = Settings if agent in PREDICTION else ControlSettings
+            known = {f.name: getattr(options.settings, f.name) for f in fields(settings)}
+            return replace(options, settings=settings(**known))
+        arguments = ["--agent", agent, *rest]
     if resume is not None and not _asks_for_help(arguments):
         meta = checkpoint.load(Path(resume) / CHECKPOINT_FILE).meta
         if meta.get("kind") == KIND:

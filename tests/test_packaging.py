@@ -1,9 +1,13 @@
 """What an installation brings: one name, the same modules from wherever the wheel is built, and one command."""
 
+import importlib
+import itertools
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -11,6 +15,38 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("hatchling", reason="builds the packages")
+
+#: Parts of other packages that are not public, and who needs them.
+NOT_PUBLIC = {
+    "valueapprox/cluster.py": ("ray._private.services", ["get_ray_address_from_environment"]),
+    "valueapprox/telemetry.py": ("tensorboard.compat.proto", ["event_pb2.Event", "summary_pb2.Summary"]),
+    "valueapprox/compiling.py": (
+        "numba.core",
+        ["codegen.JITCodeLibrary", "compiler.Compiler", "registry.CPUDispatcher"],
+    ),
+    "agents/terminal.py": ("numba.core.event", ["register", "Listener"]),
+    "valueapprox/service/connection.py": (
+        "uvicorn.protocols.http",
+        [
+            *("flow_control.FlowControl.drain", "flow_control.FlowControl.pause_reading"),
+            *("httptools_impl.STATUS_LINE", "httptools_impl.RequestResponseCycle"),
+            *(
+                f"httptools_impl.HttpToolsProtocol.{name}"
+                for name in (
+                    "_start_asgi_task",
+                    "_unset_keepalive_if_required",
+                    "on_header",
+                    "on_headers_complete",
+                    "on_body",
+                    "on_message_begin",
+                    "on_message_complete",
+                    "on_response_complete",
+                    "timeout_keep_alive_handler",
+                )
+            ),
+        ],
+    ),
+}
 
 
 def build(source, target, out):
@@ -85,3 +121,25 @@ def test_the_command_lists_every_command_and_suggests_one():
     wrong = start("trian")
     assert wrong.returncode == 1
     assert wrong.stderr == "error: 'trian' is not a command of valueapprox; did you mean train?\n"
+
+
+@pytest.mark.parametrize("user", NOT_PUBLIC)
+def test_parts_that_are_not_public_are_there_and_their_package_has_an_upper_bound(user):
+    module, parts = NOT_PUBLIC[user]
+    package = module.partition(".")[0]
+    assert package in (ROOT / user).read_text(), f"{user} no longer uses {package}: take it out of this list"
+    pytest.importorskip(package)
+    for part in parts:
+        try:
+            found = importlib.import_module(module)
+            for name in part.split("."):
+                if not hasattr(found, name):
+                    importlib.import_module(f"{found.__name__}.{name}")
+                found = getattr(found, name)
+        except (ImportError, AttributeError):
+            pytest.fail(f"{package} has no {module}.{part} any more: mend {user}, or lower the bound of {package}")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    bounds = [words for words in wanted if re.split(r"[^\w-]", words)[0] == package]
+    assert bounds, f"pyproject.toml does not name {package}"
+    assert all("<" in words for words in bounds), f"{bounds}: without an upper bound"

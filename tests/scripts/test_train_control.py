@@ -109,6 +109,22 @@ def test_each_help_leads_to_the_other(train):
         assert word not in prediction.stdout.replace("expected-sarsa, qrc)", "")
 
 
+def test_an_agent_as_the_first_word_has_its_own_options_alone(train, small, tmp_path):
+    shown = {agent: train(agent, "--help").stdout for agent in ("stream-ac", "qrc", "td")}
+    for option, agent in (("--entropy", "stream-ac"), ("--cut", "qrc"), ("--noise", "td")):
+        assert [a for a, text in shown.items() if f" {option} " in text] == [agent]
+    assert " --epsilon " not in shown["stream-ac"]
+    assert " --actor-kappa " in shown["qrc"]
+    assert "in [0, 1]" in shown["stream-ac"]
+    wrong = train("stream-ac", "--epsilon", 1, 0, 0, cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "did you mean --epsilon, which goes with other agents?" in wrong.stderr
+    words = [word for word in CART_POLE if word not in ("--agent", "stream-ac")]
+    result = train("stream-ac", *words, "--quiet", "--episodes", 0, "--run-dir", tmp_path / "again")
+    assert result.returncode == 0, result.stderr
+    assert outcome(tmp_path / "again") == outcome(small[0])
+
+
 def test_a_finished_run_can_be_resumed_and_loses_nothing(train, small, tmp_path):
     shutil.copytree(small[0], tmp_path / "small")
     result = train("--resume", "small", "--quiet", cwd=tmp_path)
