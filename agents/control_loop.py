@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from valueapprox.agents.control import ControlAgent
-from valueapprox.agents.control_kernels import ACTION, ACTIONS, DIVERGED, LEARNED, TD, begin, in_space, step
-from valueapprox.agents.spaces import encoder
+from agents.base import ControlAgent
+from agents.choosing import in_space
+from agents.layout import ACTION, ACTIONS, DIVERGED, LEARNED
+from agents.spaces import encoder
+from agents.stream import begin, step
+from agents.td import StreamTD
+from envs import World, env_state, restore_env_state
+from envs.dynamics import observe, reset_state, step_state
 from valueapprox.compiling import specialise, template
 from valueapprox.envs import World, env_state, restore_env_state
 from valueapprox.envs.dynamics import observe, reset_state, step_state
@@ -106,7 +111,7 @@ class CompiledLoop:
     @staticmethod
     def fits(agent: ControlAgent, env: gym.Env[Any, Any], world: World) -> bool:
         """Whether nothing stands between world and agent that the loop does not know."""
-        if agent.algorithm == TD:  # its actions are not the kernel's
+        if isinstance(agent, StreamTD):  # its actions are not the kernel's
             return False
         where = env_state(env)
         plain = where is not None and all(name in PLAIN for name, _ in where["wrappers"])

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from valueapprox import DivergenceError, Optimizer, checkpoint, envs
-from valueapprox.agents.checked import Checked, close, fault_of, image_note, is_image
-from valueapprox.agents.control import QRC, ControlAgent, ExpectedSarsa, Sarsa, StreamAC, StreamQ
-from valueapprox.agents.control_loop import Chunk, CompiledLoop
-from valueapprox.agents.rollout import make_environment, resolved_id
-from valueapprox.agents.training import (
+import envs
+from agents.base import AGENTS, ControlAgent
+from agents.checked import Checked, close, fault_of, image_note, is_image
+from agents.control_loop import Chunk, CompiledLoop
+from agents.rollout import make_environment, resolved_id
+from agents.training import (
     CHECKPOINT_FILE,
     LOG_POINTS,
     SAMPLE_EVERY,
@@ -62,14 +62,6 @@ LAST_EPISODES = 100  # whose mean return is shown
 COMPILED_CHUNK = 10_000  # steps of one compiled call
 FIRST_CHUNK = 100
 CHUNK_SECONDS = 0.1  # of the Gymnasium loop: how long Ctrl-C and the progress bar wait
-
-AGENTS: dict[str, type[ControlAgent]] = {
-    "stream-ac": StreamAC,
-    "stream-q": StreamQ,
-    "sarsa": Sarsa,
-    "expected-sarsa": ExpectedSarsa,
-    "qrc": QRC,
-}
 
 #: Settings of some agents alone, handed to them by name.
 OWN = {"entropy": ("stream-ac",), "persistence": ("stream-ac",), "cut": ("stream-q", "qrc")}

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from valueapprox.agents import control_kernels as kernels
+from agents import layout
+from agents.choosing import to_space
 
 __all__ = ["Decoder", "Encoder", "UnsupportedSpaceError", "by_factor", "by_index", "continuous", "encoder", "factors"]
 
@@ -131,9 +132,9 @@ def continuous(space: spaces.Box) -> Decoder:
     # Infinite bounds of integers are stored as the largest of the type.
     below = space.bounded_below.ravel() & (low > -NO_BOUND)
     above = space.bounded_above.ravel() & (high < NO_BOUND)
-    layout = np.zeros((low.size, kernels.N_OF_ENTRY))
-    numbers = layout.ravel()
-    for entry, a, b, bounded_below, bounded_above in zip(layout, low, high, below, above, strict=True):
+    entries = np.zeros((low.size, layout.N_OF_ENTRY))
+    numbers = entries.ravel()
+    for entry, a, b, bounded_below, bounded_above in zip(entries, low, high, below, above, strict=True):
         origin, unit = 0.0, 1.0
         if bounded_below and bounded_above:
             origin, unit = (a + b) / 2.0, (b - a) / 2.0
@@ -141,16 +142,16 @@ def continuous(space: spaces.Box) -> Decoder:
             origin = a + 1.0 if a > 0.0 else 0.0
         elif bounded_above:
             origin = b - 1.0 if b < 0.0 else 0.0
-        entry[kernels.ORIGIN], entry[kernels.UNIT], entry[kernels.WHOLE] = origin, unit, whole
-        entry[kernels.LOW], entry[kernels.HIGH] = a, b
-        entry[kernels.NARROWEST] = NARROWEST / unit if whole and unit > 0.0 else 0.0
+        entry[layout.ORIGIN], entry[layout.UNIT], entry[layout.WHOLE] = origin, unit, whole
+        entry[layout.LOW], entry[layout.HIGH] = a, b
+        entry[layout.NARROWEST] = NARROWEST / unit if whole and unit > 0.0 else 0.0
         both = bounded_below and bounded_above
-        entry[kernels.LEAST] = -1.0 if both else (a - origin if bounded_below else -np.inf)
-        entry[kernels.MOST] = 1.0 if both else (b - origin if bounded_above else np.inf)
+        entry[layout.LEAST] = -1.0 if both else (a - origin if bounded_below else -np.inf)
+        entry[layout.MOST] = 1.0 if both else (b - origin if bounded_above else np.inf)
 
     def decode(index: int, values: np.ndarray) -> np.ndarray:
         action = np.empty(values.size)
-        kernels.to_space(numbers, values, action)
+        to_space(numbers, values, action)
         return action.reshape(space.shape).astype(space.dtype)
 
     return Decoder(2 * low.size, low.size, numbers, decode)

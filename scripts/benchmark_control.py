@@ -17,12 +17,12 @@ from gymnasium import spaces
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from valueapprox import envs
-from valueapprox.agents import control_kernels as kernels
-from valueapprox.agents.console import announce_compile, command_line, console, errors_in_one_line, note
-from valueapprox.agents.control import ControlAgent
-from valueapprox.agents.control_training import AGENTS, ControlRun, ControlSettings
-from valueapprox.agents.rollout import make_environment
+import envs
+from agents import layout
+from agents.base import ControlAgent
+from agents.console import announce_compile, command_line, console, errors_in_one_line, note
+from agents.control_training import AGENTS, ControlRun, ControlSettings
+from agents.rollout import make_environment
 from valueapprox.checks import one_of, positive
 
 CARTPOLE, CHEETAH = "CartPole-v1", "HalfCheetah-v5"
@@ -138,7 +138,7 @@ def disagreement(env_id: str, hidden: tuple[int, ...], dtype: str) -> float:
         agent.start(observation)
     for _ in range(CHECKED_STEPS):
         reward, observation, u = float(rng.normal()), rng.normal(size=ours.encode.size), rng.random()
-        ours.counts[kernels.ACTION] = other.action = int(rng.integers(space.n))
+        ours.counts[layout.ACTION] = other.action = int(rng.integers(space.n))
         for agent in both:
             if u < 0.05:
                 agent.end(reward, observation, u < 0.025)

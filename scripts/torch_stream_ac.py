@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from agents.base import ControlAgent
 from valueapprox import Network
 from valueapprox.agents.control import ControlAgent
 
@@ -88,7 +89,7 @@ class Spread:
 
 
 class TorchStreamAC:
-    """Actor-critic(lambda) with a softmax policy, behind start, step and end, as `valueapprox.agents.control.StreamAC`.
+    """Actor-critic(lambda) with a softmax policy, behind start, step and end, as `agents.actor_critic.StreamAC`.
 
     delta = r + gamma v(s') - v(s)
     critic: grad v(s) into its trace;  actor: grad [log pi(a|s) + 0.01 sign(delta) H(pi(.|s))]

@@ -9,19 +9,11 @@ import sys
 import gymnasium as gym
 import numpy as np
 
-from valueapprox import (
-    Adam,
-    Network,
-    ObGD,
-    Predictions,
-    ValueFunction,
-    VarianceAdjusted,
-    envs,  # registers the compiled worlds
-    fit,
-)
-from valueapprox.agents.control import QRC, StreamAC, StreamQ, StreamTD
-from valueapprox.agents.control_loop import CompiledLoop
-from valueapprox.agents.rollout import Task, make_rollout
+import envs  # registers the compiled worlds
+from agents import QRC, StreamAC, StreamQ, StreamTD
+from agents.control_loop import CompiledLoop
+from agents.rollout import Task, make_rollout
+from valueapprox import Adam, Network, ObGD, Predictions, ValueFunction, VarianceAdjusted, fit
 
 
 def stream(n, d, dtype):

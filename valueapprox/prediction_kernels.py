@@ -47,6 +47,7 @@ from valueapprox.td import (
     UPDATES,
     finite,
     load_row,
+    td_error,
 )
 
 SAMPLE_EVERY, LIMIT, FIRST_LAMBDA = range(3)  # entries of hyper behind those of the optimizer
@@ -151,7 +152,7 @@ def td_errors(w, scratch, spec, v_next, delta, t, s, c, s_next, terminated, gamm
         for o in range(outputs):
             i = j * outputs + o
             v = scratch[j, X, first + np.uint64(o)]
-            delta[i] = dtype(c[t, i]) + dtype(gamma[i]) * v_next[i] - v
+            delta[i] = td_error(dtype(c[t, i]), dtype(gamma[i]), v_next[i], v)
             fine &= finite(delta[i])
     return fine
 

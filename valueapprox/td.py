@@ -70,6 +70,12 @@ def finite(value):
 
 
 @kernel(inline=True)
+def td_error(r, discount, v_next, v):
+    """delta = r + gamma v(s') - v(s), in the arguments' dtype."""
+    return r + discount * v_next - v
+
+
+@kernel(inline=True)
 def load(scratch, s):
     """Put the state s (d,) at the network's inputs; False if an entry is NaN or infinite."""
     fine = True
@@ -140,7 +146,7 @@ def td_lambda(w, z, moments, scalars, count, scratch, before, spec, hyper, stats
     """
     dtype = w.dtype.type
     gamma, lam = setting(spec, hyper, GAMMA), setting(spec, hyper, LAMBDA)
-    delta = dtype(r) + dtype(gamma) * v_next - v
+    delta = td_error(dtype(r), dtype(gamma), v_next, v)
     if finite(delta):
         sampled = is_sampled(count[TRANSITIONS], spec, hyper)
         update(w, z, moments, scalars, count, scratch, before, spec, hyper, stats, dtype(gamma * lam), delta, sampled)
@@ -222,7 +228,7 @@ def learn(
     else:
         if method == MONTE_CARLO and span[1] == memory.shape[0]:
             return w.dtype.type(np.nan), MEMORY_FULL
-        delta = w.dtype.type(r) + w.dtype.type(setting(spec, hyper, GAMMA)) * v_next - v
+        delta = td_error(w.dtype.type(r), w.dtype.type(setting(spec, hyper, GAMMA)), v_next, v)
         fine = finite(delta) and n_step(
             w, z, moments, scalars, count, scratch, before, spec, hyper, stats, r, v_next, memory, span, ended
         )

@@ -14,6 +14,13 @@ import pytest
 from gymnasium import spaces
 from scipy import stats
 
+from agents import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
+from agents import layout as kernels
+from agents.choosing import draw, epsilon_now
+from agents.control_loop import CompiledLoop
+from agents.prediction import Prediction
+from agents.spaces import UnsupportedSpaceError
+from envs import RandomWalk, compiled_world
 from valueapprox import SGD, Adam, DivergenceError, Intentional, ObGD
 from valueapprox.agents import control_kernels as kernels
 from valueapprox.agents.control import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
@@ -626,7 +633,7 @@ def test_a_greedy_actor_breaks_ties_at_random_too():
 def test_epsilon_goes_in_a_straight_line(n_steps, epsilon):
     agent = linear(outputs=(1, 2, 0), epsilon=(0.9, 0.1, 100))
     agent.counts[kernels.STEPS] = n_steps
-    assert kernels.epsilon_now(agent.settings, agent.counts) == pytest.approx(epsilon)
+    assert epsilon_now(agent.settings, agent.counts) == pytest.approx(epsilon)
     assert_frequencies(frequencies(agent), [epsilon / 3, 1 - 2 * epsilon / 3, epsilon / 3])
 
 
@@ -683,12 +690,12 @@ def test_gaussian_samples_have_the_mean_and_spread_that_the_actor_says():
 
 def test_random_numbers_are_uniform_and_streams_have_nothing_to_do_with_each_other():
     def numbers(agent, n=20_000):
-        return np.array([kernels.draw(agent.key, agent.counts) for _ in range(n)])
+        return np.array([draw(agent.key, agent.counts) for _ in range(n)])
 
     agents = [make("q", seed=seed) for seed in (0, 1, 2)]
     streams = [numbers(agent) for agent in agents]
     evaluation = agents[0].actor(seed=0)
-    streams.append(np.array([kernels.draw(evaluation.key, evaluation.counts) for _ in range(20_000)]))
+    streams.append(np.array([draw(evaluation.key, evaluation.counts) for _ in range(20_000)]))
     assert len({agent.key for agent in agents} | {evaluation.key}) == 4
     for u in streams:
         assert stats.kstest(u, "uniform").pvalue > 1e-4
@@ -1191,7 +1198,7 @@ def test_float32_observations_are_normalised_in_float64(name):
 SCRIPT = """
 import numpy as np
 from gymnasium import spaces
-from valueapprox.agents.control import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
+from agents import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
 from valueapprox import Intentional
 
 values = []

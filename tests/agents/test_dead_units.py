@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from agents import QRC, Sarsa, StreamAC, StreamQ
+from agents.base import DEAD_AFTER, FLAT_BELOW
+from agents.control_training import ControlRun, ControlSettings
 from valueapprox import SGD, Network
 from valueapprox.activations import HIDDEN
 from valueapprox.agents.control import DEAD_AFTER, FLAT_BELOW, QRC, Sarsa, StreamAC, StreamQ

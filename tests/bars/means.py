@@ -10,6 +10,9 @@ from gymnasium import spaces
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
+from agents import StreamAC, StreamTD
+from agents import layout as kernels
+from agents.training import Settings
 from valueapprox import Network, Optimizer, Predictions, ValueFunction
 from valueapprox.agents import control_kernels as kernels
 from valueapprox.agents.control import StreamAC, StreamTD
@@ -41,7 +44,7 @@ def of_agent(kind: type[StreamTD] | type[StreamAC], optimizer: Optimizer | None,
     for t in range(rewards.size):
         agent.learn(states[t + 1], rewards[t], ended[t], False, *arrays)
         if ended[t]:
-            kernels.begin(states[t + 1], *arrays)
+            agent.begin(states[t + 1], *arrays)
         if t >= half:
             total += here[0, at] * (memory[kernels.REWARD_SCALE] or 1.0)
     return total / (rewards.size - half)

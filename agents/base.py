@@ -7,27 +7,27 @@ action. The recipe around the algorithms is that of stream-x (Elsayed, Vasan & M
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from valueapprox import SGD, DivergenceError, Intentional, Network, ObGD, Optimizer, checkpoint
-from valueapprox.agents import control_kernels as kernels
-from valueapprox.agents.policies import Policy, uniform
-from valueapprox.agents.spaces import MOST_INDEXED, Decoder, by_factor, by_index, continuous, encoder
+from agents import layout, stream
+from agents.choosing import choose_by_value, epsilon_now, outputs
+from agents.layout import LEARNED
+from agents.spaces import MOST_INDEXED, Decoder, by_index, encoder
+from valueapprox import DivergenceError, Network, ObGD, Optimizer, checkpoint
 from valueapprox.backprop import X
 from valueapprox.checks import aligned_zeros, divergence_advice, one_of, positive, unit_interval
-from valueapprox.compiling import specialise
-from valueapprox.optim import OPTIMIZERS
+from valueapprox.compiling import kernel, specialise
 from valueapprox.optim.base import N_BOUNDED, SUM_OF_STEPS
 from valueapprox.seeding import sequence
 from valueapprox.td import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
 
-__all__ = ["QRC", "ControlAgent", "ExpectedSarsa", "Sarsa", "StreamAC", "StreamQ", "StreamTD"]
+__all__ = ["AGENTS", "Actor", "ControlAgent", "register"]
 
 #: A unit is flat, f'(psi) below 2 % of its largest value, where psi (-abs(psi) for sigmoid, tanh) is at most this.
 FLAT_BELOW = {
@@ -52,8 +52,8 @@ class Learner:
         self.z = np.zeros_like(self.w)
         self.state = optimizer.init(self.w)
         self.hyper = optimizer.hyper(net.layer_names)
-        self.here, self.there = aligned_zeros((kernels.MOST_ALIVE + 1, net.starts[-1]), self.w.dtype), net.scratch()
-        self.here[kernels.MOST_ALIVE] = np.finfo(self.w.dtype).min
+        self.here, self.there = aligned_zeros((layout.MOST_ALIVE + 1, net.starts[-1]), self.w.dtype), net.scratch()
+        self.here[layout.MOST_ALIVE] = np.finfo(self.w.dtype).min
         self.watched = np.zeros(1)  # steps that `MOST_ALIVE` is of
         self.before = np.zeros_like(self.w)
         self.stats = np.zeros((4, max(4, net.n_layers)))
@@ -101,7 +101,7 @@ class Learner:
         self.watched += n_steps
         if self.watched < DEAD_AFTER:
             return {}
-        net, best = self.net, self.here[kernels.MOST_ALIVE]
+        net, best = self.net, self.here[layout.MOST_ALIVE]
         shares = {
             f"dead_units/{name}": float(np.mean(best[start : start + units] <= FLAT_BELOW[net.hidden]))
             for name, start, units in zip(net.layer_names, net.starts[1:], net.sizes[1:-1], strict=False)
@@ -109,6 +109,23 @@ class Learner:
         best[:] = np.finfo(best.dtype).min
         self.watched[:] = 0.0
         return shares
+
+
+# --- how agents of action values choose ------------------------------------------------------------------------------
+
+
+@kernel(inline=True)
+def choose_from_values(agent, first, second, greedy):
+    """Epsilon-greedily, or by softmax: see `choose_by_value`."""
+    start, n = outputs(first.spec)
+    choose_by_value(first.here[X], start, n, agent.settings, agent.counts, agent.key, greedy)
+    return LEARNED
+
+
+@kernel(inline=True)
+def choose_next_from_values(agent, first, second, persist):
+    """The same after an update."""
+    return choose_from_values(agent, first, second, False)
 
 
 class ControlAgent:
@@ -173,7 +190,15 @@ class ControlAgent:
     1
     """
 
-    algorithm = kernels.Q
+    #: On the command line and in files.
+    agent_name: ClassVar[str]
+    #: update(agent, first, second, transition, bootstraps, work) -> (delta, persist): a template or kernel.
+    update: ClassVar[Any]
+    #: choose(agent, first, second, greedy) -> status: at the state whose first network has run.
+    choose: ClassVar[Any] = choose_from_values
+    #: choose_next(agent, first, second, persist) -> status: the same after an update.
+    choose_next: ClassVar[Any] = choose_next_from_values
+    learns_policy: ClassVar[bool] = False
     name = "value"  # of the first network, in the log
     second_name = ""
     default_optimizers: tuple[Optimizer, Optimizer] = (ObGD(kappa=2.0), ObGD(kappa=3.0))
@@ -208,15 +233,14 @@ class ControlAgent:
         self.action_space = action_space
         positive("seed", seed, at_least=0)
         n_inputs = self.encode.size + (time_limit is not None)
-        algorithm, actions = self._algorithm(action_space)
+        actions = self._actions(action_space)
         n_outputs, self._to_space = actions.n_outputs, actions.decode
         self._action_values = np.zeros(actions.n_values)
 
         def network(outputs: int) -> Network:
             return Network((n_inputs, *hidden, outputs), activation, layer_norm=layer_norm, dtype=dtype)
 
-        policy_based = self.algorithm == kernels.ACTOR_CRITIC
-        first = network(1 if policy_based else n_outputs)
+        first = network(1 if self.learns_policy else n_outputs)
         # An agent of one network has a second that is as small as can be and not used: kernels have one signature.
         second = network(n_outputs) if self.second_name else Network((1, 1), dtype=dtype)
         defaults = self.default_optimizers
@@ -226,12 +250,16 @@ class ControlAgent:
         first_rule, second_rule = self.first.optimizer.kernels(), self.second.optimizer.kernels()
         #: What templates of the agent's kernels are specialised with.
         self.kernels = {
-            "improve_first": specialise(kernels.improve, **first_rule),
-            "improve_second": specialise(kernels.improve, **second_rule),
+            "improve_first": specialise(stream.improve, **first_rule),
+            "improve_second": specialise(stream.improve, **second_rule),
             "step_first": first_rule["step"],
             "step_second": second_rule["step"],
         }
-        self.learn = specialise(kernels.step, **self.kernels)
+        for part, chosen in self._own_kernels(action_space).items():
+            self.kernels[part] = specialise(chosen, **self.kernels)
+        self.learn, self.begin, self.act = (
+            specialise(door, **self.kernels) for door in (stream.step, stream.begin, stream.act)
+        )
 
         first_epsilon, last_epsilon, epsilon_steps = (
             epsilon if isinstance(epsilon, tuple | list) else (epsilon, epsilon, 0)
@@ -240,28 +268,27 @@ class ControlAgent:
             raise ValueError(f"temperature is {temperature}; a positive number is wanted, or None for epsilon-greedy")
         if not (average_reward >= 0 and np.isfinite(average_reward)):
             raise ValueError(f"average_reward is {average_reward}; a rate that is not negative is wanted")
-        settings = np.append(np.zeros(kernels.N_SETTINGS), actions.layout)
-        settings[kernels.ALGORITHM] = algorithm
-        settings[kernels.GAMMA], settings[kernels.LAMBDA] = unit_interval("gamma", gamma), unit_interval("lam", lam)
-        settings[kernels.EPSILON_FIRST] = unit_interval("epsilon", first_epsilon)
-        settings[kernels.EPSILON_LAST] = unit_interval("epsilon", last_epsilon)
-        settings[kernels.EPSILON_STEPS] = positive("epsilon's steps", epsilon_steps, at_least=0)
-        settings[kernels.TEMPERATURE] = temperature or 0.0
-        settings[kernels.AVERAGE_REWARD] = average_reward
-        settings[kernels.NORMALISE], settings[kernels.SCALE] = normalise_observations, scale_rewards
-        settings[kernels.KEEP_VALUES] = keep_values
-        settings[kernels.TIME_STEP] = 0.0 if time_limit is None else 1.0 / positive("time_limit", time_limit)
-        settings[kernels.LIMIT_IS_TERMINAL] = not bootstrap_at_limit
+        settings = np.append(np.zeros(layout.N_SETTINGS), actions.layout)
+        settings[layout.GAMMA], settings[layout.LAMBDA] = unit_interval("gamma", gamma), unit_interval("lam", lam)
+        settings[layout.EPSILON_FIRST] = unit_interval("epsilon", first_epsilon)
+        settings[layout.EPSILON_LAST] = unit_interval("epsilon", last_epsilon)
+        settings[layout.EPSILON_STEPS] = positive("epsilon's steps", epsilon_steps, at_least=0)
+        settings[layout.TEMPERATURE] = temperature or 0.0
+        settings[layout.AVERAGE_REWARD] = average_reward
+        settings[layout.NORMALISE], settings[layout.SCALE] = normalise_observations, scale_rewards
+        settings[layout.KEEP_VALUES] = keep_values
+        settings[layout.TIME_STEP] = 0.0 if time_limit is None else 1.0 / positive("time_limit", time_limit)
+        settings[layout.LIMIT_IS_TERMINAL] = not bootstrap_at_limit
         known = list(inspect.signature(self._own_settings).parameters)
         for name in own:
             one_of(f"a setting of {type(self).__name__}", name, known)
         for place, value in self._own_settings(**own).items():
             settings[place] = value
         self.settings = settings
-        both = np.zeros((2, kernels.STATISTICS + 2 * self.encode.size))
+        both = np.zeros((2, layout.STATISTICS + 2 * self.encode.size))
         self.memory = both[0]
-        self.counts = np.zeros(kernels.N_COUNTS, np.int64)
-        self.sums = np.zeros(kernels.N_SUMS)
+        self.counts = np.zeros(layout.N_COUNTS, np.int64)
+        self.sums = np.zeros(layout.N_SUMS)
         self.key = np.uint64(sequence(seed, "actions").generate_state(1, np.uint64)[0])
         work = np.zeros((3, max(self.first.w.size, self.second.w.size)), dtype)
         #: What every kernel gets, in this order.
@@ -272,22 +299,23 @@ class ControlAgent:
             work,
         )
 
-    def _algorithm(self, action_space: gym.Space[Any]) -> tuple[int, Decoder]:
-        """The kernels' code of the algorithm, and what it makes of the action space."""
-        if self.algorithm == kernels.ACTOR_CRITIC and isinstance(action_space, spaces.Box):
-            return kernels.GAUSSIAN_ACTOR_CRITIC, continuous(action_space)
-        if self.algorithm == kernels.ACTOR_CRITIC and isinstance(action_space, MULTI):
-            return kernels.FACTORED_ACTOR_CRITIC, by_factor(action_space)
+    def _own_kernels(self, action_space: gym.Space[Any]) -> dict[str, Any]:
+        """The kernels that one agent alone has, in the order in which they are specialised with those before."""
+        cls = type(self)
+        return {"update": cls.update, "choose": cls.choose, "choose_next": cls.choose_next}
+
+    def _actions(self, action_space: gym.Space[Any]) -> Decoder:
+        """What it makes of the action space."""
         actions = by_index(action_space)
         if actions is not None:
-            return self.algorithm, actions
+            return actions
         if isinstance(action_space, MULTI):
             raise TypeError(
                 f"action_space is {action_space}; expected at most {MOST_INDEXED} actions in all, since "
                 f"{type(self).__name__} learns a value for each. StreamAC chooses each entry by itself"
             )
         expected = "Discrete, MultiDiscrete or MultiBinary"
-        if self.algorithm == kernels.ACTOR_CRITIC:
+        if self.learns_policy:
             raise TypeError(f"action_space is {action_space}; expected Box, {expected}")
         also = ". StreamAC takes Box" if isinstance(action_space, spaces.Box) else ""
         raise TypeError(f"action_space is {action_space}; expected {expected} for {type(self).__name__}{also}")
@@ -300,15 +328,15 @@ class ControlAgent:
 
     def start(self, observation: Any) -> Any:
         """Begin an episode; returns the first action."""
-        status = kernels.begin(self._state(observation), *self.arrays)
-        if status != kernels.LEARNED:
+        status = self.begin(self._state(observation), *self.arrays)
+        if status != layout.LEARNED:
             self.fail(status, 0.0, observation)
         return self._next_action(observation)
 
     def step(self, reward: float, observation: Any) -> Any:
         """Learn from the transition into `observation`, and return the next action."""
         status = self.learn(self._state(observation), float(reward), False, False, *self.arrays)
-        if status != kernels.LEARNED:
+        if status != layout.LEARNED:
             self.fail(status, reward, observation)
         return self._next_action(observation)
 
@@ -316,7 +344,7 @@ class ControlAgent:
         """Learn from the last transition of an episode. `terminated` False: it was cut here, and bootstraps."""
         ended = bool(terminated)
         status = self.learn(self._state(observation), float(reward), ended, not ended, *self.arrays)
-        if status != kernels.LEARNED:
+        if status != layout.LEARNED:
             self.fail(status, reward, observation)
 
     def _state(self, observation: Any) -> np.ndarray:
@@ -331,18 +359,18 @@ class ControlAgent:
 
     def action(self) -> Any:
         """The action that was chosen last, as the environment takes it."""
-        return self._to_space(int(self.counts[kernels.ACTION]), self._action_values)
+        return self._to_space(int(self.counts[layout.ACTION]), self._action_values)
 
     def fail(self, status: int, reward: float, observation: Any) -> None:
         """Raise what the kernel's status means."""
-        if status == kernels.NO_EPISODE:
+        if status == layout.NO_EPISODE:
             raise RuntimeError("no episode is running: call start(observation) first")
         step = self.n_steps + 1
-        if status == kernels.BAD_INPUT:
-            bad_reward = not abs(reward) <= kernels.LARGEST
+        if status == layout.BAD_INPUT:
+            bad_reward = not abs(reward) <= layout.LARGEST
             what = f"the reward is {reward}" if bad_reward else f"the observation is {observation}"
             raise ValueError(
-                f"{what} at step {step}; finite numbers up to {kernels.LARGEST:g} are wanted. Nothing was learned"
+                f"{what} at step {step}; finite numbers up to {layout.LARGEST:g} are wanted. Nothing was learned"
             )
         largest = max(np.abs(learner.w).max() for learner in (self.first, self.second))
         raise DivergenceError(
@@ -361,37 +389,38 @@ class ControlAgent:
     @property
     def n_steps(self) -> int:
         """Number of transitions learned from."""
-        return int(self.counts[kernels.STEPS])
+        return int(self.counts[layout.STEPS])
 
     @property
     def sample_every(self) -> int:
         """Every how many steps the per-layer norms are measured for `diagnostics`; 0, as at first, is never."""
-        return int(self.settings[kernels.SAMPLE_EVERY])
+        return int(self.settings[layout.SAMPLE_EVERY])
 
     @sample_every.setter
     def sample_every(self, steps: int) -> None:
-        self.settings[kernels.SAMPLE_EVERY] = positive("sample_every", steps, at_least=0)
+        self.settings[layout.SAMPLE_EVERY] = positive("sample_every", steps, at_least=0)
 
     def diagnostics(self) -> dict[str, float]:
         """Averages since the last call, by the log's tags: see the README's glossary."""
-        seen = self.sums[kernels.N_LEARNED]
+        seen = self.sums[layout.N_LEARNED]
         values: dict[str, float] = {}
         if seen > 0:
-            values[f"{self.name}/td_error/mean"] = self.sums[kernels.SUM_DELTA] / seen
-            values[f"{self.name}/td_error/rms"] = float(np.sqrt(self.sums[kernels.SUM_DELTA_SQUARED] / seen))
-            if self.algorithm == kernels.ACTOR_CRITIC:
-                values["actor/entropy"] = self.sums[kernels.SUM_ENTROPY] / seen
-                if self.settings[kernels.ALGORITHM] == kernels.GAUSSIAN_ACTOR_CRITIC:
-                    values["actor/spread"] = self.sums[kernels.SUM_SPREAD] / seen
-        if self.algorithm not in (kernels.ACTOR_CRITIC, kernels.TD) and self.settings[kernels.TEMPERATURE] == 0.0:
-            values["agent/epsilon"] = float(kernels.epsilon_now(self.settings, self.counts))
-        if self.settings[kernels.AVERAGE_REWARD] > 0.0:
-            values["agent/mean_reward"] = float(self.memory[kernels.MEAN_REWARD])
+            values[f"{self.name}/td_error/mean"] = self.sums[layout.SUM_DELTA] / seen
+            values[f"{self.name}/td_error/rms"] = float(np.sqrt(self.sums[layout.SUM_DELTA_SQUARED] / seen))
+            values |= self._own_diagnostics(seen)
+        if type(self).choose is choose_from_values and self.settings[layout.TEMPERATURE] == 0.0:
+            values["agent/epsilon"] = float(epsilon_now(self.settings, self.counts))
+        if self.settings[layout.AVERAGE_REWARD] > 0.0:
+            values["agent/mean_reward"] = float(self.memory[layout.MEAN_REWARD])
         for name, learner in ((self.name, self.first), (self.second_name, self.second)):
             if name:
                 values |= {f"{name}/{tag}": number for tag, number in learner.diagnostics(seen).items()}
         self.sums[:] = 0.0
         return values
+
+    def _own_diagnostics(self, n_steps: float) -> dict[str, float]:
+        """What one agent alone logs: averages over the steps since the last call."""
+        return {}
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -443,255 +472,59 @@ class Actor:
         self.counts = agent.counts.copy()
         self.action = agent._action_values.copy()
         self.key = np.uint64(sequence(seed, "evaluation").generate_state(1, np.uint64)[0])
-        self.counts[kernels.DRAWS] = 0
+        self.counts[layout.DRAWS] = 0
         first, second = agent.first, agent.second
         self._nets = (first.w.copy(), first.net.spec, first.net.scratch(), second.w.copy(), second.net.spec)
         self._second_scratch = second.net.scratch()
 
     def start(self, observation: Any) -> Any:
         """The first action of an episode."""
-        self.memory[kernels.TIME] = -0.5
+        self.memory[layout.TIME] = -0.5
         return self._act(observation)
 
     def step(self, observation: Any) -> Any:
         """The next action."""
-        self.memory[kernels.TIME] += self.agent.settings[kernels.TIME_STEP]
+        self.memory[layout.TIME] += self.agent.settings[layout.TIME_STEP]
         return self._act(observation)
 
     def _act(self, observation: Any) -> Any:
         agent = self.agent
-        status = kernels.act(
+        status = agent.act(
             *(agent._state(observation), self.greedy, agent.settings, self.memory, self.counts, self.key, self.action),
-            *(*self._nets, self._second_scratch),
+            *(agent.sums, *self._nets, self._second_scratch),
         )
-        if status == kernels.BAD_INPUT:
-            raise ValueError(f"the observation is {observation}; finite numbers up to {kernels.LARGEST:g} are wanted")
-        if status != kernels.LEARNED:
+        if status == layout.BAD_INPUT:
+            raise ValueError(f"the observation is {observation}; finite numbers up to {layout.LARGEST:g} are wanted")
+        if status != layout.LEARNED:
             raise DivergenceError("an output of the network is infinite or NaN")
-        return agent._to_space(int(self.counts[kernels.ACTION]), self.action)
+        return agent._to_space(int(self.counts[layout.ACTION]), self.action)
 
 
-class StreamAC(ControlAgent):
-    """Actor-critic(lambda), with a softmax policy for discrete actions and a Gaussian one for continuous ones.
+# --- the registry ---------------------------------------------------------------------------------------------------
 
-    delta = r + gamma v(s') - v(s)
-    critic: z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
-    actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along delta z
+#: Every agent that learns to act from a stream, by its name on the command line and in files.
+AGENTS: dict[str, type[ControlAgent]] = {}
 
-    By default the critic's values are means (see `Intentional`), and so biased by no skew of the rewards.
+Class = TypeVar("Class", bound=type[ControlAgent])
 
-    Several discrete entries (MultiDiscrete, MultiBinary) are chosen each by a softmax of its own. The unit of a
-    continuous action is half the distance of its bounds, around their middle: see `spaces.continuous`. A mean
-    that is more than its spread outside of the bounds gets no gradient that would lead it further out.
 
-    entropy
-        Weight of the policy's entropy H in the actor's trace.
-    persistence
-        For discrete actions: the largest probability with which a step draws its action from the same random number u
-        as the step before, instead of from a new one. It is
+def register(name: str) -> Callable[[Class], Class]:
+    """Make an agent known by a name: to commands, checkpoints, documentation and the tests of all agents.
 
-            persistence max(0, 1 - mean |delta| / 0.05) clip((H / log n - 0.5) / 0.3, 0, 1)
-
-        with the mean over about the last 5000 steps, in the unit of scaled rewards, and H the entropy of the policy
-        over n actions. A critic that has come to expect failure, in a task whose goal was not found yet, leaves
-        hardly any error to learn from, and a policy that is still nearly uniform trembles on the spot; so it holds on
-        to an action for some twenty steps. (Exploration by repeated actions: Dabney, Ostrovski & Barreto 2021.) Every
-        action is still taken with probability pi(a|s), but actions depend on each other: while they do, the expected
-        update is not the policy gradient, and the critic's values are those of this behaviour. Both end as soon as
-        there is something to learn, or the policy has made up its mind. 0: independent draws, as published. Gaussian
-        policies, and `actor`s, draw independently always.
+    Raises
+    ------
+    TypeError
+        If the name or the class's name is taken, or the agent has no update.
     """
 
-    algorithm = kernels.ACTOR_CRITIC
-    name, second_name = "critic", "actor"
-    default_optimizers = (Intentional(), ObGD(kappa=3.0))
+    def add(cls: Class) -> Class:
+        for other_name, other in AGENTS.items():
+            if other_name == name or other.__name__ == cls.__name__:
+                raise TypeError(f"name of {cls.__name__} is {name!r}; {other.__name__} is registered as {other_name!r}")
+        if getattr(cls, "update", None) is None:
+            raise TypeError(f"update of {cls.__name__} is missing; expected a kernel, see valueapprox.agents.stream")
+        cls.agent_name = name
+        AGENTS[name] = cls
+        return cls
 
-    def _own_settings(self, entropy: float = 0.01, persistence: float = 0.95) -> dict[int, float]:
-        if not 0 <= entropy < np.inf:
-            raise ValueError(f"entropy is {entropy}; expected a number that is not negative")
-        return {kernels.ENTROPY: entropy, kernels.PERSISTENCE: unit_interval("persistence", persistence)}
-
-
-class StreamQ(ControlAgent):
-    """Q(lambda) of Watkins: delta = r + gamma max_a q(s', a) - q(s, a).
-
-    cut
-        Where the trace is cut for an action that is not greedy. "after", as in the code of stream-x: the update of that
-        action is still credited to the past, then the trace is cleared. "before", as Watkins has it: the trace is
-        cleared before that update, which changes q of that action alone.
-    """
-
-    algorithm = kernels.Q
-
-    def _own_settings(self, cut: str = "after") -> dict[int, float]:
-        return {kernels.CUT_BEFORE: one_of("cut", cut, ("after", "before")) == "before"}
-
-
-class Sarsa(ControlAgent):
-    """Sarsa(lambda): delta = r + gamma q(s', a') - q(s, a), with the action a' that is taken next."""
-
-    algorithm = kernels.SARSA
-
-
-class ExpectedSarsa(ControlAgent):
-    """Expected Sarsa(lambda): delta = r + gamma sum_a pi(a|s') q(s', a) - q(s, a), pi the policy that acts."""
-
-    algorithm = kernels.EXPECTED_SARSA
-
-
-class QRC(ControlAgent):
-    """QRC(lambda): Q with gradient corrections, by a second network h (eqs. 26 to 28 of arXiv 2507.09087).
-
-    regularise
-        beta, the weight decay of h: 1 as in TDRC, 0 as in TDC.
-    cut
-        As for `StreamQ`.
-    """
-
-    algorithm = kernels.QRC
-    second_name = "h"
-    default_optimizers = (SGD(1e-3), SGD(1e-4))
-
-    def _own_settings(self, regularise: float = 1.0, cut: str = "after") -> dict[int, float]:
-        for name, learner in (("optimizer", self.first), ("second_optimizer", self.second)):
-            if learner.optimizer.needs_gradient:
-                plain = ", ".join(c.__name__ for c in OPTIMIZERS.values() if not c.needs_gradient)
-                raise ValueError(
-                    f"{name} is {type(learner.optimizer).__name__}, whose step is made for delta times a trace, and "
-                    f"QRC's is a sum of corrections; expected one of {plain}"
-                )
-        if not 0 <= regularise < np.inf:
-            raise ValueError(f"regularise is {regularise}; a weight that is not negative is wanted")
-        return {
-            kernels.REGULARISE: regularise,
-            kernels.CUT_BEFORE: one_of("cut", cut, ("after", "before")) == "before",
-        }
-
-
-class StreamTD(ControlAgent):
-    """TD(lambda): predicts the discounted sum of rewards under a policy that it is given, and does not change.
-
-    delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
-
-    By default that of `Intentional`, whose values are means.
-
-    Any action space will do. `epsilon`, `temperature` and `second_optimizer` mean nothing here.
-
-    policy
-        ``policy(observation, rng) -> action``, which must be a function of these two alone; None for uniform random. It
-        is asked after the step's learning, so that an error of its own leaves a transition that was learned from.
-    """
-
-    algorithm = kernels.TD
-    default_optimizers = (Intentional(0.1), ObGD(kappa=3.0))
-
-    def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        policy: Policy | None = None,
-        **settings: Any,
-    ) -> None:
-        if policy is not None and not callable(policy):
-            raise TypeError(f"policy is {policy!r}; a function (observation, rng) -> action is wanted, or None")
-        super().__init__(observation_space, action_space, **settings)
-        self.policy = uniform(action_space) if policy is None else policy
-        self.rng = np.random.default_rng(sequence(settings.get("seed", 0), "policy", 0))
-        self._action: Any = None
-        self._scratch = self.first.net.scratch(), self.second.net.scratch()
-
-    def _algorithm(self, action_space: gym.Space[Any]) -> tuple[int, Decoder]:
-        return self.algorithm, Decoder(1, 0, np.zeros(0), lambda index, values: None)
-
-    def _next_action(self, observation: Any) -> Any:
-        self._action = self.policy(observation, self.rng)
-        return self._action
-
-    def action(self) -> Any:
-        """The policy's last action. A restored agent knows it if the space has a shape: Discrete, Box, Multi-...
-
-        Raises
-        ------
-        RuntimeError
-            If there was none yet, or it is not known.
-        """
-        if self._action is None:
-            raise RuntimeError("no action is known: start and step return the policy's")
-        return self._action
-
-    def value(self, observation: Any, elapsed: int | None = None) -> float:
-        """v at an observation, in the rewards' own unit, with the normalisers as they stand. Nothing changes.
-
-        Parameters
-        ----------
-        observation
-            As the environment gives it.
-        elapsed
-            With `time_limit`: the number of steps from the episode's start to this observation. None: as many as the
-            running episode has, or 0 where none runs.
-
-        Raises
-        ------
-        ValueError
-            If the observation is not finite.
-        DivergenceError
-            If the value is not.
-        """
-        memory = self.memory.copy()
-        if elapsed is not None:
-            memory[kernels.TIME] = elapsed * self.settings[kernels.TIME_STEP] - 0.5
-        elif not self.counts[kernels.RUNNING]:
-            memory[kernels.TIME] = -0.5
-        here, here_2 = self._scratch
-        status = kernels.act(
-            *(self._state(observation), True, self.settings, memory, self.counts, self.key, self._action_values),
-            *(self.first.w, self.first.net.spec, here, self.second.w, self.second.net.spec, here_2),
-        )
-        if status == kernels.BAD_INPUT:
-            raise ValueError(f"the observation is {observation}; finite numbers up to {kernels.LARGEST:g} are wanted")
-        v = float(here[X, self.first.net.starts[-2]]) * (memory[kernels.REWARD_SCALE] or 1.0)
-        if not np.isfinite(v):
-            raise DivergenceError("the value is infinite or NaN")
-        return v
-
-    def actor(self, seed: int = 0, greedy: bool = True) -> Actor:
-        """Acts by the policy with random numbers of its own. `greedy` changes nothing."""
-        return PolicyActor(self, seed, greedy)
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """As for the other agents; with the last action, and where the policy's generator stands, as copies."""
-        bits: Any = self.rng.bit_generator.state
-        words = [part for name in ("state", "inc") for part in divmod(bits["state"][name], 2**64)]
-        arrays = super().state_dict()
-        arrays["policy"] = np.array([*words, bits["has_uint32"], bits["uinteger"]], np.uint64)
-        shape = self.action_space.shape
-        if shape is not None:
-            action = np.zeros(shape) if self._action is None else self._action
-            arrays["action"] = np.array(action, self.action_space.dtype).reshape(shape)
-        return arrays
-
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state_dict` gave, of an agent that was made with the same arguments."""
-        super().restore(arrays)
-        state, state_low, inc, inc_low, has_uint32, uinteger = (int(word) for word in arrays["policy"])
-        self.rng.bit_generator.state = {
-            "bit_generator": "PCG64",
-            "state": {"state": state << 64 | state_low, "inc": inc << 64 | inc_low},
-            "has_uint32": has_uint32,
-            "uinteger": uinteger,
-        }
-        self._action = None
-        if self.counts[kernels.RUNNING] and self.action_space.shape is not None:
-            action = arrays["action"].copy()
-            self._action = int(action) if isinstance(self.action_space, spaces.Discrete) else action
-
-
-class PolicyActor(Actor):
-    """Acts by the policy that a `StreamTD` is given."""
-
-    def __init__(self, agent: StreamTD, seed: int, greedy: bool) -> None:
-        super().__init__(agent, seed, greedy)
-        self.policy, self.rng = agent.policy, np.random.default_rng(sequence(seed, "evaluation"))
-
-    def _act(self, observation: Any) -> Any:
-        return self.policy(observation, self.rng)
+    return add

@@ -1,0 +1,49 @@
+"""StreamQ: Q(lambda) of Watkins."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from agents.base import ControlAgent, register
+from agents.choosing import best_value, outputs
+from agents.layout import CUT_BEFORE
+from agents.stream import clear, rescale, value
+from valueapprox.backprop import X, seed_output
+from valueapprox.checks import one_of
+from valueapprox.compiling import placeholder, template
+from valueapprox.td import finite, td_error
+
+improve_first = placeholder("improve_first")
+
+
+@template(inline=True)
+def update(agent, q, unused, t, bootstraps, work):
+    """delta = r + gamma max_a q(s', a) - q(s, a);  z <- gamma lambda z + grad q(s, a);  w <- w + step(delta z)."""
+    start, n = outputs(q.spec)
+    v_next = np.float64(best_value(q.there[X], start, n)) if bootstraps else 0.0
+    delta = td_error(t.r, t.discount, v_next, value(q, t.taken, t.unit))
+    if finite(q.w.dtype.type(delta)):
+        rescale(q, t.unit)
+        if t.exploring != 0 and agent.settings[CUT_BEFORE] != 0.0:
+            clear(q.z)
+        seed_output(q.here, q.spec, t.taken)
+        improve_first(q, t.decay, delta, t.sampled)
+        if t.exploring != 0 and agent.settings[CUT_BEFORE] == 0.0:
+            clear(q.z)
+    return delta, 0.0
+
+
+@register("stream-q")
+class StreamQ(ControlAgent):
+    """Q(lambda) of Watkins: delta = r + gamma max_a q(s', a) - q(s, a).
+
+    cut
+        Where the trace is cut for an action that is not greedy. "after", as in the code of stream-x: the update of that
+        action is still credited to the past, then the trace is cleared. "before", as Watkins has it: the trace is
+        cleared before that update, which changes q of that action alone.
+    """
+
+    update = update
+
+    def _own_settings(self, cut: str = "after") -> dict[int, float]:
+        return {CUT_BEFORE: one_of("cut", cut, ("after", "before")) == "before"}

@@ -1,0 +1,48 @@
+"""Sarsa(lambda)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from agents.base import ControlAgent, register
+from agents.choosing import best_value, choose_by_value, outputs
+from agents.layout import ACTION, EXPLORING, LEARNED
+from agents.stream import rescale, value
+from valueapprox.backprop import X, seed_output
+from valueapprox.compiling import kernel, placeholder, template
+from valueapprox.td import finite, td_error
+
+improve_first = placeholder("improve_first")
+
+
+@template(inline=True)
+def update(agent, q, unused, t, bootstraps, work):
+    """delta = r + gamma q(s', a') - q(s, a);  z <- gamma lambda z + grad q(s, a);  w <- w + step(delta z)."""
+    q_next = 0.0
+    if bootstraps:
+        start, n = outputs(q.spec)
+        choose_by_value(q.there[X], start, n, agent.settings, agent.counts, agent.key, False)
+        q_next = np.float64(q.there[X, start + agent.counts[ACTION]])
+    delta = td_error(t.r, t.discount, q_next, value(q, t.taken, t.unit))
+    if finite(q.w.dtype.type(delta)):
+        rescale(q, t.unit)
+        seed_output(q.here, q.spec, t.taken)
+        improve_first(q, t.decay, delta, t.sampled)
+    return delta, 0.0
+
+
+@kernel(inline=True)
+def choose_next(agent, q, unused, persist):
+    """The action was chosen before the update; whether it is greedy is seen after it."""
+    start, n = outputs(q.spec)
+    taken = q.here[X, start + agent.counts[ACTION]]
+    agent.counts[EXPLORING] = 1 if taken < best_value(q.here[X], start, n) else 0
+    return LEARNED
+
+
+@register("sarsa")
+class Sarsa(ControlAgent):
+    """Sarsa(lambda): delta = r + gamma q(s', a') - q(s, a), with the action a' that is taken next."""
+
+    update = update
+    choose_next = choose_next
