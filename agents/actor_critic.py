@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agents.base import MULTI, ControlAgent, register
-from agents.choosing import (
+from valueapprox import Intentional, ObGD
+from valueapprox.agents.base import MULTI, ControlAgent, register
+from valueapprox.agents.choosing import (
     draw_factors,
     draw_gaussian,
     draw_softmax,
@@ -18,28 +20,55 @@ from agents.choosing import (
     seed_gaussian,
     seed_softmax,
 )
-from agents.layout import DIVERGED, ENTROPY, ERROR_SIZE, LEARNED, PERSISTENCE, STEPS, SUM_ENTROPY, SUM_SPREAD
-from agents.spaces import Decoder, by_factor, continuous
-from agents.stream import rescale, value
-from valueapprox import Intentional, ObGD
+from valueapprox.agents.layout import (
+    DIVERGED,
+    ENTROPY,
+    ERROR_SIZE,
+    LEARNED,
+    PERSISTENCE,
+    RECENT_REWARD,
+    RECENT_SQUARE,
+    STEPS,
+    SUM_ENTROPY,
+    SUM_SPREAD,
+)
+from valueapprox.agents.spaces import Decoder, by_factor, continuous
+from valueapprox.agents.stream import rescale, value
 from valueapprox.backprop import SIZES, D, X, forward, seed_output
 from valueapprox.checks import unit_interval
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.td import finite, td_error
 
-ERROR_DECAY = 0.9998  # the mean size of TD errors is over about the last 5000
-LITTLE_ERROR = 0.05  # in the unit of scaled rewards: below it actions begin to persist
+MEAN_DECAY = 0.9998  # means are over about the last 5000 steps
+LITTLE_ERROR = 0.1  # in the unit of scaled rewards: below it actions begin to persist
+LITTLE_VARIETY = 0.1  # of rewards, their standard deviation over their root mean square: below it, too
 
 improve_first, improve_second = placeholder("improve_first"), placeholder("improve_second")
 draw_action = placeholder("draw_action")  # `draw_softmax`, `draw_factors` or `draw_gaussian`
 seed_policy = placeholder("seed_policy")  # seed_policy(agent, actor, taken, weight, sign) -> H
 
 
+@kernel
+def monotony(reward, delta, memory, counts):
+    """How little there is to learn from: 1 while rewards are all the same and there are no errors; 0 for neither.
+
+    max(0, 1 - mean |delta| / LITTLE_ERROR) max(0, 1 - sd(reward) / (LITTLE_VARIETY rms(reward))), of late.
+    """
+    unbiased = 1.0 / (1.0 - MEAN_DECAY ** (counts[STEPS] + 1))
+    memory[ERROR_SIZE] = MEAN_DECAY * memory[ERROR_SIZE] + (1.0 - MEAN_DECAY) * abs(delta)
+    memory[RECENT_REWARD] = MEAN_DECAY * memory[RECENT_REWARD] + (1.0 - MEAN_DECAY) * reward
+    memory[RECENT_SQUARE] = MEAN_DECAY * memory[RECENT_SQUARE] + (1.0 - MEAN_DECAY) * reward * reward
+    mean, square = memory[RECENT_REWARD] * unbiased, memory[RECENT_SQUARE] * unbiased
+    variety = math.sqrt(max(0.0, 1.0 - mean * mean / square)) if square > 0.0 else 0.0
+    little_error = max(0.0, 1.0 - memory[ERROR_SIZE] * unbiased / LITTLE_ERROR)
+    return little_error * max(0.0, 1.0 - variety / LITTLE_VARIETY)
+
+
 @template(inline=True)
 def update(agent, critic, actor, t, bootstraps, work):
     """The critic's delta, then actor and critic along it; see `StreamAC`.
 
-    Where the mean |delta| is below LITTLE_ERROR, the next action may be drawn from the last one's number.
+    Where rewards and deltas tell little, the next action may be drawn from the last one's number.
     """
     settings, memory = agent.settings, agent.memory
     v_next = np.float64(critic.there[X, outputs(critic.spec)[0]]) if bootstraps else 0.0
@@ -50,9 +79,7 @@ def update(agent, critic, actor, t, bootstraps, work):
         seed_output(critic.here, critic.spec, 0)
         sign = 1.0 if delta > 0.0 else (-1.0 if delta < 0.0 else 0.0)
         agent.sums[SUM_ENTROPY] += seed_policy(agent, actor, t.taken, settings[ENTROPY] * sign, sign)
-        memory[ERROR_SIZE] = ERROR_DECAY * memory[ERROR_SIZE] + (1.0 - ERROR_DECAY) * abs(delta)
-        mean_error = memory[ERROR_SIZE] / (1.0 - ERROR_DECAY ** (agent.counts[STEPS] + 1))
-        persist = settings[PERSISTENCE] * max(0.0, 1.0 - mean_error / LITTLE_ERROR)
+        persist = settings[PERSISTENCE] * monotony(t.reward, delta, memory, agent.counts)
         improve_second(actor, t.decay, delta, t.sampled)
         improve_first(critic, t.decay, delta, t.sampled)
     return delta, persist
@@ -131,22 +158,24 @@ class StreamAC(ControlAgent):
         For discrete actions: the largest probability with which a step draws its action from the same random number u
         as the step before, instead of from a new one. It is
 
-            persistence max(0, 1 - mean |delta| / 0.05) clip((H / log n - 0.5) / 0.3, 0, 1)
+            persistence max(0, 1 - mean |delta| / 0.1) max(0, 1 - sd / (0.1 rms)) clip((H / log n - 0.5) / 0.3, 0, 1)
 
-        with the mean over about the last 5000 steps, in the unit of scaled rewards, and H the entropy of the policy
-        over n actions. A critic that has come to expect failure, in a task whose goal was not found yet, leaves
-        hardly any error to learn from, and a policy that is still nearly uniform trembles on the spot; so it holds on
-        to an action for some twenty steps. (Exploration by repeated actions: Dabney, Ostrovski & Barreto 2021.) Every
-        action is still taken with probability pi(a|s), but actions depend on each other: while they do, the expected
-        update is not the policy gradient, and the critic's values are those of this behaviour. Both end as soon as
-        there is something to learn, or the policy has made up its mind. 0: independent draws, as published. Gaussian
-        policies, and `actor`s, draw independently always.
+        with means over about the last 5000 steps, delta in the unit of scaled rewards, sd and rms the standard
+        deviation and the root mean square of the rewards as they come, and H the entropy of the policy over n actions.
+        So it is for tasks in which all rewards are alike, such as -1 a step until a goal is found. A critic that has
+        come to expect failure, in a task whose goal was not found yet, leaves hardly any error to learn from, and a
+        policy that is still nearly uniform trembles on the spot; so it holds on to an action for some twenty steps.
+        (Exploration by repeated actions: Dabney, Ostrovski & Barreto 2021.) Every action is still taken with
+        probability pi(a|s), but actions depend on each other: while they do, the expected update is not the policy
+        gradient, and the critic's values are those of this behaviour. Both end as soon as there is something to learn,
+        or the policy has made up its mind. 0: independent draws, as published. Gaussian policies, and `actor`s, draw
+        independently always.
     """
 
     update, choose, choose_next = update, choose, choose_next
     learns_policy = True
     name, second_name = "critic", "actor"
-    default_optimizers = (Intentional(), ObGD(kappa=3.0))
+    default_optimizers = (Intentional(0.3), ObGD(kappa=3.0))
 
     def _own_settings(self, entropy: float = 0.01, persistence: float = 0.95) -> dict[int, float]:
         if not 0 <= entropy < np.inf:

@@ -15,11 +15,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agents import layout, stream
-from agents.choosing import choose_by_value, epsilon_now, outputs
-from agents.layout import LEARNED
-from agents.spaces import MOST_INDEXED, Decoder, by_index, encoder
 from valueapprox import DivergenceError, Network, ObGD, Optimizer, checkpoint
+from valueapprox.agents import layout, stream
+from valueapprox.agents.choosing import choose_by_value, epsilon_now, outputs
+from valueapprox.agents.layout import LEARNED
+from valueapprox.agents.spaces import MOST_INDEXED, Decoder, by_index, encoder
 from valueapprox.backprop import X
 from valueapprox.checks import aligned_zeros, divergence_advice, one_of, positive, unit_interval
 from valueapprox.compiling import kernel, specialise
@@ -143,10 +143,10 @@ class ControlAgent:
     hidden
         Units of each hidden layer; the actor, or h of QRC, has a network of its own with the same ones.
     optimizer, second_optimizer
-        Of the value network, and of the actor or QRC's h. If not given, Intentional() for the critic of an actor-critic
-        and Intentional(0.1) for `StreamTD`, whose values are then means; ObGD(kappa=3) for the actor; ObGD(kappa=2) for
-        action values, as published, which are biased (see `ObGD`); for QRC, whose direction is not a trace alone,
-        SGD(1e-3) and SGD(1e-4), ten times the published 1e-4 and 1e-5.
+        Of the value network, and of the actor or QRC's h. If not given, Intentional(0.3) for the critic of an
+        actor-critic and Intentional(0.1) for `StreamTD`, whose values are then means; ObGD(kappa=3) for the actor;
+        ObGD(kappa=2) for action values, as published, which are biased (see `ObGD`); for QRC, whose direction is not a
+        trace alone, SGD(1e-3) and SGD(1e-4), ten times the published 1e-4 and 1e-5.
     gamma, lam
         Discount and trace decay, in [0, 1].
     normalise_observations

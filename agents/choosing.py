@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from agents.layout import (
+from valueapprox.agents.layout import (
     ACTION,
     ACTIONS,
     DECIDED,

@@ -12,11 +12,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.base import ControlAgent
-from agents.checked import Checked, close, fault_of
-from agents.control_training import ControlSettings
-from agents.evaluation import Estimate, interval_of_mean
-from agents.rollout import make_environment
+from valueapprox.agents.base import ControlAgent
+from valueapprox.agents.checked import Checked, close, fault_of
+from valueapprox.agents.control_training import ControlSettings
+from valueapprox.agents.evaluation import Estimate, interval_of_mean
+from valueapprox.agents.rollout import make_environment
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
 from valueapprox.seeding import seed_for

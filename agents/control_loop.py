@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from agents.base import ControlAgent
-from agents.choosing import in_space
-from agents.layout import ACTION, ACTIONS, DIVERGED, LEARNED
-from agents.spaces import encoder
-from agents.stream import begin, step
-from agents.td import StreamTD
-from envs import World, env_state, restore_env_state
-from envs.dynamics import observe, reset_state, step_state
+from valueapprox.agents.base import ControlAgent
+from valueapprox.agents.choosing import in_space
+from valueapprox.agents.layout import ACTION, ACTIONS, DIVERGED, LEARNED
+from valueapprox.agents.spaces import encoder
+from valueapprox.agents.stream import begin, step
+from valueapprox.agents.td import StreamTD
 from valueapprox.compiling import specialise, template
 from valueapprox.envs import World, env_state, restore_env_state
 from valueapprox.envs.dynamics import observe, reset_state, step_state

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-import envs
-from agents.base import AGENTS, ControlAgent
-from agents.checked import Checked, close, fault_of, image_note, is_image
-from agents.control_loop import Chunk, CompiledLoop
-from agents.rollout import make_environment, resolved_id
-from agents.training import (
+from valueapprox import DivergenceError, Optimizer, checkpoint, envs
+from valueapprox.agents.base import AGENTS, ControlAgent
+from valueapprox.agents.checked import Checked, close, fault_of, image_note, is_image
+from valueapprox.agents.control_loop import Chunk, CompiledLoop
+from valueapprox.agents.rollout import make_environment, resolved_id
+from valueapprox.agents.training import (
     CHECKPOINT_FILE,
     LOG_POINTS,
     SAMPLE_EVERY,

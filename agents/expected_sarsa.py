@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agents.base import ControlAgent, register
-from agents.choosing import expected_value, outputs
-from agents.stream import rescale, value
+from valueapprox.agents.base import ControlAgent, register
+from valueapprox.agents.choosing import expected_value, outputs
+from valueapprox.agents.stream import rescale, value
 from valueapprox.backprop import X, seed_output
 from valueapprox.compiling import placeholder, template
 from valueapprox.td import finite, td_error

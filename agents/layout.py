@@ -44,8 +44,8 @@ ORIGIN, UNIT, LOW, HIGH, LEAST, MOST, WHOLE, NARROWEST, N_OF_ENTRY = range(9)
 
 # Positions in memory: the reward's scaling (its divisor 0 while there is none), the average reward, QRC's scalar trace,
 # the mean size of TD errors before its bias is corrected, the number from which the last action was drawn, the time,
-# then the observation's statistics. Its second half is what the first was before the step, to go back to if the step is
-# refused.
+# the mean reward and its mean square of late, before their bias is corrected, then the observation's statistics. Its
+# second half is what the first was before the step, to go back to if the step is refused.
 (
     DISCOUNTED,
     REWARDS_SEEN,
@@ -57,9 +57,11 @@ ORIGIN, UNIT, LOW, HIGH, LEAST, MOST, WHOLE, NARROWEST, N_OF_ENTRY = range(9)
     ERROR_SIZE,
     DRAWN,
     TIME,
+    RECENT_REWARD,
+    RECENT_SQUARE,
     OBSERVATIONS_SEEN,
     STATISTICS,
-) = range(12)
+) = range(14)
 
 # Positions in counts: numbers drawn, steps learned from, the action to be taken, whether it is not the greedy one,
 # and whether an episode runs.
@@ -70,8 +72,6 @@ N_LEARNED, SUM_DELTA, SUM_DELTA_SQUARED, SUM_ENTROPY, SUM_SPREAD, N_SUMS = range
 
 LEARNED, BAD_INPUT, DIVERGED, NO_EPISODE = range(4)  # status
 LARGEST = 1e30  # observation or reward
-ERROR_DECAY = 0.9998  # the mean size of TD errors is over about the last 5000
-LITTLE_ERROR = 0.05  # in the unit of scaled rewards: below it a stream-ac's actions begin to persist
 UNDECIDED, DECIDED = 0.8, 0.5  # share of the largest entropy at which they persist most, and not at all
 MOST_ALIVE = ROWS  # one more row of the scratch for s, see `remember_units`
 WATCH_EVERY = 3  # steps; each would cost 1 % in a compiled world
@@ -116,6 +116,7 @@ class Transition(NamedTuple):
     """What an agent's update is told of the transition, beside s and s' in the networks' scratch."""
 
     r: float  # scaled, the mean reward taken off
+    reward: float  # as it came
     discount: float  # gamma; 0 where s' is terminal and there is nothing to bootstrap
     decay: float  # gamma lambda
     unit: float  # by which all values are to be multiplied, as the unit of rewards has changed

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.base import ControlAgent, register
-from agents.choosing import best_value, outputs
-from agents.layout import CUT_BEFORE
-from agents.stream import clear, rescale, value
+from valueapprox.agents.base import ControlAgent, register
+from valueapprox.agents.choosing import best_value, outputs
+from valueapprox.agents.layout import CUT_BEFORE
+from valueapprox.agents.stream import clear, rescale, value
 from valueapprox.backprop import X, seed_output
 from valueapprox.checks import one_of
 from valueapprox.compiling import placeholder, template

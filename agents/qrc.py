@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.base import ControlAgent, register
-from agents.choosing import best_value, outputs
-from agents.layout import CUT_BEFORE, REGULARISE, SCALAR_TRACE
-from agents.stream import clear, rescale, stretch_last_layer, value
 from valueapprox import SGD
+from valueapprox.agents.base import ControlAgent, register
+from valueapprox.agents.choosing import best_value, outputs
+from valueapprox.agents.layout import CUT_BEFORE, REGULARISE, SCALAR_TRACE
+from valueapprox.agents.stream import clear, rescale, stretch_last_layer, value
 from valueapprox.backprop import SIZES, X, backward, forward, seed_output, store_gradient
 from valueapprox.checks import one_of
 from valueapprox.compiling import kernel, placeholder, template

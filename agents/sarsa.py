@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.base import ControlAgent, register
-from agents.choosing import best_value, choose_by_value, outputs
-from agents.layout import ACTION, EXPLORING, LEARNED
-from agents.stream import rescale, value
+from valueapprox.agents.base import ControlAgent, register
+from valueapprox.agents.choosing import best_value, choose_by_value, outputs
+from valueapprox.agents.layout import ACTION, EXPLORING, LEARNED
+from valueapprox.agents.stream import rescale, value
 from valueapprox.backprop import X, seed_output
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.td import finite, td_error

@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agents import layout
-from agents.choosing import to_space
+from valueapprox.agents import layout
+from valueapprox.agents.choosing import to_space
 
 __all__ = ["Decoder", "Encoder", "UnsupportedSpaceError", "by_factor", "by_index", "continuous", "encoder", "factors"]
 

@@ -13,8 +13,9 @@ import math
 
 import numpy as np
 
-from agents.choosing import outputs
-from agents.layout import (
+from valueapprox.activations import SIGMOID, TANH
+from valueapprox.agents.choosing import outputs
+from valueapprox.agents.layout import (
     ACTION,
     AVERAGE_REWARD,
     BAD_INPUT,
@@ -54,7 +55,6 @@ from agents.layout import (
     Net,
     Transition,
 )
-from valueapprox.activations import SIGMOID, TANH
 from valueapprox.backprop import (
     HAT,
     HIDDEN_CODE,
@@ -263,7 +263,7 @@ def learn(observation, reward, terminated, truncated, agent, first, second, work
     every = int(settings[SAMPLE_EVERY])
     sampled = every > 0 and counts[STEPS] % every == 0
     decay = settings[GAMMA] * settings[LAMBDA]
-    transition = Transition(r - memory[MEAN_REWARD], discount, decay, unit, taken, exploring, sampled)
+    transition = Transition(r - memory[MEAN_REWARD], reward, discount, decay, unit, taken, exploring, sampled)
     delta, persist = update(agent, first, second, transition, not no_future, work)
     if not finite(dtype(delta)):
         copy_memory(memory, settings, memory.size // 2, 0)

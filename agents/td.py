@@ -9,13 +9,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from agents.base import Actor, ControlAgent
-from agents.choosing import outputs
-from agents.layout import BAD_INPUT, LARGEST, LEARNED, REWARD_SCALE, RUNNING, TIME, TIME_STEP
-from agents.policies import Policy, uniform
-from agents.spaces import Decoder
-from agents.stream import rescale, value
 from valueapprox import DivergenceError, Intentional, ObGD
+from valueapprox.agents.base import Actor, ControlAgent
+from valueapprox.agents.choosing import outputs
+from valueapprox.agents.layout import BAD_INPUT, LARGEST, LEARNED, REWARD_SCALE, RUNNING, TIME, TIME_STEP
+from valueapprox.agents.policies import Policy, uniform
+from valueapprox.agents.spaces import Decoder
+from valueapprox.agents.stream import rescale, value
 from valueapprox.backprop import X, seed_output
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.seeding import sequence

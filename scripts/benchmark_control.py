@@ -17,12 +17,12 @@ from gymnasium import spaces
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-import envs
-from agents import layout
-from agents.base import ControlAgent
-from agents.console import announce_compile, command_line, console, errors_in_one_line, note
-from agents.control_training import AGENTS, ControlRun, ControlSettings
-from agents.rollout import make_environment
+from valueapprox import envs
+from valueapprox.agents import layout
+from valueapprox.agents.base import ControlAgent
+from valueapprox.agents.console import announce_compile, command_line, console, errors_in_one_line, note
+from valueapprox.agents.control_training import AGENTS, ControlRun, ControlSettings
+from valueapprox.agents.rollout import make_environment
 from valueapprox.checks import one_of, positive
 
 CARTPOLE, CHEETAH = "CartPole-v1", "HalfCheetah-v5"

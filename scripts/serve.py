@@ -27,7 +27,7 @@ from valueapprox.optim import OPTIMIZERS, STREAM_ADAM, Adam
 from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
 
 if TYPE_CHECKING:
-    from agents.base import ControlAgent
+    from valueapprox.agents.base import ControlAgent
     from valueapprox.service.ray_actor import RemoteService
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
@@ -321,7 +321,7 @@ def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
     x = (s - mean) / sd, and values are of rewards r / c. So W' = W / sd and b' = b - (mean / sd) W in the first layer,
     W' = c W and b' = c b in the last. In float64, since mean / sd may be large. A time feature stays as it is.
     """
-    from agents.layout import NORMALISE, OBSERVATIONS_SEEN, REWARD_SPREAD, REWARDS_SEEN, SCALE, STATISTICS
+    from valueapprox.agents.layout import NORMALISE, OBSERVATIONS_SEEN, REWARD_SPREAD, REWARDS_SEEN, SCALE, STATISTICS
 
     net, w = replace(agent.first.net, dtype="float64"), agent.first.w.astype(np.float64)
     layers = [(weights.copy(), None if biases is None else biases.copy()) for weights, biases in net.unpack(w)]

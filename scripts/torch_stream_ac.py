@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from agents.base import ControlAgent
 from valueapprox import Network
-from valueapprox.agents.control import ControlAgent
+from valueapprox.agents.base import ControlAgent
 
 GAMMA, LAM, KAPPA_CRITIC, KAPPA_ACTOR, ENTROPY = 0.99, 0.8, 2.0, 3.0, 0.01
 

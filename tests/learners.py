@@ -9,11 +9,19 @@ import sys
 import gymnasium as gym
 import numpy as np
 
-import envs  # registers the compiled worlds
-from agents import QRC, StreamAC, StreamQ, StreamTD
-from agents.control_loop import CompiledLoop
-from agents.rollout import Task, make_rollout
-from valueapprox import Adam, Network, ObGD, Predictions, ValueFunction, VarianceAdjusted, fit
+from valueapprox import (
+    Adam,
+    Network,
+    ObGD,
+    Predictions,
+    ValueFunction,
+    VarianceAdjusted,
+    envs,  # registers the compiled worlds
+    fit,
+)
+from valueapprox.agents import QRC, StreamAC, StreamQ, StreamTD
+from valueapprox.agents.control_loop import CompiledLoop
+from valueapprox.agents.rollout import Task, make_rollout
 
 
 def stream(n, d, dtype):

@@ -14,16 +14,10 @@ import pytest
 from gymnasium import spaces
 from scipy import stats
 
-from agents import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
-from agents import layout as kernels
-from agents.choosing import draw, epsilon_now
-from agents.control_loop import CompiledLoop
-from agents.prediction import Prediction
-from agents.spaces import UnsupportedSpaceError
-from envs import RandomWalk, compiled_world
 from valueapprox import SGD, Adam, DivergenceError, Intentional, ObGD
-from valueapprox.agents import control_kernels as kernels
-from valueapprox.agents.control import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
+from valueapprox.agents import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
+from valueapprox.agents import layout as kernels
+from valueapprox.agents.choosing import draw, epsilon_now
 from valueapprox.agents.control_loop import CompiledLoop
 from valueapprox.agents.prediction import Prediction
 from valueapprox.agents.spaces import UnsupportedSpaceError
@@ -303,7 +297,7 @@ OPTIMIZERS = {
 def test_learning_equals_a_second_implementation(name, optimizer):
     first, second, rule, rule_2, settings = OPTIMIZERS[optimizer]
     if "qrc" in name and first.needs_gradient:
-        with pytest.raises(ValueError, match=r"optimizer is Intentional.*QRC.*; expected one of SGD, Momentum"):
+        with pytest.raises(ValueError, match=r"optimizer is Intentional.*QRC.*; expected one of SGD, Adam"):
             make(name, optimizer=first, second_optimizer=second)
         return
     if "qrc" in name and "whole" in optimizer:
@@ -1198,7 +1192,7 @@ def test_float32_observations_are_normalised_in_float64(name):
 SCRIPT = """
 import numpy as np
 from gymnasium import spaces
-from agents import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
+from valueapprox.agents import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
 from valueapprox import Intentional
 
 values = []

@@ -13,14 +13,13 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import envs
-from agents import control_training, pictures
-from agents.base import ControlAgent
-from agents.control_evaluation import Film, evaluate
-from agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
-from agents.layout import DISCOUNTED
-from agents.training import CHECKPOINT_FILE
-from valueapprox import CheckpointError, checkpoint
+from valueapprox import CheckpointError, checkpoint, envs
+from valueapprox.agents import control_training, pictures
+from valueapprox.agents.base import ControlAgent
+from valueapprox.agents.control_evaluation import Film, evaluate
+from valueapprox.agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.layout import DISCOUNTED
+from valueapprox.agents.training import CHECKPOINT_FILE
 from valueapprox.optim import OPTIMIZERS, Intentional, ObGD
 from valueapprox.telemetry import read_metrics
 

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents import QRC, Sarsa, StreamAC, StreamQ
-from agents.base import DEAD_AFTER, FLAT_BELOW
-from agents.control_training import ControlRun, ControlSettings
 from valueapprox import SGD, Network
 from valueapprox.activations import HIDDEN
-from valueapprox.agents.control import DEAD_AFTER, FLAT_BELOW, QRC, Sarsa, StreamAC, StreamQ
+from valueapprox.agents import QRC, Sarsa, StreamAC, StreamQ
+from valueapprox.agents.base import DEAD_AFTER, FLAT_BELOW
 from valueapprox.agents.control_training import ControlRun, ControlSettings
 from valueapprox.gradient_flow import gradient_flow
 from valueapprox.telemetry import read_metrics

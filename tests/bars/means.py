@@ -10,12 +10,9 @@ from gymnasium import spaces
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from agents import StreamAC, StreamTD
-from agents import layout as kernels
-from agents.training import Settings
 from valueapprox import Network, Optimizer, Predictions, ValueFunction
-from valueapprox.agents import control_kernels as kernels
-from valueapprox.agents.control import StreamAC, StreamTD
+from valueapprox.agents import StreamAC, StreamTD
+from valueapprox.agents import layout as kernels
 from valueapprox.agents.training import Settings
 from valueapprox.optim import OPTIMIZERS
 from valueapprox.service import ServiceSettings

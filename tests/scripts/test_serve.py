@@ -16,13 +16,9 @@ import numpy as np
 import pytest
 import tyro
 
-from agents import control_training, training
-from agents import layout as kernels
-from agents.control_training import ControlRun, ControlSettings
-from agents.training import Run, Settings
 from valueapprox import CheckpointError, ValueFunction, checkpoint
-from valueapprox.agents import control_kernels as kernels
 from valueapprox.agents import control_training, training
+from valueapprox.agents import layout as kernels
 from valueapprox.agents.control_training import ControlRun, ControlSettings
 from valueapprox.agents.training import Run, Settings
 from valueapprox.service import Client, ReadOnly, Service, Transitions, service
