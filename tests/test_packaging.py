@@ -94,7 +94,7 @@ def test_the_installed_package_leaves_the_name_agents_to_others(wheel, tmp_path)
         archive.extractall(site)
     (site / "agents").mkdir()
     (site / "agents" / "__init__.py").write_text("Agent = 'of another package'")
-    code = "import agents, valueapprox.agents.control as c, valueapprox; print(agents.Agent); print(c.__file__)"
+    code = "import agents, valueapprox.agents.base as c, valueapprox; print(agents.Agent); print(c.__file__)"
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
