@@ -40,7 +40,7 @@ from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.td import finite, td_error
 
 MEAN_DECAY = 0.9998  # means are over about the last 5000 steps
-LITTLE_ERROR = 0.1  # in the unit of scaled rewards: below it actions begin to persist
+LITTLE_ERROR = 0.05  # in the unit of scaled rewards: below it actions begin to persist
 LITTLE_VARIETY = 0.1  # of rewards, their standard deviation over their root mean square: below it, too
 
 improve_first, improve_second = placeholder("improve_first"), placeholder("improve_second")
@@ -158,7 +158,7 @@ class StreamAC(ControlAgent):
         For discrete actions: the largest probability with which a step draws its action from the same random number u
         as the step before, instead of from a new one. It is
 
-            persistence max(0, 1 - mean |delta| / 0.1) max(0, 1 - sd / (0.1 rms)) clip((H / log n - 0.5) / 0.3, 0, 1)
+            persistence max(0, 1 - mean |delta| / 0.05) max(0, 1 - sd / (0.1 rms)) clip((H / log n - 0.5) / 0.3, 0, 1)
 
         with means over about the last 5000 steps, delta in the unit of scaled rewards, sd and rms the standard
         deviation and the root mean square of the rewards as they come, and H the entropy of the policy over n actions.
@@ -175,7 +175,7 @@ class StreamAC(ControlAgent):
     update, choose, choose_next = update, choose, choose_next
     learns_policy = True
     name, second_name = "critic", "actor"
-    default_optimizers = (Intentional(0.3), ObGD(kappa=3.0))
+    default_optimizers = (Intentional(), ObGD(kappa=3.0))
 
     def _own_settings(self, entropy: float = 0.01, persistence: float = 0.95) -> dict[int, float]:
         if not 0 <= entropy < np.inf:

@@ -143,7 +143,7 @@ class ControlAgent:
     hidden
         Units of each hidden layer; the actor, or h of QRC, has a network of its own with the same ones.
     optimizer, second_optimizer
-        Of the value network, and of the actor or QRC's h. If not given, Intentional(0.3) for the critic of an
+        Of the value network, and of the actor or QRC's h. If not given, Intentional() for the critic of an
         actor-critic and Intentional(0.1) for `StreamTD`, whose values are then means; ObGD(kappa=3) for the actor;
         ObGD(kappa=2) for action values, as published, which are biased (see `ObGD`); for QRC, whose direction is not a
         trace alone, SGD(1e-3) and SGD(1e-4), ten times the published 1e-4 and 1e-5.
