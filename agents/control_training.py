@@ -155,7 +155,7 @@ class ControlSettings:
     def of_others(agent: str) -> list[str]:
         """Names of the settings that mean nothing to an agent."""
         names = [name for name, owners in OWN.items() if agent not in owners]
-        names += ["schedule_steps", "epsilon", "temperature"] if agent == "stream-ac" else []
+        names += ["schedule_steps", "epsilon", "temperature"] if AGENTS[agent].learns_policy else []
         return names if AGENTS[agent].second_name else [*names, "actor_alpha", "actor_kappa"]
 
     def check(self) -> None:
