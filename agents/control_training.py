@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -63,6 +63,12 @@ COMPILED_CHUNK = 10_000  # steps of one compiled call
 FIRST_CHUNK = 100
 CHUNK_SECONDS = 0.1  # of the Gymnasium loop: how long Ctrl-C and the progress bar wait
 
+if TYPE_CHECKING:
+    AgentName: TypeAlias = str
+    OptimizerName: TypeAlias = str
+else:  # what is registered is what the command line knows
+    AgentName, OptimizerName = Literal[tuple(AGENTS)], Literal[("auto", *OPTIMIZERS)]
+
 #: Settings of some agents alone, handed to them by name.
 OWN = {"entropy": ("stream-ac",), "persistence": ("stream-ac",), "cut": ("stream-q", "qrc")}
 
@@ -75,7 +81,7 @@ class ControlSettings:
     """Id of a Gymnasium environment; module:Id for one that a module registers."""
     env_args: dict[str, str] = field(default_factory=dict)
     """Arguments of the environment, e.g. --env-args max_episode_steps 1000."""
-    agent: Literal["stream-ac", "stream-q", "sarsa", "expected-sarsa", "qrc"] = "stream-ac"
+    agent: AgentName = "stream-ac"
     """Who learns: actor-critic(lambda), Q(lambda), Sarsa(lambda), Expected Sarsa(lambda), QRC(lambda)."""
     steps: int = 300_000
     """Transitions to learn from, each once."""
@@ -89,18 +95,7 @@ class ControlSettings:
     """Discount, in [0, 1]."""
     lam: float = 0.8
     """Trace decay, in [0, 1]."""
-    optimizer: Literal[
-        "auto",
-        "obgd",
-        "adaptive_obgd",
-        "decayed_max",
-        "intentional",
-        "variance_adjusted",
-        "sgd",
-        "momentum",
-        "rmsprop",
-        "adam",
-    ] = "auto"
+    optimizer: OptimizerName = "auto"
     """Turns delta times the trace into an update; auto is the agent's own: obgd; stream-ac's critic intentional."""
     alpha: float | None = None
     """Step size; the optimizer's own if not given."""

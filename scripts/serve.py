@@ -9,7 +9,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,10 @@ from valueapprox.service import JournalError, Service, ServiceError, ServiceSett
 if TYPE_CHECKING:
     from valueapprox.agents.base import ControlAgent
     from valueapprox.service.ray_actor import RemoteService
+
+    OptimizerName: TypeAlias = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
 OPERATION = (
@@ -85,9 +89,7 @@ class Serve:
     """New: what the predictions are called."""
     separate: bool = False
     """New: a network for each prediction instead of one for all."""
-    optimizer: Literal[
-        "sgd", "momentum", "rmsprop", "adam", "obgd", "adaptive_obgd", "decayed_max", "intentional", "variance_adjusted"
-    ] = "adam"
+    optimizer: OptimizerName = "adam"
     """New: turns delta times the trace into an update."""
     alpha: float | None = None
     """New: step size; the optimizer's own if not given."""

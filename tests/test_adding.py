@@ -1,0 +1,107 @@
+"""The examples of docs/adding.md, as they stand: each in a file of its own, registered, and used everywhere."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from valueapprox import Network, Optimizer, Predictions, ValueFunction, envs, fit
+from valueapprox.agents import AGENTS
+from valueapprox.agents.control_loop import CompiledLoop
+from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.optim import OPTIMIZERS
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "adding.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def example(request, tmp_path):
+    """The module of an example, which is forgotten afterwards."""
+    known = dict(OPTIMIZERS), dict(AGENTS)
+    path = tmp_path / f"example_{request.param}.py"
+    path.write_text(EXAMPLES[request.param])
+    assert len(EXAMPLES[request.param].splitlines()) < 60
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    for registry, before in zip((OPTIMIZERS, AGENTS), known, strict=True):
+        registry.clear()
+        registry.update(before)
+
+
+@pytest.mark.parametrize("example", [0], indirect=True)
+def test_an_optimizer_is_one_file(example, tmp_path):
+    lion = example.Lion(0.25, beta1=0.5, beta2=0.5)
+    v = ValueFunction(Network((2, 1), bias=False, dtype="float64"), lion, scheme="zeros")
+    v.learn([1.0, -2.0], 1.0, [0.0, 0.0])  # u = (1, -2): w = (0.25, -0.25), m = (0.5, -1)
+    np.testing.assert_array_equal(v.w, [0.25, -0.25])
+    np.testing.assert_array_equal(v.state.moments, [[0.5, -1.0]])
+    # v(s) = 0.5 + 0.25, delta = 0 - 0.75 = u: c = (0.25 - 0.375 2, -0.5 + 0.375), m = (0.25 - 0.75, -0.5 + 0.375)
+    v.learn([2.0, -1.0], 0.0, [0.0, 0.0], terminated=True)
+    np.testing.assert_array_equal(v.w, [0.0, -0.5])
+    v.save(tmp_path / "v.npz")
+    assert ValueFunction.load(tmp_path / "v.npz").optimizer == lion
+    assert Optimizer.from_dict(lion.as_dict()) == lion
+
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(64, 3))
+    p = Predictions(Network((3, 4, 2), dtype="float64"), lion, [0.9, 0.5], 0.9)
+    before = p.w.copy()
+    p.learn(0, states, rng.normal(size=(64, 2)), states)
+    assert np.isfinite(p.w).all()
+    assert (p.w != before).any()
+    net = Network((3, 1), bias=False, dtype="float64")
+    w = net.init(0, "zeros")
+    fit(net, w, states, states @ [1.0, -1.0, 1.0], optimizer=lion, epochs=1, batch_size=64, progress=False)
+    np.testing.assert_array_equal(w, [0.25, -0.25, 0.25])
+
+    run = ControlRun(ControlSettings("valueapprox/CartPole-v1", steps=300, optimizer="lion"), tmp_path / "run")
+    run.train()
+    assert [type(learner.optimizer).__name__ for learner in (run.agent.first, run.agent.second)] == ["Lion", "Lion"]
+
+
+@pytest.mark.parametrize("example", [1], indirect=True)
+def test_an_agent_is_one_file(example, tmp_path):
+    agents = []
+    for compiled in (False, True):
+        env = gym.make("valueapprox/CartPole-v1")
+        agent = example.CautiousQ(env.observation_space, env.action_space, seed=3)
+        observation, _ = env.reset(seed=3)
+        action = agent.start(observation)
+        if compiled:
+            CompiledLoop(agent, env, *envs.compiled_world("valueapprox/CartPole-v1"), np.zeros(2)).run(200)
+        else:
+            for _ in range(200):
+                observation, reward, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    agent.end(reward, observation, terminated)
+                    action = agent.start(env.reset()[0])
+                else:
+                    action = agent.step(reward, observation)
+        agents.append(agent)
+    np.testing.assert_array_equal(agents[0].first.w, agents[1].first.w)
+    agents[0].save(tmp_path / "agent.npz")
+    again = example.CautiousQ(env.observation_space, env.action_space, seed=4)
+    again.load(tmp_path / "agent.npz")
+    np.testing.assert_array_equal(again.first.w, agents[0].first.w)
+
+    whole = ControlRun(ControlSettings("valueapprox/CartPole-v1", agent="cautious-q", steps=400), tmp_path / "whole")
+    whole.train()
+    ControlRun(ControlSettings("valueapprox/CartPole-v1", agent="cautious-q", steps=150), tmp_path / "part").train()
+    longer = ControlSettings("valueapprox/CartPole-v1", agent="cautious-q", steps=400, schedule_steps=150)
+    part = ControlRun(longer, tmp_path / "part", resume=True)
+    part.train()
+    assert part.agent.n_steps == 400
+
+
+def test_an_agent_that_cannot_work_is_an_error_when_it_is_registered():
+    from valueapprox.agents.base import ControlAgent, register
+
+    with pytest.raises(TypeError, match="name of Twice is 'sarsa'; Sarsa is registered as 'sarsa'"):
+        register("sarsa")(type("Twice", (ControlAgent,), {"update": AGENTS["sarsa"].update}))
+    with pytest.raises(TypeError, match="update of Idle is missing"):
+        register("idle")(type("Idle", (ControlAgent,), {}))
