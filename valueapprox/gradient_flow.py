@@ -20,7 +20,7 @@ from valueapprox.checks import as_floats, unit_interval
 from valueapprox.descent import ROOMS, Descent, as_data
 from valueapprox.losses import Loss
 from valueapprox.network import Network
-from valueapprox.optim import Optimizer
+from valueapprox.optim import SGD
 
 __all__ = ["Diagnosis", "LayerFlow", "diagnose", "gradient_flow"]
 
@@ -115,7 +115,7 @@ def gradient_flow(
     own = as_floats("w", w, np.dtype(net.dtype), (net.size,)).copy()  # training renews running statistics
     if not np.isfinite(own).all():
         raise ValueError(f"w[{int(np.argmax(~np.isfinite(own)))}] is not finite")
-    descent = Descent(net, loss, Optimizer(), None, 0.0, n if net.batch_norm else min(n, ROOMS), 0)
+    descent = Descent(net, loss, SGD(), None, 0.0, n if net.batch_norm else min(n, ROOMS), 0)
     gradient, part = np.zeros(net.size), np.zeros_like(own)
     squares = np.zeros(net.n_layers)
     moved = [np.zeros(m, dtype=bool) for m in net.sizes[1:-1]]

@@ -803,7 +803,7 @@ BAD_OPTIONS = {
     "epochs": (("good.csv", "--target", "price", "--epochs", 0), "epochs is 0; a whole number of at least 1"),
     "alpha": (
         ("good.csv", "--target", "price", "--alpha", 1, 2, 3),
-        "alpha has 3 step sizes; the network has 2 layers",
+        "alpha has 3 step sizes; expected one, or 2 for the layers",
     ),
     "two normalisations": (
         ("good.csv", "--target", "price", "--layer-norm", "--batch-norm"),

@@ -879,7 +879,7 @@ ERRORS = [
     ({"net": SOFTMAX, "loss": "nll", "Y": np.full((23, 3), 0.5)}, "rows of y do not sum to 1"),
     ({"net": Network((3, 1), output="softmax", dtype="float64")}, "one softmax output, which is always 1"),
     ({"optimizer": SGD({"A": 0.1})}, r"alpha names the layers \['A'\]"),
-    ({"optimizer": SGD((0.1, 0.2, 0.3))}, "alpha has 3 step sizes; the network has 2 layers"),
+    ({"optimizer": SGD((0.1, 0.2, 0.3))}, "alpha has 3 step sizes; expected one, or 2 for the layers"),
     ({"regularizer": regularizers.L2({"W9": 0.1})}, r"strength names the layers \['W9'\]"),
     ({"regularizer": regularizers.L2((0.1, 0.2, 0.3))}, "3 strengths were given; the network has 2 layers"),
     ({"dropout": 1.0}, r"dropout is 1.0; rates in \[0, 1\)"),
