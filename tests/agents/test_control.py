@@ -21,6 +21,7 @@ from valueapprox.agents.choosing import draw, epsilon_now
 from valueapprox.agents.control_loop import CompiledLoop
 from valueapprox.agents.prediction import Prediction
 from valueapprox.agents.spaces import UnsupportedSpaceError
+from valueapprox.backprop import D
 from valueapprox.checkpoint import CheckpointError
 from valueapprox.envs import RandomWalk, compiled_world
 from valueapprox.optim import OPTIMIZERS as EVERY_OPTIMIZER
@@ -1372,7 +1373,7 @@ def test_a_policy_outside_of_the_bounds_is_led_no_further(space, mean, spread, l
         sampled = agent._action_values[0]
         reward = 1.0 if t % 2 else -1.0  # delta, since v = 0
         agent.end(reward, 0, terminated=True)
-        gradient = agent.second.here[kernels.D, agent.second.net.starts[-2] :][:2].copy()
+        gradient = agent.second.here[D, agent.second.net.starts[-2] :][:2].copy()
         assert gradient[0] == pytest.approx((sampled - mean) / spread**2, rel=1e-6) or gradient[0] == 0.0
         moves.append(reward * gradient[0])
         widths.append(reward * gradient[1])
