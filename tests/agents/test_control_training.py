@@ -18,7 +18,7 @@ from valueapprox.agents import control_training, pictures
 from valueapprox.agents.base import ControlAgent
 from valueapprox.agents.control_evaluation import Film, evaluate
 from valueapprox.agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
-from valueapprox.agents.layout import DISCOUNTED
+from valueapprox.agents.layout import DISCOUNTED, EPSILON_FIRST, EPSILON_LAST, EPSILON_STEPS
 from valueapprox.agents.training import CHECKPOINT_FILE
 from valueapprox.optim import OPTIMIZERS, Intentional, ObGD
 from valueapprox.telemetry import read_metrics
@@ -145,7 +145,7 @@ def test_another_plan_on_a_resume_is_taken_and_said(tmp_path):
     settings, notices = change(SMALL, agent="sarsa", epsilon=(1.0, 0.1, 0.5)), []
     finished(change(settings, steps=600), tmp_path)
     run = ControlRun(change(settings, schedule_steps=1500), tmp_path, resume=True, notice=notices.append)
-    assert run.agent.settings[7] == 750.0
+    assert run.agent.settings[EPSILON_STEPS] == 750.0
     (notice,) = notices
     assert "the fall of epsilon was planned for 600 steps, and is now stretched over 1,500" in notice
 
@@ -449,7 +449,7 @@ def test_the_optimizers_that_settings_make():
 
 def test_epsilon_falls_over_its_share_of_the_run():
     agent = change(SMALL, agent="sarsa", steps=1000, epsilon=(0.8, 0.2, 0.25)).make_agent(gym.make("CartPole-v1"))
-    assert [agent.settings[place] for place in (5, 6, 7)] == [0.8, 0.2, 250.0]
+    assert [agent.settings[place] for place in (EPSILON_FIRST, EPSILON_LAST, EPSILON_STEPS)] == [0.8, 0.2, 250.0]
 
 
 @pytest.mark.parametrize(
