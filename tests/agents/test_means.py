@@ -26,5 +26,5 @@ def test_rare_large_rewards_are_worth_what_they_bring(name, world, p):
 
 def test_rules_that_bound_the_error_are_told_apart():
     # By ObGD the same rewards are worth 3 to 4 where they bring 10, as its docstring says.
-    v, realised = means.mean_value(means.by_optimizer("ObGD"), "steps", 0.02, 40_000, seeds=1)
+    v, realised = means.mean_value(means.by_optimizer("obgd"), "steps", 0.02, 40_000, seeds=1)
     assert v < 0.5 * realised
