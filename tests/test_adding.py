@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,7 +19,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs
 
 
 @pytest.fixture
-def example(request, tmp_path):
+def example(request, tmp_path, monkeypatch):
     """The module of an example, which is forgotten afterwards."""
     known = dict(OPTIMIZERS), dict(AGENTS)
     path = tmp_path / f"example_{request.param}.py"
@@ -26,6 +27,7 @@ def example(request, tmp_path):
     assert len(EXAMPLES[request.param].splitlines()) < 60
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)  # as an import would
     spec.loader.exec_module(module)
     yield module
     for registry, before in zip((OPTIMIZERS, AGENTS), known, strict=True):

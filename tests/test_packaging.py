@@ -105,7 +105,7 @@ def test_the_installed_package_leaves_the_name_agents_to_others(wheel, tmp_path)
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == ["of another package", str(site / "valueapprox" / "agents" / "control.py")]
+    assert run.stdout.splitlines() == ["of another package", str(site / "valueapprox" / "agents" / "base.py")]
 
 
 def start(*words):

@@ -504,7 +504,7 @@ def test_a_return_that_overflows_is_refused_and_can_be_tried_again(method, ended
 
 
 @pytest.mark.parametrize("method", ["n-step", "monte-carlo"])
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "Intentional"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "intentional"])
 def test_of_many_updates_at_an_ending_all_are_made_or_none(method, optimizer):
     # The oldest state's update is fine and leaves weights so large that the value of the next one is infinite.
     v = ValueFunction(Network((2, 1), bias=False), OPTIMIZERS[optimizer](1e37), 1.0, **METHODS[method])

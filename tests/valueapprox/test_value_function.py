@@ -20,7 +20,6 @@ from valueapprox import (
     RMSProp,
     ValueFunction,
     checkpoint,
-    td,
 )
 
 METHODS = {"td": {"lam": 0.9}, "n-step": {"method": "n-step", "n": 3}, "monte-carlo": {"method": "monte-carlo"}}
@@ -165,7 +164,7 @@ def test_states_come_in_many_forms_and_none_is_changed_or_compiled_for(form):
     v, other = value_function(), value_function()
     expected = v.learn_stream(s, r, s_next, ended, cut)
     v.learn(s[0], 1.0, s_next[0])
-    kernels = td.learn_transition, td.learn_transitions
+    kernels = v._learn_one[0].func, v._learn_many
     compiled = [len(kernel.signatures) for kernel in kernels]
     given = [AS[form](s), AS[form](r), AS[form](s_next)]
     copies = [np.array(a) for a in given]
@@ -184,10 +183,10 @@ def test_rewards_and_flags_are_python_numbers_or_those_of_numpy(number):
     s, _, s_next, _, _ = stream(4)
     v, other = value_function(), value_function()
     expected = [v.learn(s[t], 2.0, s_next[t], t == 2, t == 3) for t in range(4)]
-    compiled = len(td.learn_transition.signatures)
+    compiled = len(v._learn_one[0].func.signatures)
     flags = [np.bool_(False), np.bool_(True)]
     assert [other.learn(s[t], number(2), s_next[t], flags[t == 2], flags[t == 3]) for t in range(4)] == expected
-    assert len(td.learn_transition.signatures) == compiled
+    assert len(other._learn_one[0].func.signatures) == compiled
 
 
 @pytest.mark.parametrize("reward", [None, "1.0", 1j, np.ones(2), np.complex128(1)])
