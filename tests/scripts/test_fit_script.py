@@ -782,7 +782,7 @@ BAD_OPTIONS = {
     ),
     "optimizer of a stream": (
         ("good.csv", "--target", "price", "--optimizer", "variance_adjusted"),
-        "optimizer is variance_adjusted, which needs an eligibility trace; expected one of sgd, momentum",
+        "optimizer is variance_adjusted, which needs an eligibility trace; expected one of sgd, adam",
     ),
     "option": (("good.csv", "--target", "price", "--early-stoping", 3), "--early-stopping"),
     "activation": (("good.csv", "--target", "price", "--activation", "rely"), "did you mean 'relu'"),
