@@ -122,10 +122,13 @@ def test_a_service_on_other_file_systems(tmp_path, kind):
     command = [sys.executable, STRANGE, kind, SCRIPTS / "serve.py", *map(str, options)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        wait_for((tmp_path / "d" / CHECKPOINT_FILE).exists, process)
-        time.sleep(1.0)
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "serving" in line:
+                break
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output = "".join(said) + process.communicate(timeout=60)[0]
     finally:
         process.kill()
         process.wait()
