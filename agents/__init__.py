@@ -1,12 +1,11 @@
-"""Agents that learn in Gymnasium environments, what they are made of, and what runs them. A new one is a line here."""
+"""Agents that learn in Gymnasium environments, what they are made of, and what runs them."""
 
-from valueapprox.agents.actor_critic import StreamAC  # isort: split
+import importlib
+from typing import Any
 
-from valueapprox.agents.base import AGENTS, Actor, ControlAgent
-from valueapprox.agents.expected_sarsa import ExpectedSarsa
-from valueapprox.agents.q import StreamQ
-from valueapprox.agents.qrc import QRC
-from valueapprox.agents.sarsa import Sarsa
-from valueapprox.agents.td import StreamTD
 
-__all__ = ["AGENTS", "QRC", "Actor", "ControlAgent", "ExpectedSarsa", "Sarsa", "StreamAC", "StreamQ", "StreamTD"]
+def __getattr__(name: str) -> Any:
+    """The agents of `catalogue`, imported when asked for: a server has no use for Gymnasium."""
+    if not (name[0].isupper()):
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module("valueapprox.agents.catalogue"), name)

@@ -18,7 +18,8 @@ import gymnasium as gym
 import numpy as np
 
 from valueapprox import DivergenceError, Optimizer, checkpoint, envs
-from valueapprox.agents.base import AGENTS, ControlAgent
+from valueapprox.agents.base import ControlAgent
+from valueapprox.agents.catalogue import AGENTS
 from valueapprox.agents.checked import Checked, close, fault_of, image_note, is_image
 from valueapprox.agents.control_loop import Chunk, CompiledLoop
 from valueapprox.agents.rollout import make_environment, resolved_id
