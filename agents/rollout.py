@@ -57,10 +57,15 @@ class Block(NamedTuple):
 
     @staticmethod
     def join(blocks: list[Block]) -> Block:
-        """One block of all environments, in the order given."""
-        if len(blocks) == 1:
-            return blocks[0]
-        return Block(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+        """One block of all environments, in the order given, as long as the longest; shorter ones end in zeros."""
+        longest = max(block.rewards.shape[1] for block in blocks)
+
+        def whole(part: np.ndarray) -> np.ndarray:
+            if part.ndim == 1 or part.shape[1] == longest:
+                return part
+            return np.pad(part, [(0, longest - part.shape[1]) if axis == 1 else (0, 0) for axis in range(part.ndim)])
+
+        return Block(*(np.concatenate([whole(part) for part in parts]) for parts in zip(*blocks, strict=True)))
 
 
 @dataclass(frozen=True)

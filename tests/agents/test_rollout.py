@@ -151,6 +151,14 @@ def test_streams_do_not_depend_on_how_they_are_dealt_out(task, shares):
     assert_same_bits(Block.join([collect(task, share, 100)[0] for share in shares]), together)
 
 
+@pytest.mark.parametrize("task", [CART_POLE, Task("CartPole-v1", "random")], ids=["compiled", "gymnasium"])
+def test_streams_that_end_inside_of_a_block_are_joined(task):
+    # The last block of a run: the first worker's streams have 7 and 5 transitions left, the second's none.
+    (together,) = collect(task, [0, 1, 2, 3], [7, 5, 0, 0])
+    assert_same_bits(Block.join([collect(task, [0, 1], [7, 5])[0], collect(task, [2, 3], [0, 0])[0]]), together)
+    assert together.rewards.any(axis=1).tolist() == [True, True, False, False]
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_streams_of_environments_and_seeds_differ_pairwise(compiled):
     streams = {}
