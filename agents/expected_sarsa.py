@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import expected_value, outputs
-from valueapprox.agents.stream import rescale, value
-from valueapprox.backprop import X, seed_output
-from valueapprox.compiling import placeholder, template
-from valueapprox.td import finite, td_error
-
-improve_first = placeholder("improve_first")
+from valueapprox.agents.stream import learn_from, value
+from valueapprox.backprop import X
+from valueapprox.compiling import template
+from valueapprox.td import td_error
 
 
 @template(inline=True)
@@ -18,10 +16,7 @@ def update(agent, q, unused, t, bootstraps, work):
     start, n = outputs(q.spec)
     v_next = expected_value(q.there[X], start, n, agent.settings, agent.counts) if bootstraps else 0.0
     delta = td_error(t.r, t.discount, v_next, value(q, t.taken, t.unit))
-    if finite(q.w.dtype.type(delta)):
-        rescale(q, t.unit)
-        seed_output(q.here, q.spec, t.taken)
-        improve_first(q, t.decay, delta, t.sampled)
+    learn_from(q, t.taken, t, delta)
     return delta, 0.0
 
 

@@ -7,13 +7,11 @@ import numpy as np
 from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import best_value, outputs
 from valueapprox.agents.layout import CUT_BEFORE
-from valueapprox.agents.stream import clear, rescale, value
-from valueapprox.backprop import X, seed_output
+from valueapprox.agents.stream import clear, learn_from, value
+from valueapprox.backprop import X
 from valueapprox.checks import one_of
-from valueapprox.compiling import placeholder, template
+from valueapprox.compiling import template
 from valueapprox.td import finite, td_error
-
-improve_first = placeholder("improve_first")
 
 
 @template(inline=True)
@@ -23,11 +21,9 @@ def update(agent, q, unused, t, bootstraps, work):
     v_next = np.float64(best_value(q.there[X], start, n)) if bootstraps else 0.0
     delta = td_error(t.r, t.discount, v_next, value(q, t.taken, t.unit))
     if finite(q.w.dtype.type(delta)):
-        rescale(q, t.unit)
         if t.exploring != 0 and agent.settings[CUT_BEFORE] != 0.0:
             clear(q.z)
-        seed_output(q.here, q.spec, t.taken)
-        improve_first(q, t.decay, delta, t.sampled)
+        learn_from(q, t.taken, t, delta)
         if t.exploring != 0 and agent.settings[CUT_BEFORE] == 0.0:
             clear(q.z)
     return delta, 0.0

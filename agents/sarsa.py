@@ -7,12 +7,10 @@ import numpy as np
 from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import best_value, choose_by_value, outputs
 from valueapprox.agents.layout import ACTION, EXPLORING, LEARNED
-from valueapprox.agents.stream import rescale, value
-from valueapprox.backprop import X, seed_output
-from valueapprox.compiling import kernel, placeholder, template
-from valueapprox.td import finite, td_error
-
-improve_first = placeholder("improve_first")
+from valueapprox.agents.stream import learn_from, value
+from valueapprox.backprop import X
+from valueapprox.compiling import kernel, template
+from valueapprox.td import td_error
 
 
 @template(inline=True)
@@ -24,10 +22,7 @@ def update(agent, q, unused, t, bootstraps, work):
         choose_by_value(q.there[X], start, n, agent.settings, agent.counts, agent.key, False)
         q_next = np.float64(q.there[X, start + agent.counts[ACTION]])
     delta = td_error(t.r, t.discount, q_next, value(q, t.taken, t.unit))
-    if finite(q.w.dtype.type(delta)):
-        rescale(q, t.unit)
-        seed_output(q.here, q.spec, t.taken)
-        improve_first(q, t.decay, delta, t.sampled)
+    learn_from(q, t.taken, t, delta)
     return delta, 0.0
 
 

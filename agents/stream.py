@@ -68,11 +68,13 @@ from valueapprox.backprop import (
     first_unit,
     forward,
     layer_size,
+    seed_output,
 )
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.td import finite, sample_norms
 
 accumulate_and_step = placeholder("accumulate_and_step")  # of the optimizer of one network
+improve_first = placeholder("improve_first")  # `improve` with the first network's optimizer
 update = placeholder("update")  # update(agent, first, second, transition, bootstraps, work) -> (delta, persist)
 choose = placeholder("choose")  # choose(agent, first, second, greedy) -> status
 choose_next = placeholder("choose_next")  # choose_next(agent, first, second, persist) -> status, after an update
@@ -218,6 +220,15 @@ def rescale(net, unit):
         first, n = outputs(net.spec)
         multiply(net.here[X], first, n, net.w.dtype.type(unit))
         stretch_last_layer(net.w, net.spec, unit)
+
+
+@template(inline=True)
+def learn_from(net, output, t, delta):
+    """z <- gamma lambda z + gradient of an output at s;  w <- w + step(delta z), if delta is finite. First network."""
+    if finite(net.w.dtype.type(delta)):
+        rescale(net, t.unit)
+        seed_output(net.here, net.spec, output)
+        improve_first(net, t.decay, delta, t.sampled)
 
 
 @template(inline=True)

@@ -15,13 +15,11 @@ from valueapprox.agents.choosing import outputs
 from valueapprox.agents.layout import BAD_INPUT, LARGEST, LEARNED, REWARD_SCALE, RUNNING, TIME, TIME_STEP
 from valueapprox.agents.policies import Policy, uniform
 from valueapprox.agents.spaces import Decoder
-from valueapprox.agents.stream import rescale, value
-from valueapprox.backprop import X, seed_output
-from valueapprox.compiling import kernel, placeholder, template
+from valueapprox.agents.stream import learn_from, value
+from valueapprox.backprop import X
+from valueapprox.compiling import kernel, template
 from valueapprox.seeding import sequence
-from valueapprox.td import finite, td_error
-
-improve_first = placeholder("improve_first")
+from valueapprox.td import td_error
 
 
 @template(inline=True)
@@ -29,10 +27,7 @@ def update(agent, v, unused, t, bootstraps, work):
     """delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s);  w <- w + step(delta z)."""
     v_next = np.float64(v.there[X, outputs(v.spec)[0]]) if bootstraps else 0.0
     delta = td_error(t.r, t.discount, v_next, value(v, 0, t.unit))
-    if finite(v.w.dtype.type(delta)):
-        rescale(v, t.unit)
-        seed_output(v.here, v.spec, 0)
-        improve_first(v, t.decay, delta, t.sampled)
+    learn_from(v, 0, t, delta)
     return delta, 0.0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import inspect
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any, TypeVar, overload
 
 import llvmlite.binding as ll
 import numba
+import numpy as np
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
@@ -33,6 +33,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # `abs(x) < inf` in a kernel: Numba's tests x - x, which reassociation turns into 0.
 FASTMATH = {"contract", "reassoc", "arcp", "nsz"}
 KEPT_DIGESTS = 6
+#: Of the globals of a kernel, those that decide what it compiles to.
+CONSTANTS = (int, float, tuple, np.generic, np.ndarray, types.FunctionType)
 
 
 _digested: set[Path] = set()
@@ -361,12 +363,31 @@ def interpreted(function: Any) -> Any:
 
 
 def _identity(bound: dict[str, Any]) -> str:
-    """A digest of what is bound: names of kernels, and the source where that is a file which `_digest` does not see."""
-    digest = hashlib.sha256()
+    """A digest of what is bound: names of kernels, and all they do where they stand in files that `_digest` misses."""
+    digest, seen = hashlib.sha256(), set[int]()
     for name, value in bound.items():
-        function = getattr(value, "py_func", value)
-        digest.update(f"{name}={function.__module__}.{function.__qualname__};".encode())
-        source = inspect.getsourcefile(function)
-        if source and Path(source).resolve() not in _digested:
-            digest.update(Path(source).read_bytes())
+        digest.update(f"{name}=".encode())
+        _add(digest, value, seen)
     return digest.hexdigest()[:12]
+
+
+def _add(digest: Any, value: Any, seen: set[int]) -> None:
+    """A kernel: its name and, if it is of a user's own, its code, constants and everything that it calls."""
+    plain = getattr(value, "py_func", value)
+    if not isinstance(plain, types.FunctionType):  # what Numba compiles into the code as a constant
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else f"{value!r};".encode())
+        return
+    digest.update(f"{plain.__module__}.{plain.__qualname__};".encode())
+    code = plain.__code__
+    if Path(code.co_filename).resolve() in _digested or id(plain) in seen:
+        return
+    seen.add(id(plain))
+    digest.update(code.co_code)
+    digest.update(f"{code.co_consts}{code.co_names}".encode())
+    for cell in plain.__closure__ or ():
+        _add(digest, cell.cell_contents, seen)
+    for name in code.co_names:
+        part = plain.__globals__.get(name)
+        if hasattr(part, "py_func") or isinstance(part, CONSTANTS):
+            digest.update(f"{name}=".encode())
+            _add(digest, part, seen)

@@ -313,6 +313,23 @@ def test_an_optimizer_of_one_s_own_is_learned_with_everywhere():
     np.testing.assert_array_equal(w, [0.5, -0.5, 0.5])
 
 
+def test_rules_of_one_name_that_were_typed_in_are_not_taken_for_each_other():
+    # As in a notebook or at the prompt: no file, one name, and the disk cache between two processes.
+    code = """
+@kernel(inline=True)
+def typed(w, z, start, stop, g, alpha, moments, t, hyper):
+    for p in range(start, stop):
+        w[p] += w.dtype.type(FACTOR * alpha) * g * z[p]
+"""
+    for factor in (1.0, 2.0):
+        names = {"kernel": kernel, "FACTOR": factor, "__name__": "__main__"}
+        exec(compile(code, "<stdin>", "exec"), names)
+        own = dataclass(frozen=True)(type("Typed", (Optimizer,), {"rule": names["typed"]}))
+        v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), own(0.25), scheme="zeros")
+        v.learn([1.0], 1.0, [0.0], terminated=True)
+        assert v.w.tolist() == [0.25 * factor]
+
+
 def one_moment_short(w, z, start, stop, g, alpha, moments, t, hyper):
     moments[1, 0] = 1.0
 

@@ -212,6 +212,9 @@ class Optimizer:
     name: ClassVar[str]
     #: The kernel: see the head of this file.
     rule: ClassVar[Any]
+    #: What calls it: w <- w + step(u), and the same after z <- decay z + gradient.
+    step_kind: ClassVar[Any] = step_by_layers
+    accumulate_kind: ClassVar[Any] = accumulate_then_step
     n_moments: ClassVar[int] = 0
     #: Of its own three: what they are before the first update.
     first_scalars: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)
@@ -305,12 +308,9 @@ class Optimizer:
     @functools.cache
     def kernels(cls) -> dict[str, Any]:
         """The kernels that templates of learning are specialised with: `step`, `accumulate_and_step`, `divisor`."""
-        step = specialise(step_by_layers, rule=cls.rule)
-        return {
-            "step": step,
-            "accumulate_and_step": specialise(accumulate_then_step, step=step),
-            "divisor": cls.divisor or unit_divisor,
-        }
+        step = specialise(cls.step_kind, rule=cls.rule)
+        whole = specialise(cls.accumulate_kind, rule=cls.rule, step=step)
+        return {"step": step, "accumulate_and_step": whole, "divisor": cls.divisor or unit_divisor}
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-able values; `from_dict` is the inverse."""
@@ -337,32 +337,17 @@ class GlobalOptimizer(Optimizer):
     """An optimizer whose step size depends on the whole network: one error, one trace."""
 
     whole_network = True
-
-    @classmethod
-    @functools.cache
-    def kernels(cls) -> dict[str, Any]:
-        """See the base."""
-        step = specialise(step_at_once, rule=cls.rule)
-        return {
-            "step": step,
-            "accumulate_and_step": specialise(accumulate_then_step, step=step),
-            "divisor": unit_divisor,
-        }
+    step_kind = step_at_once
 
 
 @dataclass(frozen=True)
 class TraceOptimizer(Optimizer):
-    """An optimizer that looks at the error, the newest gradient and the trace apart."""
+    """An optimizer that looks at the error, the newest gradient and the trace apart; no vector alone will do."""
 
     whole_network = True
     needs_gradient = True
-
-    @classmethod
-    @functools.cache
-    def kernels(cls) -> dict[str, Any]:
-        """See the base; there is no step along a vector alone."""
-        whole = specialise(accumulate_then_step_with_gradient, rule=cls.rule)
-        return {"step": no_step, "accumulate_and_step": whole, "divisor": unit_divisor}
+    step_kind = no_step
+    accumulate_kind = accumulate_then_step_with_gradient
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------

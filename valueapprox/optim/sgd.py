@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from valueapprox.backprop import BIAS, LAYERS, ONE, SIZES, ZERO, D, X, first_unit
-from valueapprox.compiling import kernel, specialise, template
+from valueapprox.compiling import kernel, template
 from valueapprox.optim.base import (
     ALPHA,
     CLIP_LAYER_NORM,
@@ -79,11 +77,5 @@ class SGD(Optimizer):
     """w <- w + alpha u. With u = delta z the textbook TD update."""
 
     rule = sgd
+    accumulate_kind = accumulate_and_sgd
     divisor = unit_divisor
-
-    @classmethod
-    @functools.cache
-    def kernels(cls) -> dict[str, Any]:
-        """See the base."""
-        kernels = super().kernels()
-        return {**kernels, "accumulate_and_step": specialise(accumulate_and_sgd, step=kernels["step"])}
