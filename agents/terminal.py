@@ -120,9 +120,20 @@ def command_line(
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     _check_options(given, _options(cls), {lead: _options(other) for lead, other in (others or {}).items()})
+    description = _as_started(cls.__doc__ or "")
     if default is None:
-        return tyro.cli(cls, description=cls.__doc__, args=given)
-    return tyro.cli(cls, description=cls.__doc__, args=given, default=default)
+        return tyro.cli(cls, description=description, args=given)
+    return tyro.cli(cls, description=description, args=given, default=default)
+
+
+def _as_started(text: str) -> str:
+    """A help text whose examples start commands as this one was started: train.py, or valueapprox train."""
+    if not sys.argv[0].startswith("valueapprox "):
+        return text
+    from valueapprox.__main__ import commands
+
+    known = {path.name: name for name, path in commands().items()}
+    return re.sub(r"\b\w+\.py\b", lambda m: f"valueapprox {known[m[0]]}" if m[0] in known else m[0], text)
 
 
 def _options(cls: type[Any]) -> list[str]:
@@ -164,7 +175,8 @@ def _advice(name: str, known: Sequence[str], elsewhere: Mapping[str, Sequence[st
         return f"; did you mean {' or '.join(f'--{n}' for n in near)}?"
     for lead, names in elsewhere.items():
         if near := _nearest(name, names):
-            return f"; did you mean --{near[0]}, which goes with {lead}?"
+            goes = f"goes with {lead}"
+            return f"; it {goes}" if near == [name] else f"; did you mean --{near[0]}, which {goes}?"
     return "; --help lists those that there are"
 
 
