@@ -23,9 +23,12 @@ __all__ = [
 CONSTANT, LINEAR, INVERSE_TIME, COSINE, STEP, EXPONENTIAL = range(6)
 
 
-@kernel(inline=True)
-def schedule_factor(code, final, steps, t):
-    """Factor on the step size after t updates: see the schedules. `final` is their `final` or `decay`."""
+@kernel
+def decayed(code, final, steps, t):
+    """The factor of a schedule that changes.
+
+    A function of its own: inlined, its cosine and powers are computed ahead of the branches, at every update.
+    """
     if code == LINEAR:
         return 1.0 + (final - 1.0) * min(t / steps, 1.0)
     if code == INVERSE_TIME:
@@ -34,9 +37,13 @@ def schedule_factor(code, final, steps, t):
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(t / steps, 1.0)))
     if code == STEP:
         return final ** math.floor(t / steps)
-    if code == EXPONENTIAL:
-        return final ** (t / steps)
-    return 1.0
+    return final ** (t / steps)
+
+
+@kernel(inline=True)
+def schedule_factor(code, final, steps, t):
+    """Factor on the step size after t updates: see the schedules. `final` is their `final` or `decay`."""
+    return 1.0 if code == CONSTANT else decayed(code, final, steps, t)
 
 
 @dataclass(frozen=True)
