@@ -34,10 +34,10 @@ from valueapprox.agents.layout import (
 )
 from valueapprox.agents.spaces import Decoder, by_factor, continuous
 from valueapprox.agents.stream import rescale, value
-from valueapprox.backprop import SIZES, D, X, forward, seed_output
 from valueapprox.checks import unit_interval
 from valueapprox.compiling import kernel, placeholder, template
-from valueapprox.td import finite, td_error
+from valueapprox.nn.backprop import SIZES, D, X, forward, seed_output
+from valueapprox.td.kernels import finite, td_error
 
 MEAN_DECAY = 0.9998  # means are over about the last 5000 steps
 LITTLE_ERROR = 0.05  # in the unit of scaled rewards: below it actions begin to persist

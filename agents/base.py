@@ -20,12 +20,12 @@ from valueapprox.agents import layout, stream
 from valueapprox.agents.choosing import choose_by_value, epsilon_now, outputs
 from valueapprox.agents.layout import LEARNED
 from valueapprox.agents.spaces import MOST_INDEXED, Decoder, by_index, encoder
-from valueapprox.backprop import X
 from valueapprox.checks import aligned_zeros, divergence_advice, one_of, positive, unit_interval
 from valueapprox.compiling import kernel, specialise
+from valueapprox.nn.backprop import X
 from valueapprox.optim.base import N_BOUNDED, SUM_OF_STEPS
 from valueapprox.seeding import sequence
-from valueapprox.td import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
+from valueapprox.td.kernels import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
 
 __all__ = ["AGENTS", "Actor", "ControlAgent", "register"]
 

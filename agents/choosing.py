@@ -29,9 +29,9 @@ from valueapprox.agents.layout import (
     UNIT,
     WHOLE,
 )
-from valueapprox.backprop import LAYERS, SIZES, first_unit
-from valueapprox.batch import mixed
 from valueapprox.compiling import kernel
+from valueapprox.nn.backprop import LAYERS, SIZES, first_unit
+from valueapprox.nn.batch import mixed
 
 TO_53_BITS: np.uint64 = np.uint64(11)
 

@@ -12,7 +12,8 @@ from rich.table import Table
 from valueapprox.agents.control_evaluation import Returns
 from valueapprox.agents.control_training import ControlStatus
 from valueapprox.agents.evaluation import MonteCarlo
-from valueapprox.agents.terminal import (
+from valueapprox.agents.training import Status
+from valueapprox.cli.terminal import (
     announce_compile,
     command,
     command_line,
@@ -23,7 +24,6 @@ from valueapprox.agents.terminal import (
     plain,
     typed,
 )
-from valueapprox.agents.training import Status
 
 __all__ = [
     "announce_compile",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import expected_value, outputs
 from valueapprox.agents.stream import learn_from, value
-from valueapprox.backprop import X
 from valueapprox.compiling import template
-from valueapprox.td import td_error
+from valueapprox.nn.backprop import X
+from valueapprox.td.kernels import td_error
 
 
 @template(inline=True)

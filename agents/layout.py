@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from valueapprox.backprop import ROWS
+from valueapprox.nn.backprop import ROWS
 
 # Positions in settings.
 (
@@ -89,7 +89,7 @@ class Agent(NamedTuple):
 
 
 class Net(NamedTuple):
-    """A network with all that learning it from a stream needs: see `valueapprox.optim.base` and `valueapprox.td`."""
+    """A network with all that learning it from a stream needs: see `optim.base` and `td.kernels`."""
 
     w: np.ndarray
     z: np.ndarray

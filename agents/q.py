@@ -8,10 +8,10 @@ from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import best_value, outputs
 from valueapprox.agents.layout import CUT_BEFORE
 from valueapprox.agents.stream import clear, learn_from, value
-from valueapprox.backprop import X
 from valueapprox.checks import one_of
 from valueapprox.compiling import template
-from valueapprox.td import finite, td_error
+from valueapprox.nn.backprop import X
+from valueapprox.td.kernels import finite, td_error
 
 
 @template(inline=True)

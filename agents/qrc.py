@@ -9,11 +9,11 @@ from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import best_value, outputs
 from valueapprox.agents.layout import CUT_BEFORE, REGULARISE, SCALAR_TRACE
 from valueapprox.agents.stream import clear, rescale, stretch_last_layer, value
-from valueapprox.backprop import SIZES, X, backward, forward, seed_output, store_gradient
 from valueapprox.checks import one_of
 from valueapprox.compiling import kernel, placeholder, template
+from valueapprox.nn.backprop import SIZES, X, backward, forward, seed_output, store_gradient
 from valueapprox.optim import OPTIMIZERS
-from valueapprox.td import finite, sample_norms, td_error
+from valueapprox.td.kernels import finite, sample_norms, td_error
 
 step_first, step_second = placeholder("step_first"), placeholder("step_second")
 

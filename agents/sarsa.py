@@ -8,9 +8,9 @@ from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import best_value, choose_by_value, outputs
 from valueapprox.agents.layout import ACTION, EXPLORING, LEARNED
 from valueapprox.agents.stream import learn_from, value
-from valueapprox.backprop import X
 from valueapprox.compiling import kernel, template
-from valueapprox.td import td_error
+from valueapprox.nn.backprop import X
+from valueapprox.td.kernels import td_error
 
 
 @template(inline=True)

@@ -13,7 +13,6 @@ import math
 
 import numpy as np
 
-from valueapprox.activations import SIGMOID, TANH
 from valueapprox.agents.choosing import outputs
 from valueapprox.agents.layout import (
     ACTION,
@@ -55,7 +54,9 @@ from valueapprox.agents.layout import (
     Net,
     Transition,
 )
-from valueapprox.backprop import (
+from valueapprox.compiling import kernel, placeholder, template
+from valueapprox.nn.activations import SIGMOID, TANH
+from valueapprox.nn.backprop import (
     HAT,
     HIDDEN_CODE,
     LAYER_NORM,
@@ -70,8 +71,7 @@ from valueapprox.backprop import (
     layer_size,
     seed_output,
 )
-from valueapprox.compiling import kernel, placeholder, template
-from valueapprox.td import finite, sample_norms
+from valueapprox.td.kernels import finite, sample_norms
 
 accumulate_and_step = placeholder("accumulate_and_step")  # of the optimizer of one network
 improve_first = placeholder("improve_first")  # `improve` with the first network's optimizer

@@ -16,10 +16,10 @@ from valueapprox.agents.layout import BAD_INPUT, LARGEST, LEARNED, REWARD_SCALE,
 from valueapprox.agents.policies import Policy, uniform
 from valueapprox.agents.spaces import Decoder
 from valueapprox.agents.stream import learn_from, value
-from valueapprox.backprop import X
 from valueapprox.compiling import kernel, template
+from valueapprox.nn.backprop import X
 from valueapprox.seeding import sequence
-from valueapprox.td import td_error
+from valueapprox.td.kernels import td_error
 
 
 @template(inline=True)

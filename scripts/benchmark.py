@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from valueapprox.agents.terminal import announce_compile, command_line, errors_in_one_line, note, plain
+from valueapprox.cli.terminal import announce_compile, command_line, errors_in_one_line, note, plain
 from valueapprox.commands import contenders as make
 from valueapprox.commands.contenders import (
     JAX_CALL,

@@ -29,7 +29,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from valueapprox import Adam, Network, fit
-from valueapprox.agents.terminal import announce_compile, command_line, errors_in_one_line, note
+from valueapprox.cli.terminal import announce_compile, command_line, errors_in_one_line, note
 from valueapprox.seeding import sequence
 
 OURS = "ours"

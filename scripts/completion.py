@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from valueapprox.__main__ import commands
-from valueapprox.agents.terminal import command_line, errors_in_one_line
+from valueapprox.cli.terminal import command_line, errors_in_one_line
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def biased(problem: Problem, vector: np.ndarray) -> list[tuple[np.ndarray, np.nd
 
 
 def numpy_loop(problem: Problem) -> Contender:
-    """In place: the specification of `valueapprox.twolayer`, with biases and a trace."""
+    """In place: the specification of `valueapprox.nn.twolayer`, with biases and a trace."""
     w, z, g = problem.w.copy(), np.zeros_like(problem.w), np.zeros_like(problem.w)
     (A, b_A), (B, b_B) = biased(problem, w)
     (grad_A, delta_A), (grad_B, delta_B) = biased(problem, g)

@@ -25,8 +25,8 @@ from valueapprox.agents.console import (
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
 from valueapprox.files import folder_for
-from valueapprox.gradient_flow import Diagnosis, diagnose
 from valueapprox.seeding import sequence
+from valueapprox.supervised.gradient_flow import Diagnosis, diagnose
 
 EXAMPLES = 600
 RADIUS = 0.75  # of the disc that is to be told from what surrounds it in the square [-1, 1]^2; about half of its area

@@ -32,13 +32,13 @@ from valueapprox.agents.console import (
 )
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive, unit_interval
-from valueapprox.columns import read_dates
 from valueapprox.files import folder_for
 from valueapprox.optim import InverseTime
 from valueapprox.seeding import sequence
 from valueapprox.service import Client, Service, ServiceError, ServiceSettings, Transitions
-from valueapprox.tables import Problem, TableError, read_table
-from valueapprox.tables import Table as Columns
+from valueapprox.supervised.columns import read_dates
+from valueapprox.supervised.tables import Problem, TableError, read_table
+from valueapprox.supervised.tables import Table as Columns
 
 PICTURE, DATA, SERVICE = "nexting.png", "stream.csv", "service"
 SERVE = Path(__file__).with_name("serve.py")

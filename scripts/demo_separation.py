@@ -25,8 +25,8 @@ from valueapprox.agents.console import (
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
 from valueapprox.files import folder_for
-from valueapprox.regularizers import L2
 from valueapprox.seeding import sequence
+from valueapprox.supervised.regularizers import L2
 
 PICTURE = "separation.png"
 FRESH = 4000  # examples that nothing has learned from

@@ -22,7 +22,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as Lines
 
-from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit, losses
+from valueapprox import CheckpointError, FitError, History, Network, Optimizer, ReduceOnPlateau, checkpoint, fit
 from valueapprox.agents.console import (
     announce_compile,
     command,
@@ -35,9 +35,7 @@ from valueapprox.agents.console import (
     typed,
 )
 from valueapprox.checks import one_of, positive, python_settings
-from valueapprox.columns import Cells, Column, Problem, Raw, Treatment, encode, learn_columns, read_columns
 from valueapprox.files import folder_for
-from valueapprox.fitting import STOPPED
 from valueapprox.interrupts import interruptible
 from valueapprox.optim import (
     OPTIMIZERS,
@@ -49,9 +47,12 @@ from valueapprox.optim import (
     Schedule,
     StepDecay,
 )
-from valueapprox.regularizers import ElasticNet
 from valueapprox.seeding import sequence
-from valueapprox.tables import Label, Model, Scaling, Table, TableError, fold_scaling, load_model, read_table
+from valueapprox.supervised import losses
+from valueapprox.supervised.columns import Cells, Column, Problem, Raw, Treatment, encode, learn_columns, read_columns
+from valueapprox.supervised.fitting import STOPPED
+from valueapprox.supervised.regularizers import ElasticNet
+from valueapprox.supervised.tables import Label, Model, Scaling, Table, TableError, fold_scaling, load_model, read_table
 
 HISTORY_FILE, MODEL_FILE, SETTINGS_FILE = "fit.npz", "model.npz", "settings.json"
 PICTURE_FILE, SUMMARY_FILE = "learning_curve.png", "summary.json"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from valueapprox import Network, checkpoint
-from valueapprox.agents.terminal import (
+from valueapprox.cli.terminal import (
     announce_compile,
     command,
     command_line,

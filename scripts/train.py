@@ -32,10 +32,10 @@ from valueapprox.agents.console import (
 )
 from valueapprox.agents.control_evaluation import Returns, evaluate
 from valueapprox.agents.control_training import AGENTS, KIND, ControlReport, ControlRun, ControlSettings, read_episodes
-from valueapprox.agents.pictures import control_picture, return_chart, run_picture
 from valueapprox.agents.training import CHECKPOINT_FILE, Report, Run, Settings
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of
+from valueapprox.cli.pictures import control_picture, return_chart, run_picture
 from valueapprox.files import folder_for
 from valueapprox.interrupts import PATIENCE
 

@@ -18,8 +18,10 @@ from rich.rule import Rule
 from rich.table import Table
 from scipy.special import expit, softmax
 
-from valueapprox import SGD, History, Network, fit, linear, losses, regularizers, risk_gradient, twolayer
-from valueapprox.agents.terminal import announce_compile, command_line, errors_in_one_line
+from valueapprox import SGD, History, Network, fit, risk_gradient
+from valueapprox.cli.terminal import announce_compile, command_line, errors_in_one_line
+from valueapprox.nn import twolayer
+from valueapprox.supervised import linear, losses, regularizers
 
 LARGEST_DIFFERENCE = 1e-7  # between two ways to one number, relative to the number if that is above 1
 BY_HAND, COMPILED, NUMERIC = "by the formula", "compiled", "central difference"

@@ -24,7 +24,7 @@ NOT_PUBLIC = {
         "numba.core",
         ["codegen.JITCodeLibrary", "compiler.Compiler", "registry.CPUDispatcher"],
     ),
-    "agents/terminal.py": ("numba.core.event", ["register", "Listener"]),
+    "valueapprox/cli/terminal.py": ("numba.core.event", ["register", "Listener"]),
     "valueapprox/service/connection.py": (
         "uvicorn.protocols.http",
         [

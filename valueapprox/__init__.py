@@ -3,11 +3,9 @@
 Importing this loads NumPy and the kernels' compiler, and neither Ray, TensorBoard nor Gymnasium.
 """
 
-from valueapprox import gradient_flow, linear, losses, regularizers
 from valueapprox.checkpoint import CheckpointError
-from valueapprox.descent import risk, risk_gradient
-from valueapprox.fitting import FitError, History, ReduceOnPlateau, fit
-from valueapprox.network import Network
+from valueapprox.nn import twolayer
+from valueapprox.nn.network import Network
 from valueapprox.optim import (
     SGD,
     Adam,
@@ -26,8 +24,11 @@ from valueapprox.optim import (
     StepDecay,
     VarianceAdjusted,
 )
-from valueapprox.predictions import Predictions
-from valueapprox.value_function import DivergenceError, ValueFunction
+from valueapprox.supervised import gradient_flow, linear, losses, regularizers
+from valueapprox.supervised.descent import risk, risk_gradient
+from valueapprox.supervised.fitting import FitError, History, ReduceOnPlateau, fit
+from valueapprox.td.predictions import Predictions
+from valueapprox.td.value_function import DivergenceError, ValueFunction
 
 __all__ = [
     "SGD",
@@ -61,6 +62,7 @@ __all__ = [
     "regularizers",
     "risk",
     "risk_gradient",
+    "twolayer",
 ]
 
 __version__ = "0.2.0"

@@ -15,10 +15,6 @@ from pathlib import Path
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 
-import valueapprox.agents.console
-import valueapprox.agents.pictures
-import valueapprox.agents.training  # noqa: F401
-
 
 def run(script, options, cwd, out, err):
     """In the child: become the script."""

@@ -21,9 +21,9 @@ from valueapprox.agents.choosing import draw, epsilon_now
 from valueapprox.agents.control_loop import CompiledLoop
 from valueapprox.agents.prediction import Prediction
 from valueapprox.agents.spaces import UnsupportedSpaceError
-from valueapprox.backprop import D
 from valueapprox.checkpoint import CheckpointError
 from valueapprox.envs import RandomWalk, compiled_world
+from valueapprox.nn.backprop import D
 from valueapprox.optim import OPTIMIZERS as EVERY_OPTIMIZER
 
 SPACE = spaces.Box(-10.0, 10.0, (3,), np.float64)

@@ -14,12 +14,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from valueapprox import CheckpointError, checkpoint, envs
-from valueapprox.agents import control_training, pictures
+from valueapprox.agents import control_training
 from valueapprox.agents.base import ControlAgent
 from valueapprox.agents.control_evaluation import Film, evaluate
 from valueapprox.agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
 from valueapprox.agents.layout import DISCOUNTED, EPSILON_FIRST, EPSILON_LAST, EPSILON_STEPS
 from valueapprox.agents.training import CHECKPOINT_FILE
+from valueapprox.cli import pictures
 from valueapprox.optim import OPTIMIZERS, Intentional, ObGD
 from valueapprox.telemetry import read_metrics
 

@@ -5,11 +5,11 @@ import pytest
 from gymnasium import spaces
 
 from valueapprox import SGD, Network
-from valueapprox.activations import HIDDEN
 from valueapprox.agents import QRC, Sarsa, StreamAC, StreamQ
 from valueapprox.agents.base import DEAD_AFTER, FLAT_BELOW
 from valueapprox.agents.control_training import ControlRun, ControlSettings
-from valueapprox.gradient_flow import gradient_flow
+from valueapprox.nn.activations import HIDDEN
+from valueapprox.supervised.gradient_flow import gradient_flow
 from valueapprox.telemetry import read_metrics
 
 SPACE = spaces.Box(-10.0, 10.0, (3,), np.float64)

@@ -17,8 +17,8 @@ import pytest
 
 from valueapprox import History, checkpoint
 from valueapprox.agents.console import errors_in_one_line
-from valueapprox.fitting import STOPPED
-from valueapprox.tables import load_model, read_table
+from valueapprox.supervised.fitting import STOPPED
+from valueapprox.supervised.tables import load_model, read_table
 from valueapprox.telemetry import read_metrics
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from valueapprox.agents import terminal
+from valueapprox.cli import terminal
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 TD = ("--steps", 64, "--hidden", 4, "--episodes", 0, "--workers", 0, "--envs", 2, "--block", 16, "--quiet")
@@ -134,7 +134,7 @@ def test_a_film_is_a_gif_or_is_refused_before_the_run(start_script, tmp_path, na
 def test_compiling_is_announced_when_it_begins_and_once():
     program = """
 import numba
-from valueapprox.agents.terminal import announce_compile
+from valueapprox.cli.terminal import announce_compile
 announce_compile()
 print("nothing yet")
 f = numba.njit(lambda x: x + 1)

@@ -39,7 +39,7 @@ print(valueapprox.__file__, compiling.cache_is_warm(), compiling.cache_folder(),
 
 def test_an_edited_kernel_is_compiled_anew_and_an_unedited_one_is_not(tmp_path):
     shutil.copytree(ROOT / "valueapprox", tmp_path / "valueapprox", ignore=shutil.ignore_patterns("__pycache__"))
-    source = tmp_path / "valueapprox" / "activations.py"
+    source = tmp_path / "valueapprox" / "nn" / "activations.py"
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     path, warm, first_folder, value = python(LEAKY, tmp_path, **cache)
     assert Path(path) == tmp_path / "valueapprox" / "__init__.py"

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from valueapprox.backprop import LAYERS, ZERO, accumulate, layer_size, store_gradient
 from valueapprox.compiling import interpreted, kernel, placeholder, specialise, template
+from valueapprox.nn.backprop import LAYERS, ZERO, accumulate, layer_size, store_gradient
 from valueapprox.optim.schedules import SCHEDULES, Constant, Schedule, schedule_factor
 
 if TYPE_CHECKING:
-    from valueapprox.network import Network
+    from valueapprox.nn.network import Network
 
 __all__ = ["OPTIMIZERS", "GlobalOptimizer", "Optimizer", "OptimizerState", "TraceOptimizer", "norm", "register"]
 

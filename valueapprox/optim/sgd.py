@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from valueapprox.backprop import BIAS, LAYERS, ONE, SIZES, ZERO, D, X, first_unit
 from valueapprox.compiling import kernel, template
+from valueapprox.nn.backprop import BIAS, LAYERS, ONE, SIZES, ZERO, D, X, first_unit
 from valueapprox.optim.base import (
     ALPHA,
     CLIP_LAYER_NORM,

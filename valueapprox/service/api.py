@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import request_response
 
-from valueapprox.network import Network
+from valueapprox.nn.network import Network
 from valueapprox.service.bodies import JSON, NPY, NPZ, BodyError, numbers, read_npy, read_npz, write_npy, write_npz
 from valueapprox.service.messages import (
     STATUS_NAMES,

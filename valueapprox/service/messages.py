@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox.checks import as_floats, as_numbers, one_of, positive, python_settings
-from valueapprox.network import Network
+from valueapprox.nn.network import Network
 from valueapprox.optim import STREAM_ADAM, Optimizer
-from valueapprox.predictions import Predictions
+from valueapprox.td.predictions import Predictions
 
 __all__ = [
     "DIVERGED",

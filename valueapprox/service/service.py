@@ -26,12 +26,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox import checkpoint as files
-from valueapprox import td
 from valueapprox.checkpoint import CheckpointError
 from valueapprox.checks import as_floats, as_numbers
 from valueapprox.files import FolderLock
-from valueapprox.network import Network
-from valueapprox.predictions import Predictions
+from valueapprox.nn.network import Network
 from valueapprox.service.journal import COPIES, Journal, JournalError, owner, read
 from valueapprox.service.messages import (
     DIVERGED,
@@ -57,7 +55,9 @@ from valueapprox.service.messages import (
     encode_weights,
     without_gap,
 )
-from valueapprox.value_function import ValueFunction
+from valueapprox.td import kernels as td
+from valueapprox.td.predictions import Predictions
+from valueapprox.td.value_function import ValueFunction
 
 __all__ = ["Service"]
 

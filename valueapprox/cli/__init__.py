@@ -1,0 +1,1 @@
+"""What every command says and draws; it knows no agent."""

@@ -1,0 +1,618 @@
+"""Tables of examples: columns read from CSV and npz files, standardised, and the models that predict from them."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import math
+import re
+import shlex
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from valueapprox import checkpoint
+from valueapprox.checks import MOST_NAMES
+from valueapprox.nn.network import Network
+from valueapprox.supervised.columns import Cells, Column, Encoded, Problem, TableError, Treatment, encode, read_columns
+
+__all__ = ["Cells", "Model", "Problem", "Scaling", "Table", "TableError", "fold_scaling", "load_model", "read_table"]
+
+DELIMITERS = (",", ";", "\t")
+Label = bool | int | float | str
+BLANKS = " \t"  # around a cell of a CSV file they do not belong to it
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+WHOLE = re.compile(r"0|-?[1-9][0-9]*")  # written as Python writes a whole number
+MISSING = frozenset(("", "na", "n/a", "#na", "#n/a", "<na>", "nan", "+nan", "-nan"))  # small and capital letters alike
+SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?\r?\n', re.IGNORECASE)  # a first line that spreadsheets write
+QUOTED = re.compile(r'(^|[,;\t])[ \t]*"(?:[^"]|"")*"', re.MULTILINE)
+A_DATE = re.compile(r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}(?:[T ]+[0-9]{1,2}:[0-9]{2}.*)?")
+LONGEST_HEADER = 1_000_000  # characters, that are looked at for the delimiter
+LONGEST_SHOWN = 40  # characters of a cell
+MANY = 20  # different texts, which may still be categories
+FEW = 3  # different texts among numbers, which may stand for a missing cell
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name, of a CSV file as text, of an npz file as numbers; checked when they are used.
+
+    cells
+        The columns. A 2-D array S of an npz file gives the columns S[0], S[1], ....
+    lines
+        Where in a CSV file each row begins, from 1; empty for npz.
+    groups
+        The columns of each 2-D array.
+    unusable
+        Arrays that are no columns, and why.
+    n_nameless
+        How many columns of a CSV file have no name, as pandas writes its index; they are left out.
+    """
+
+    path: Path
+    cells: Mapping[str, Sequence[str] | np.ndarray]
+    lines: Sequence[int] = ()
+    groups: Mapping[str, list[str]] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    n_nameless: int = 0
+
+    def roles(
+        self, target: Sequence[str], features: Sequence[str] = (), ignore: Sequence[str] = ()
+    ) -> tuple[list[str], list[str]]:
+        """The names of the columns to learn from and of those to predict.
+
+        Features are all other columns if none are named, but those to ignore. Of an npz file, the target is Y if none
+        is named, and features are S if there is an S.
+        """
+        whole = "S" in self.groups or "S" in self.cells
+        if not target and not self.lines:
+            if "Y" not in {*self.cells, *self.groups, *self.unusable}:
+                raise TableError(f"{self.path} has no array Y, and no --target is named; {self._there_are()}")
+            target = ("Y",)
+        if not target:
+            raise TableError(f"--target is missing: which column of {self.path} to predict; {self._there_are()}")
+        targets = self.pick(target, "--target")
+        ignored = [*self.pick(ignore, "--ignore", usable=False), *ignore]
+        if features:
+            chosen = self.pick(features, "--features")
+        elif whole and not self.lines:
+            chosen = self.pick(["S"], "--features")
+        else:
+            wrong = [name for name in self.unusable if name not in {*ignored, *target}]
+            if wrong:
+                raise TableError(
+                    f"{self.path}: array {wrong[0]} {self.unusable[wrong[0]]}; --ignore {wrong[0]} leaves it out"
+                )
+            chosen = [name for name in self.cells if name not in targets]
+        chosen = [name for name in chosen if name not in ignored]
+        if both := [name for name in chosen if name in targets]:
+            raise TableError(f"column {both[0]!r} of {self.path} is a feature and a target; it can be one of them")
+        if not chosen:
+            only = f" has the one column {targets[0]!r} (is the delimiter right?)" if len(self.cells) == 1 else ""
+            raise TableError(
+                f"{self.path}{only or ' has no column left to learn from'}: at least one feature is wanted"
+            )
+        self._same_length([*chosen, *targets])
+        return chosen, targets
+
+    def _same_length(self, names: Sequence[str]) -> int:
+        n = len(self.cells[names[0]])
+        for name in names:
+            if len(self.cells[name]) != n:
+                other = f"{name} has {len(self.cells[name])}"
+                raise TableError(f"{self.path}: {names[0]} has {n} rows and {other}; equally many are wanted")
+        return n
+
+    def pick(self, names: Iterable[str], option: str, *, usable: bool = True) -> list[str]:
+        """The columns that the names stand for, once each; an unknown name is an error that suggests the nearest."""
+        picked: list[str] = []
+        for name in names:
+            if name in self.unusable:
+                if usable:
+                    raise TableError(f"{self.path}: array {name} {self.unusable[name]}")
+                continue
+            if name not in self.cells and name not in self.groups:
+                raise TableError(
+                    f"{self.path} has no column {name!r} ({option}); {self._near(name)}{self._there_are()}"
+                )
+            picked += self.groups.get(name, [name])
+        return list(dict.fromkeys(picked))
+
+    def _known(self) -> list[str]:
+        grouped = {column for columns in self.groups.values() for column in columns}
+        return [*self.groups, *(name for name in self.cells if name not in grouped), *self.unusable]
+
+    def _near(self, name: str) -> str:
+        return _did_you_mean(name, self._known())
+
+    def _there_are(self) -> str:
+        names = self._known()
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        hint = ""
+        if self.lines and all(NUMBER.fullmatch(name) for name in names):
+            hint = "; is line 1 a header?"
+        return f"there are {', '.join(names[:MOST_NAMES])}{more}{hint}"
+
+    def place(self, row: int, name: str, *, path: bool = True) -> str:
+        """Where a cell lies, for errors: file, line and column; of an array, the index."""
+        if self.lines:
+            where = f"line {self.lines[row]}, column {name!r}"
+        else:
+            group = next((array for array, columns in self.groups.items() if name in columns), None)
+            where = f"{name}[{row}]" if group is None else f"{group}[{row}, {self.groups[group].index(name)}]"
+        return f"{self.path}, {where}" if path else where
+
+    def texts(self, name: str) -> list[str]:
+        """The cells of a column as they are written: of a CSV file without the blanks around them."""
+        cells = self.cells[name]
+        if not isinstance(cells, np.ndarray):
+            return [cell.strip(BLANKS) for cell in cells]
+        if cells.dtype.kind == "S":
+            return [cell.decode("utf-8", "backslashreplace") for cell in cells.tolist()]
+        return [str(cell) for cell in cells]
+
+    def parse(self, name: str, words: Iterable[str] = ()) -> Cells:
+        """A column as numbers: sign, ASCII digits, point, exponent. Empty, NA, NaN and `words` are missing."""
+        cells = self.cells[name]
+        if isinstance(cells, np.ndarray) and cells.dtype.kind in "fiub":
+            numbers = cells.astype(np.float64)
+            missing, other = np.isnan(numbers), np.isinf(numbers)
+        elif isinstance(cells, np.ndarray) and cells.dtype.kind not in "US":
+            numbers, missing = np.full(len(cells), np.nan), np.zeros(len(cells), bool)
+            if cells.dtype.kind in "mM":
+                missing = np.isnat(cells)
+            other = ~missing
+        else:
+            absent = MISSING | {word.strip(BLANKS).lower() for word in words}
+            texts = self.texts(name)
+            missing = np.array([text.lower() in absent for text in texts])
+            is_text = isinstance(cells, np.ndarray)  # which stays text, whatever it looks like
+            numbers = np.array([math.nan if is_text or not NUMBER.fullmatch(text) else float(text) for text in texts])
+            numbers[missing] = np.nan
+            other = ~(missing | np.isfinite(numbers))
+        numbers[other] = np.nan
+        return Cells(numbers, missing, other)
+
+    def problem(self, name: str, cells: Cells, offers: Iterable[str] = (), *, what: str = "number") -> list[Problem]:
+        """What keeps a column from being used, if anything does, and which of the offered options mends it, best first.
+
+        offers
+            Those that the command has of --missing (or only --missing drop), --missing-words, --one-hot, --dates,
+            --time, --ignore and --loss.
+        """
+        n, n_missing, n_other = len(cells.numbers), int(cells.missing.sum()), int(cells.other.sum())
+        if not n_missing + n_other:
+            return []
+        texts, column = self.texts(name), shlex.quote(name)
+        row = int(np.argmax(cells.other if n_other else cells.missing))
+        text = texts[row] if len(texts[row]) <= LONGEST_SHOWN else f"{texts[row][:LONGEST_SHOWN]}..."
+        offered: list[tuple[str, ...]] = []
+        counts, told = "", f"the cell is {f'{text!r}, which is missing' if text else 'empty'}; expected a {what}"
+        if n_other:
+            kinds = {texts[i] for i in np.flatnonzero(cells.other)}
+            counts, offered = self._other(name, n, kinds, n_other)
+            point = text.count(",") == 1 and NUMBER.fullmatch(text.replace(",", "."))
+            told = f"{text!r} is no number; expected a number{' with a decimal point' * bool(point)}"
+        if n_missing:
+            of = f" of {n} cells" * (not n_other)
+            counts += f"{' and ' * bool(n_other)}{n_missing}{of} {'is' if n_missing == 1 else 'are'} missing"
+        offered = [option for option in offered if option[0] in offers]
+        if n_missing == n and "--ignore" in offers:
+            offered = [("--ignore", name)]
+        elif n_missing and not (offered and offered[0][0] == "--ignore"):
+            offered += [("--missing", "median")] * ("--missing" in offers)
+            offered += [("--missing", "drop")] * ("--missing drop" in offers)
+        words = " ".join(map(shlex.quote, offered[0][1:])) if offered else ""
+        fill = ", --missing median (or mean) fills them in" * ("--missing" in offers)
+        advice = {
+            "--loss": "--loss nll learns classes by name",
+            "--missing-words": f"--missing-words {words} if that means missing",
+            "--one-hot": f"--one-hot {column} makes a column of 0 and 1 of each",
+            "--dates": f"--dates {column} turns them into days",
+            "--time": f"--time {column} takes it as the times of the rows",
+            "--ignore": f"--ignore {column} leaves the column out",
+            "--missing": f"--missing drop leaves out their rows{fill}",
+        }
+        hint = "; ".join(advice[option[0]] for option in offered)
+        best = [offered[0]] if offered else []
+        best += [option for option in offered[1:] if option[0] == "--missing"]
+        if best and best[0][0] == "--missing-words":
+            best.append(("--missing", "median" if "--missing" in offers else "drop"))
+        where = self.place(row, name, path=False)
+        return [Problem(where, f"{told} ({counts}{': ' * bool(hint)}{hint})", tuple(best))]
+
+    def _other(self, name: str, n: int, kinds: set[str], count: int) -> tuple[str, list[tuple[str, ...]]]:
+        """What the cells are that are no numbers, in words, and the options that are made for such."""
+        array = self.cells[name]
+        kind = array.dtype.kind if isinstance(array, np.ndarray) else ""
+        counts = f"{count} of {n} cells {'is' if count == 1 else 'are'}"
+        if kind in tuple("fiub") or all(NUMBER.fullmatch(text) for text in kinds):
+            return f"{counts} infinite", [("--ignore", name)]
+        if kind == "c":
+            return f"{counts} complex", [("--ignore", name)]
+        if kind == "M" or all(A_DATE.fullmatch(text) for text in kinds):
+            return f"{counts} dates" if count > 1 else f"{counts} a date", [
+                ("--time", name),
+                ("--dates", name),
+                ("--ignore", name),
+            ]
+        offered: list[tuple[str, ...]] = [("--loss", "nll"), ("--one-hot", name), ("--ignore", name)]
+        if 2 * count < n and len(kinds) <= FEW:
+            offered.insert(0, ("--missing-words", *sorted(kinds)))
+        elif len(kinds) > max(MANY, n // 5):  # names and remarks rather than categories
+            offered = [("--loss", "nll"), ("--ignore", name), ("--one-hot", name)]
+        return f"{counts} text{f', {len(kinds)} different ones' if len(kinds) > 1 else ''}", offered
+
+    def numbers(self, names: Sequence[str], offers: Iterable[str] = ("--ignore",)) -> np.ndarray:
+        """Columns as finite float64 numbers (n, len(names)).
+
+        Raises
+        ------
+        TableError
+            If a cell is missing, no number, or infinite; it names all such columns, and the options that mend them.
+        """
+        columns = {name: self.parse(name) for name in names}
+        self._same_length(names)
+        self.complain([problem for name, cells in columns.items() for problem in self.problem(name, cells, offers)])
+        return np.stack([cells.numbers for cells in columns.values()], axis=1)
+
+    def complain(self, problems: Sequence[Problem]) -> None:
+        """Raise a `TableError` that says all of it, if there is anything."""
+        if not problems:
+            return
+        if len(problems) == 1:
+            raise TableError(f"{self.path}, {problems[0].where}: {problems[0].what}")
+        merged: dict[str, list[str]] = {}
+        for option, *values in (option for problem in problems for option in problem.options):
+            given = merged.setdefault(option, [])
+            given += [] if given and option in ("--missing", "--loss") else values
+        options = [part for option, values in merged.items() for part in (option, *dict.fromkeys(values))]
+        lines = [f"{self.path} has {len(problems)} columns that cannot be used as they are:"]
+        lines += [f"  {problem.where}: {problem.what}" for problem in problems]
+        raise TableError("\n".join([*lines, f"For instance, add: {shlex.join(options)}"] if options else lines))
+
+    def labels(self, name: str, words: Iterable[str] = ()) -> np.ndarray:
+        """A column as labels of classes (n,): numbers and booleans of an array, text of a CSV file as it is written.
+
+        Text is a whole number if all that is not missing is written as one, so that 2 comes before 10.
+
+        Raises
+        ------
+        TableError
+            If they are other numbers that hardly repeat, or nothing that has a name.
+        """
+        cells, texts = self.cells[name], self.texts(name)
+        kind = cells.dtype.kind if isinstance(cells, np.ndarray) else ""
+        if kind not in ("", *"fiubUS"):
+            raise TableError(f"{self.path}: {name} holds {_kind(cells)}; expected numbers or text")  # type: ignore[arg-type]
+        parsed = self.parse(name, words)
+        if kind == "f" and parsed.other.any():
+            row = int(np.argmax(parsed.other))
+            raise TableError(f"{self.place(row, name)}: {texts[row]} is no class; expected a finite number or a name")
+        there = ~(parsed.missing | parsed.other)
+        if kind in ("", "f") and ((parsed.numbers[there] % 1) != 0).any() and (there | parsed.missing).all():
+            different = len(np.unique(parsed.numbers[there]))
+            if 2 * different > there.sum():
+                row = int(np.argmax(there & (parsed.numbers % 1 != 0)))
+                raise TableError(
+                    f"{self.place(row, name)}: {texts[row]} is no class; expected classes that repeat, and there are "
+                    f"{different} different numbers in {there.sum()} rows (--loss half_squared predicts numbers)"
+                )
+        if kind in tuple("iub"):
+            return np.asarray(cells)
+        if kind == "f":
+            return np.array([float(text) for text in texts])  # as written: 0.1 of float32, not 0.10000000149
+        present = [text for text, gone in zip(texts, parsed.missing, strict=True) if not gone]
+        if kind == "" and all(WHOLE.fullmatch(text) for text in present):
+            return np.array(
+                [text if gone else int(text) for text, gone in zip(texts, parsed.missing, strict=True)], object
+            )
+        return np.array(texts)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f"did you mean {lower[near[0]]!r}? " if near else ""
+
+
+def _kind(array: np.ndarray) -> str:
+    return {"U": "text", "S": "bytes", "c": "complex numbers"}.get(array.dtype.kind, f"{array.dtype}")
+
+
+def read_table(path: str | Path, delimiter: str | None = None) -> Table:
+    """Read a file of examples: npz if it is called so, else CSV in UTF-8 with a header line. Nothing is unpickled.
+
+    Parameters
+    ----------
+    path
+        The file.
+    delimiter
+        Between the cells of a CSV file: one character, or "tab". If not given, that of a first line sep=;, or of comma,
+        semicolon and tab the one that is most frequent in the header.
+
+    Raises
+    ------
+    TableError
+        If the file is missing, empty, damaged, or no table.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise TableError(f"there is no file {path}; {_did_you_mean(path.name, others)}".rstrip("; ")) from None
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    if not content:
+        raise TableError(f"{path} is empty")
+    return _read_npz(path, content) if path.suffix.lower() == ".npz" else _read_csv(path, content, delimiter)
+
+
+def _read_csv(path: Path, content: bytes, delimiter: str | None) -> Table:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise TableError(f"{path}, line {line} is not UTF-8 text; save it as CSV in UTF-8") from None
+    if not text.strip():
+        raise TableError(f"{path} is empty")
+    line = 1
+    if said := SEPARATOR.match(text):
+        text, line = text[said.end() :], 2
+        delimiter = delimiter or said[1]
+    if delimiter is None:
+        # What is quoted is taken out first, with its line breaks: what is left of the first record is one line.
+        first_lines = QUOTED.sub(r"\1", text.lstrip("\r\n ")[:LONGEST_HEADER])
+        header = re.split(r"[\r\n]", first_lines, maxsplit=1)[0]
+        delimiter = max(DELIMITERS, key=header.count)
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise TableError(f"the delimiter is {delimiter!r}; expected one character, or tab")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    names: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    above = line - 1
+    try:
+        for row in reader:
+            if not row or (len(row) == 1 and not row[0].strip()):
+                pass  # a blank line
+            elif not names:
+                names = [name.strip() for name in row]
+            elif len(row) != len(names):
+                raise TableError(
+                    f"{path}, line {line} has {len(row)} cell{'s' * (len(row) != 1)}; the header has {len(names)}"
+                )
+            else:
+                rows.append(row)
+                lines.append(line)
+            line = above + reader.line_num + 1
+    except csv.Error as error:
+        raise TableError(f"{path}, line {line} is not CSV: {error}") from None
+    twice = [name for i, name in enumerate(names) if name and name in names[:i]]
+    if twice:
+        raise TableError(f"{path} has two columns called {twice[0]!r}; each name can stand for one")
+    if not rows:
+        raise TableError(f"{path} has a header line and no rows")
+    columns = {name: column for name, column in zip(names, zip(*rows, strict=True), strict=True) if name}
+    return Table(path, columns, lines, n_nameless=names.count(""))
+
+
+def _read_npz(path: Path, content: bytes) -> Table:
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise TableError(f"{path} is damaged or no npz file")
+    cells: dict[str, np.ndarray] = {}
+    groups: dict[str, list[str]] = {}
+    unusable: dict[str, str] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            members = {name.removesuffix(".npy"): file.read(name) for name in file.namelist() if name.endswith(".npy")}
+        for name, member in members.items():
+            data = io.BytesIO(member)
+            try:
+                array = np.lib.format.read_array(data, allow_pickle=False)
+            except ValueError as error:
+                if "Object arrays" not in str(error):
+                    raise
+                unusable[name] = "holds Python objects, which are not loaded; numbers are wanted"
+                continue
+            if array.ndim == 1:
+                cells[name] = array
+            elif array.ndim == 2:
+                groups[name] = [f"{name}[{j}]" for j in range(array.shape[1])]
+                cells.update(zip(groups[name], array.T, strict=True))
+            else:
+                unusable[name] = f"has shape {array.shape}; (n,) or (n, d) is wanted"
+    except Exception as error:  # noqa: BLE001  (what is damaged can make the readers raise anything)
+        raise TableError(f"{path} is damaged or no npz file ({error!r})") from None
+    if not cells and not unusable:
+        raise TableError(f"{path} holds no arrays")
+    if not any(len(column) for column in cells.values()) and not unusable:
+        raise TableError(f"{path} has no rows")
+    return Table(path, cells, (), groups, unusable)
+
+
+# --- standardising --------------------------------------------------------------------------------------------------
+
+
+class Scaling(NamedTuple):
+    """What brings columns to mean 0 and standard deviation 1: x -> (x - mean) / scale; both (d,), float64."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def none(cls, d: int) -> Scaling:
+        """That which changes nothing."""
+        return cls(np.zeros(d), np.ones(d))
+
+    @classmethod
+    def of(cls, columns: np.ndarray) -> Scaling:
+        """That of these columns (n, d): their mean, and sqrt(1/n sum (x - mean)^2); a constant one has scale 1.
+
+        >>> Scaling.of(np.array([[1.0, 7.0], [5.0, 7.0]]))
+        Scaling(mean=array([3., 7.]), scale=array([2., 1.]))
+        """
+        low, high = columns.min(axis=0), columns.max(axis=0)
+        constant = low == high
+        mean = np.where(constant, low, columns.mean(axis=0))
+        # Divided by the longest distance first: squares of large numbers are infinite, and of small ones zero.
+        longest = np.where(constant, 1.0, np.abs(columns - mean).max(axis=0))
+        scale = longest * np.sqrt(np.mean(((columns - mean) / longest) ** 2, axis=0))
+        return cls(mean, np.where(constant, 1.0, scale))
+
+    def apply(self, columns: np.ndarray) -> np.ndarray:
+        """(x - mean) / scale."""
+        return (columns - self.mean) / self.scale
+
+
+def fold_scaling(net: Network, w: np.ndarray, inputs: Scaling, outputs: Scaling) -> tuple[Network, np.ndarray]:
+    """A network in float64, and its weights, that takes and gives what net takes and gives standardised.
+
+    (s - mean) / scale W + b = s W' + b - mean W', W' = W / scale by rows;  with batch normalisation in the first layer,
+    which takes the mean of s W away, that mean grows by mean W' instead.
+    scale (x W + b) + mean = x (W scale) + b scale + mean in the last layer; its activation has to be linear.
+
+    Raises
+    ------
+    ValueError
+        If the network has no biases, or outputs are scaled behind an activation.
+    """
+    if not net.bias:
+        raise ValueError("the network has no biases; a mean needs one to go to")
+    if net.output != "linear" and not all(map(np.array_equal, outputs, Scaling.none(net.n_outputs))):
+        raise ValueError(f"output is {net.output}; only a linear output can be scaled by the weights before it")
+    raw = replace(net, dtype="float64")
+    folded = np.array(w, dtype=np.float64)
+    layers = raw.unpack(folded)
+    first, first_bias = layers[0]
+    last, last_bias = layers[-1]
+    assert first_bias is not None, "checked above"
+    assert last_bias is not None, "checked above"
+    first /= inputs.scale[:, None]
+    moved = inputs.mean @ first
+    norms = raw.batch_norms(folded)
+    if norms:
+        norms[0].mean[...] += moved
+    else:
+        first_bias -= moved
+    last *= outputs.scale
+    last_bias *= outputs.scale
+    last_bias += outputs.mean
+    return raw, folded
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with the names of the columns that it takes and gives.
+
+    features, targets
+        Names of inputs, in the order of a row of S, and of what is predicted.
+    loss
+        What was minimised.
+    classes
+        The class of each output, for nll; none for others.
+    columns, treatment
+        The columns of a table of which `encode` makes the inputs, and what becomes of cells that are no numbers; if not
+        given, the features are columns of numbers.
+    """
+
+    net: Network
+    w: np.ndarray
+    features: tuple[str, ...]
+    targets: tuple[str, ...]
+    loss: str
+    classes: tuple[Label, ...] = ()
+    columns: tuple[Column, ...] = ()
+    treatment: Treatment = field(default_factory=Treatment)
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            object.__setattr__(self, "columns", tuple(Column(name) for name in self.features))
+
+    def encode(self, table: Table, option: str = "a feature of the model") -> Encoded:
+        """The rows S (n, d) of a table as `predict` takes them, and notes on cells that are not as in fitting.
+
+        A row that the treatment leaves out is NaN.
+
+        Raises
+        ------
+        TableError
+            If a column is not there, or cells in it cannot be used; it names all of them.
+        """
+        names = table.pick([column.name for column in self.columns], option)
+        raw, problems = read_columns(table, names, self.treatment, offers=())
+        table.complain(problems)
+        return encode(self.columns, raw, table)
+
+    def predict(self, S: ArrayLike) -> np.ndarray:
+        """The outputs (n, k) for rows S (n, d) of the features: numbers in the targets' units, or probabilities."""
+        return self.net.forward(self.w, np.atleast_2d(np.asarray(S, dtype=np.float64)))
+
+    def classify(self, S: ArrayLike) -> np.ndarray:
+        """The likeliest class of each row (n,); with log_loss, (n, k) of 0 and 1, where 1 has more than a half."""
+        if self.net.output == "softmax":
+            classes = np.array(self.classes)
+            if classes.tolist() != list(self.classes):  # of different types: NumPy would change some
+                classes = np.array(self.classes, dtype=object)
+            return classes[self.predict(S).argmax(axis=1)]
+        if self.net.output == "sigmoid":
+            return (self.predict(S) > 0.5).astype(np.int64)
+        raise ValueError(f"the model's outputs are {self.net.output}, numbers and not classes; predict gives them")
+
+    def save(self, path: str | Path) -> None:
+        """Write it to one file; `load_model` reads it."""
+        meta = {
+            "kind": "model",
+            "net": self.net.as_dict(),
+            "features": list(self.features),
+            "targets": list(self.targets),
+            "loss": self.loss,
+            "classes": list(self.classes),
+            "columns": [asdict(column) for column in self.columns],
+            "treatment": asdict(self.treatment),
+        }
+        checkpoint.save(path, {"w": self.w}, meta)
+
+
+def load_model(path: str | Path) -> Model:
+    """Read what `Model.save` wrote, from a file or from the folder of a fit, where it is called model.npz.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged or holds no model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.npz"
+    arrays, meta = checkpoint.load(path)
+    try:
+        if meta["kind"] != "model":
+            raise ValueError(f"its kind is {meta['kind']}")  # noqa: TRY301
+        net, w = Network(**meta["net"]), arrays["w"]
+        features, targets = (tuple(str(name) for name in meta[part]) for part in ("features", "targets"))
+        if w.shape != (net.size,) or w.dtype != net.dtype or len(features) != net.n_inputs:
+            raise ValueError(f"w is {w.dtype} of shape {w.shape}")  # noqa: TRY301
+        checkpoint.must_be_finite({"w": w})
+        # Version 0.1 knew numbers only.
+        columns = tuple(Column(**column) for column in meta.get("columns", ()))
+        if columns and [name for column in columns for name in column.inputs] != list(features):
+            raise ValueError("its columns do not give its features")  # noqa: TRY301
+        treatment = Treatment(**meta.get("treatment", {}))
+        return Model(net, w, features, targets, str(meta["loss"]), tuple(meta["classes"]), columns, treatment)
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{path} holds no model ({error!r})") from None

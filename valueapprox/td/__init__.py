@@ -1,0 +1,1 @@
+"""Temporal-difference learning of values: methods, one value function, many predictions."""
