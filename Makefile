@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bars check bench bench-fit bench-extra tensorboard lock clean
+.PHONY: help setup train test bars check docs linkcheck bench bench-fit bench-extra tensorboard lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 24
@@ -44,6 +44,18 @@ check: $(READY)  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs  ## build the documentation, docs/_build/html/index.html; a warning is an error
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+	@echo "docs/_build/html/index.html"
+
+linkcheck: $(VENV)/.docs  ## look whether the links of the documentation lead somewhere (needs the network)
+	@$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck $(ARGS)
+
+$(VENV)/.docs: $(READY)
+	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python -e '.[docs]'; \
+	else $(BIN)/python -m pip install --quiet -e '.[docs]'; fi
+	@touch $@
+
 bench: $(READY)  ## speed beside NumPy and C, and PyTorch and JAX where installed, in one run
 	@$(BIN)/python scripts/benchmark.py $(ARGS)
 
@@ -62,5 +74,5 @@ lock:            ## renew requirements.lock (needs uv)
 	  --generate-hashes --quiet --output-file requirements.lock $(ARGS)
 
 clean:           ## remove caches and the environment; runs/ is kept
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

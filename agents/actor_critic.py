@@ -142,9 +142,11 @@ def choose_next(agent, critic, actor, persist):
 class StreamAC(ControlAgent):
     """Actor-critic(lambda), with a softmax policy for discrete actions and a Gaussian one for continuous ones.
 
-    delta = r + gamma v(s') - v(s)
-    critic: z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
-    actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along delta z
+    With each transition:
+
+        delta = r + gamma v(s') - v(s)
+        critic: z <- gamma lambda z + grad v(s), and the optimizer's step along delta z
+        actor:  z <- gamma lambda z + grad [log pi(a|s) + entropy sign(delta) H(pi(.|s))], and the step along delta z
 
     By default the critic's values are means (see `Intentional`), and so biased by no skew of the rewards.
 
@@ -152,6 +154,8 @@ class StreamAC(ControlAgent):
     continuous action is half the distance of its bounds, around their middle: see `agents.spaces.continuous`. A mean
     that is more than its spread outside of the bounds gets no gradient that would lead it further out.
 
+    Parameters
+    ----------
     entropy
         Weight of the policy's entropy H in the actor's trace.
     persistence
@@ -168,8 +172,8 @@ class StreamAC(ControlAgent):
         (Exploration by repeated actions: Dabney, Ostrovski & Barreto 2021.) Every action is still taken with
         probability pi(a|s), but actions depend on each other: while they do, the expected update is not the policy
         gradient, and the critic's values are those of this behaviour. Both end as soon as there is something to learn,
-        or the policy has made up its mind. 0: independent draws, as published. Gaussian policies, and `actor`s, draw
-        independently always.
+        or the policy has made up its mind. 0: independent draws, as published. Gaussian policies, and what `actor`
+        returns, draw independently always.
     """
 
     update, choose, choose_next = update, choose, choose_next

@@ -401,7 +401,7 @@ class ControlAgent:
         self.settings[layout.SAMPLE_EVERY] = positive("sample_every", steps, at_least=0)
 
     def diagnostics(self) -> dict[str, float]:
-        """Averages since the last call, by the log's tags: see the README's glossary."""
+        """Averages since the last call, by the log's tags: see docs/reference/tags.md."""
         seen = self.sums[layout.N_LEARNED]
         values: dict[str, float] = {}
         if seen > 0:

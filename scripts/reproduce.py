@@ -1,4 +1,4 @@
-"""Learning results over seeds: the README's tables and picture, each number by one command."""
+"""Learning results over seeds: the tables and picture of docs/results.md, each number by one command."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run experiments over seeds on Ray, and print the table that the README shows.
+    """Run experiments over seeds on Ray, and print the table that docs/results.md shows.
 
     A result at step t is the mean return of the training episodes that ended in the last 15 % of the steps up to t, as
     the agent acted while it learned; then the mean over seeds with its 95 % interval (Student's t), and the worst seed.

@@ -203,16 +203,18 @@ LOSSES: dict[str, Loss] = {
 def get(loss: str | Loss | Sequence[Function]) -> Loss:
     """A loss by its name, a pair (value, derivative) of functions, or as it is.
 
-    squared               sum_k (yhat_k - y_k)^2                          derivative 2 (yhat - y)
-    half_squared          sum_k 1/2 (yhat_k - y_k)^2                      yhat - y
-    mse                   squared, whose risk is a mean over the outputs too
-    huber                 see `huber`
-    log_loss              sum_k -y log yhat - (1 - y) log(1 - yhat)       (yhat - y) / (yhat (1 - yhat))
-                          yhat a probability, the output of a sigmoid
-    log_loss_from_logits  the same of sigmoid(yhat)                       sigmoid(yhat) - y
-    nll                   -sum_k y_k log yhat_k = -log yhat_class         -y / yhat
-                          yhat the probabilities of classes, the output of a softmax
-    nll_from_logits       the same of softmax(yhat)                       softmax(yhat) - y
+    By name, with the derivative:
+
+        squared               sum_k (yhat_k - y_k)^2                          derivative 2 (yhat - y)
+        half_squared          sum_k 1/2 (yhat_k - y_k)^2                      yhat - y
+        mse                   squared, whose risk is a mean over the outputs too
+        huber                 see `huber`
+        log_loss              sum_k -y log yhat - (1 - y) log(1 - yhat)       (yhat - y) / (yhat (1 - yhat))
+                              yhat a probability, the output of a sigmoid
+        log_loss_from_logits  the same of sigmoid(yhat)                       sigmoid(yhat) - y
+        nll                   -sum_k y_k log yhat_k = -log yhat_class         -y / yhat
+                              yhat the probabilities of classes, the output of a softmax
+        nll_from_logits       the same of softmax(yhat)                       softmax(yhat) - y
 
     A pair gets yhat and y, both (n, k): value returns (n,), or (n, k) to be summed over k; derivative (n, k).
     Behind their own activation, log_loss and nll are computed from theta and lose no digits there.

@@ -303,7 +303,7 @@ class Predictions:
     # --- what the log shows -------------------------------------------------------------------------------------------
 
     def diagnostics(self) -> dict[str, float]:
-        """Averages since the last call, by the log's tags without their network: see the README's glossary.
+        """Averages since the last call, by the log's tags without their network: see docs/reference/tags.md.
 
         With several predictions there are td_error/mean/NAME and td_error/rms/NAME, and norms are taken over all of
         them: grad_norm is sqrt(sum_i ||grad v_i||^2), trace_norm sqrt(sum_i ||z_i||^2).

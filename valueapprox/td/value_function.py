@@ -336,7 +336,7 @@ class ValueFunction:
     # --- what the log shows -------------------------------------------------------------------------------------------
 
     def diagnostics(self) -> dict[str, float]:
-        """Averages since the last call, by the log's tags without their network: see the README's glossary.
+        """Averages since the last call, by the log's tags without their network: see docs/reference/tags.md.
 
         Norms are sampled at every `sample_every`-th update; with 0, only those of weights and TD errors are there.
         """
