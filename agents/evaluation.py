@@ -264,11 +264,8 @@ def _summarise(
 
 def truth(task: Task, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Features (n, d), true values (n,) and visit distribution (n,) of every state, or None where they are unknown."""
-    if task.env.rpartition(":")[2] != "valueapprox/RandomWalk-v0" or task.policy != "random":
-        return None
-    arguments = {name: value for name, value in task.env_args.items() if name != "max_episode_steps"}
-    walk = envs.RandomWalk(**arguments)
-    return walk.features_matrix(), walk.true_values(gamma), walk.state_distribution()
+    found = envs.compiled_world(task.env, **task.env_args) if task.policy == "random" else None
+    return None if found is None else found[0].truth(gamma)
 
 
 def rmsve(value_function: ValueFunction, known: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:

@@ -20,50 +20,36 @@ from gymnasium import spaces
 
 from valueapprox.agents.spaces import factors
 from valueapprox.checks import one_of, unit_interval
+from valueapprox.compiling import interpreted
+from valueapprox.envs import WORLDS, Acrobot, CartPole, MountainCar, Pendulum, World
 
-__all__ = ["HEURISTICS", "Policy", "make_policy", "resolve"]
+__all__ = ["Policy", "heuristics", "make_policy", "resolve"]
 
 Policy = Callable[[Any, np.random.Generator], Any]
 
 HEURISTIC_NOISE = 0.1  # enough random actions that the policy sees more than one path
 
 
-def lean(observation: np.ndarray, rng: np.random.Generator) -> int:
-    """CartPole: push towards the side to which the pole leans."""
-    return 1 if observation[2] > 0.0 else 0
+def follow(world: type[World]) -> Policy:
+    """A world's heuristic as a policy in any environment of its task."""
+    plain = interpreted(world.heuristic)  # to call it compiled would take longer
+    if world.n_actions:
+        return lambda observation, rng: int(plain(observation))
+    return lambda observation, rng: np.array([plain(observation)], np.float32)
 
 
-def pump(observation: np.ndarray, rng: np.random.Generator) -> int:
-    """MountainCar: push the way the car already moves, which adds energy."""
-    return 2 if observation[1] >= 0.0 else 0
+lean, pump, swing, upright = map(follow, (CartPole, MountainCar, Acrobot, Pendulum))  # found by name since version 0.1
 
 
 def pump_continuous(observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """MountainCarContinuous: the same with full force."""
-    return np.array([1.0 if observation[1] >= 0.0 else -1.0], dtype=np.float32)
+    """MountainCarContinuous: `pump` with full force."""
+    return np.array([pump(observation, rng) - 1.0], dtype=np.float32)
 
 
-def swing(observation: np.ndarray, rng: np.random.Generator) -> int:
-    """Acrobot: torque at the elbow against the shoulder's rotation, which raises the energy."""
-    return 0 if observation[4] >= 0.0 else 2
-
-
-def upright(observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pendulum: pump energy while it hangs, a spring and a damper near the top."""
-    cos, sin, speed = (float(v) for v in observation)
-    angle = np.arctan2(sin, cos)
-    torque = -10.0 * angle - 2.0 * speed if cos > 0.8 else np.sign(speed) * 2.0
-    return np.array([np.clip(torque, -2.0, 2.0)], dtype=np.float32)
-
-
-#: Heuristic of a task, by the name of its environment without namespace and version.
-HEURISTICS: dict[str, Policy] = {
-    "CartPole": lean,
-    "MountainCar": pump,
-    "MountainCarContinuous": pump_continuous,
-    "Acrobot": swing,
-    "Pendulum": upright,
-}
+def heuristics() -> dict[str, Policy]:
+    """Heuristic of a task, by the name of its environment without namespace and version."""
+    ours = {task_name(env_id): follow(world) for env_id, world in WORLDS.items() if world.heuristic is not None}
+    return {**ours, "MountainCarContinuous": pump_continuous}
 
 
 def task_name(env_id: str) -> str:
@@ -111,13 +97,13 @@ def resolve(name: str, noise: float | None, env_id: str) -> tuple[str, float]:
     ValueError
         If the policy is unknown, or the noise is outside [0, 1].
     """
-    task = task_name(env_id)
+    task, known = task_name(env_id), heuristics()
     if name == "auto":
-        name = "heuristic" if task in HEURISTICS else "random"
+        name = "heuristic" if task in known else "random"
     if ":" not in name:
         one_of("policy", name, ("auto", "heuristic", "random", "module:function"))
-        if name == "heuristic" and task not in HEURISTICS:
-            raise ValueError(f"there is no heuristic for {env_id}; there is one for {', '.join(HEURISTICS)}")
+        if name == "heuristic" and task not in known:
+            raise ValueError(f"policy is 'heuristic'; expected another, as {env_id} has none: {', '.join(known)} have")
     if name == "random":
         return name, 0.0
     return name, unit_interval("noise", (HEURISTIC_NOISE if name == "heuristic" else 0.0) if noise is None else noise)
@@ -134,7 +120,7 @@ def make_policy(name: str, noise: float, env_id: str, action_space: gym.Space[An
     at_random = uniform(action_space)
     if name == "random":
         return at_random
-    chosen = HEURISTICS[task_name(env_id)] if name == "heuristic" else _imported(name)
+    chosen = heuristics()[task_name(env_id)] if name == "heuristic" else _imported(name)
     if noise == 0.0:
         return chosen
 
@@ -152,9 +138,9 @@ def _imported(name: str) -> Policy:
     try:
         policy = getattr(importlib.import_module(module), function)
     except (ImportError, SyntaxError) as error:
-        raise ValueError(f"policy {name!r}: module {module!r} cannot be imported ({error})") from None
+        raise ValueError(f"policy is {name!r}; module {module!r} cannot be imported ({error})") from None
     except AttributeError:
-        raise ValueError(f"policy {name!r}: module {module!r} has no {function!r}") from None
+        raise ValueError(f"policy is {name!r}; module {module!r} has no {function!r}") from None
     if not callable(policy):
-        raise ValueError(f"policy {name!r} is {policy!r}; a function (observation, rng) -> action is wanted")
+        raise ValueError(f"policy {name!r} is {policy!r}; expected a function (observation, rng) -> action")
     return policy

@@ -40,7 +40,6 @@ AUTORESET = {
     "next-step": AutoresetMode.NEXT_STEP,
     "disabled": AutoresetMode.DISABLED,
 }
-_POLICIES = {"random": kernels.RANDOM, "heuristic": kernels.HEURISTIC}  # those that the compiled rollout may follow
 REPLAY_LIMIT = 200_000  # actions of one episode that are kept so that it can be replayed
 
 
@@ -54,6 +53,19 @@ class Block(NamedTuple):
     terminated: np.ndarray  # (n, T)
     truncated: np.ndarray  # (n, T)
     restarted: np.ndarray  # (n,)  whether the stream broke off before this block and began a new episode
+
+    @staticmethod
+    def zeros(
+        n: int, n_steps: int, n_observation: int, dtype: Any, action_shape: tuple[int, ...], action_dtype: Any
+    ) -> Block:
+        """A block to be filled; nothing restarted."""
+
+        def part(dtype: Any, *shape: int) -> np.ndarray:
+            return np.zeros((n, n_steps, *shape), dtype)
+
+        s, s_next, flag = part(dtype, n_observation), part(dtype, n_observation), np.bool_
+        actions, rewards = part(action_dtype, *action_shape), part(np.float64)
+        return Block(s, actions, rewards, s_next, part(flag), part(flag), np.zeros(n, flag))
 
     @staticmethod
     def join(blocks: list[Block]) -> Block:
@@ -169,11 +181,11 @@ def _register_minatar(env_id: str) -> None:
 
 def make_rollout(task: Task, numbers: list[int]) -> CompiledRollout | GymnasiumRollout:
     """The rollout of the environments with these numbers: compiled where world and policy are, else Gymnasium's."""
-    if task.compiled and task.policy in _POLICIES:
-        found = _compiled(task)
-        if found is not None and kernels.follows(_POLICIES[task.policy], found[0]):
-            return CompiledRollout(task, numbers, *found)
-    return GymnasiumRollout(task, numbers)
+    found = _compiled(task) if task.compiled else None
+    follow = None if found is None else kernels.rollout_kernel(task.policy, found[0])
+    if found is None or follow is None:
+        return GymnasiumRollout(task, numbers)
+    return CompiledRollout(task, numbers, *found, follow)
 
 
 def _compiled(task: Task) -> tuple[envs.World, int] | None:
@@ -199,56 +211,43 @@ def _each(lengths: int | Sequence[int], n: int) -> Sequence[int]:
 class CompiledRollout:
     """Environments that are compiled worlds: a block of one of them is one compiled call."""
 
-    def __init__(self, task: Task, numbers: list[int], world: envs.World, limit: int) -> None:
-        self.world, self.limit, self.noise = world, limit, task.noise
-        self.policy = _POLICIES[task.policy]
+    def __init__(self, task: Task, numbers: list[int], world: envs.World, limit: int, follow: Any) -> None:
+        self.world, self.follow, self.params = world, follow, world.params
+        self.facts = kernels.facts_of(world, limit, task.noise)
         self.states = np.zeros((len(numbers), world.n_state))
         self.elapsed = [0] * len(numbers)
         # The generators that Gymnasium's environment, seeded with `reset(seed=...)`, and `make_policy` draw from.
         self.env_rngs = [seeding.np_random(seed_for(task.seed, "environment", i))[0] for i in numbers]
         self.policy_rngs = [np.random.default_rng(sequence(task.seed, "policy", i)) for i in numbers]
         for rng, state in zip(self.env_rngs, self.states, strict=True):
-            envs.reset_state(world.code, world.params, rng.random(world.n_reset_uniforms), state)
+            type(world).reset(self.params, rng.random(world.n_reset_uniforms), state)
 
     def collect(self, lengths: int | Sequence[int]) -> tuple[Block, list[dict[str, Any]]]:
         """The next transitions of each environment, and a snapshot from which the next block follows.
 
         `lengths`: how many, of all or of each; the block is as long as the longest, and shorter rows end in zeros.
         """
-        n, d, world = len(self.states), self.world.n_observation, self.world
+        n, world = len(self.states), self.world
         lengths = _each(lengths, n)
-        n_steps = max(lengths)
-        block = Block(
-            np.zeros((n, n_steps, d), np.float32),
-            np.zeros((n, n_steps, 1), np.float32)
-            if world.continuous
-            else np.zeros((n, n_steps), _smallest(0, world.n_actions - 1)),
-            np.zeros((n, n_steps)),
-            np.zeros((n, n_steps, d), np.float32),
-            np.zeros((n, n_steps), np.bool_),
-            np.zeros((n, n_steps), np.bool_),
-            np.zeros(n, np.bool_),
-        )
+        action = ((1,), np.float32) if world.continuous else ((), _smallest(0, world.n_actions - 1))
+        block = Block.zeros(n, max(lengths), world.n_observation, np.float32, *action)
         for i in range(n):
-            counts = kernels.count_array()
-            counts[kernels.ELAPSED] = self.elapsed[i]
+            counts = np.array([0, self.elapsed[i], 0])
             # Drawn ahead, as many as could be used, then set back to what was.
-            rngs = (self.env_rngs[i], self.policy_rngs[i])
-            before = [generator_state(rng) for rng in rngs]
             most = lengths[i] * (world.n_step_uniforms + world.n_reset_uniforms) + 1
-            uniforms = (rngs[0].random(most), rngs[1].random(2 * lengths[i]))
-            kernels.rollout(
-                *(world.code, world.params, self.policy, self.noise),
-                *(world.n_actions, world.action_low, world.action_high),
-                *(world.n_reset_uniforms, world.n_step_uniforms, self.limit, self.states[i], counts, *uniforms),
+            uniforms, policy_uniforms = self.env_rngs[i].random(most), self.policy_rngs[i].random(2 * lengths[i])
+            self.follow(
+                *(self.facts, self.params, self.states[i], counts, uniforms, policy_uniforms),
                 block.observations[i, : lengths[i]],
                 block.actions[i, : lengths[i]].reshape(-1),  # a continuous action is an array of one number
                 *(part[i, : lengths[i]] for part in block[2:-1]),
             )
             self.elapsed[i] = int(counts[kernels.ELAPSED])
-            for rng, state, used in zip(rngs, before, counts, strict=False):
-                rng.bit_generator.state = state
-                rng.bit_generator.advance(int(used))  # type: ignore[attr-defined]
+            for rng, drawn, used in (
+                (self.env_rngs[i], uniforms, counts[kernels.DRAWS]),
+                (self.policy_rngs[i], policy_uniforms, counts[kernels.POLICY_DRAWS]),
+            ):
+                rng.bit_generator.advance(int(used) - drawn.size)  # type: ignore[attr-defined]
         return block, self.snapshot()
 
     def snapshot(self) -> list[dict[str, Any]]:
@@ -380,26 +379,15 @@ class GymnasiumRollout:
         self.observations = self._split(arrived)
         was_dead, ended = self.dead, terminated | truncated
         final = info.get("final_obs") if self.same_step else None
-        if ended.any() and self.next_step:
-            self.dead = [bool(e) for e in ended]
-        elif self.next_step:
-            self.dead = [False] * len(ended)
+        if self.next_step:
+            self.dead = ended.tolist()
         after = [final[i] if final is not None and ended[i] else s for i, s in enumerate(self.observations)]
         if ended.any() and not self.same_step and not self.next_step:
             self.observations = self._split(self.vector.reset(options={"reset_mask": ended})[0])
         for i in range(len(ended)):
             if not was_dead[i]:
-                yield (
-                    i,
-                    (
-                        self.encode(before[i]),
-                        self.actions[i],
-                        rewards[i],
-                        self.encode(after[i]),
-                        terminated[i],
-                        truncated[i],
-                    ),
-                )
+                s, s_next = self.encode(before[i]), self.encode(after[i])
+                yield i, (s, self.actions[i], rewards[i], s_next, terminated[i], truncated[i])
 
     def collect(self, lengths: int | Sequence[int]) -> tuple[Block, list[dict[str, Any]]]:
         """The next transitions of each environment, and a snapshot from which the next block follows.
@@ -408,19 +396,12 @@ class GymnasiumRollout:
         Where a reset takes a step of its own (NEXT_STEP), environments come along at different paces; those ahead are
         kept for the next block.
         """
-        n, d = len(self.numbers), self.encode.size
+        n = len(self.numbers)
         lengths = _each(lengths, n)
-        n_steps = max(lengths)
         space = self.vector.single_action_space
-        block = Block(
-            np.zeros((n, n_steps, d), self.task.dtype),
-            np.zeros((n, n_steps, *(space.shape or ())), _action_dtype(space)),
-            np.zeros((n, n_steps)),
-            np.zeros((n, n_steps, d), self.task.dtype),
-            np.zeros((n, n_steps), np.bool_),
-            np.zeros((n, n_steps), np.bool_),
-            self.restarted,
-        )
+        block = Block.zeros(
+            n, max(lengths), self.encode.size, self.task.dtype, space.shape or (), _action_dtype(space)
+        )._replace(restarted=self.restarted)
         self.restarted = np.zeros(n, np.bool_)
         filled = [0] * n
 
@@ -464,19 +445,13 @@ class GymnasiumRollout:
         Actions that are not arrays are not kept: from there a new episode begins.
         """
         space = self.vector.single_action_space
-        if space.shape is None:
-            none = {"origin": None, "actions": np.zeros(0)}
-            return [{**mark, **none, "observation": np.array(mark["observation"])} for mark in self.marks]
-        return [
-            {
-                **mark,
-                "actions": np.array(mark["actions"][: mark["n_actions"]], space.dtype).reshape(
-                    -1, *(space.shape or ())
-                ),
-                "observation": np.array(mark["observation"]),
-            }
-            for mark in self.marks
-        ]
+
+        def replayed(mark: dict[str, Any]) -> dict[str, Any]:
+            if space.shape is None:
+                return {"origin": None, "actions": np.zeros(0)}
+            return {"actions": np.array(mark["actions"][: mark["n_actions"]], space.dtype).reshape(-1, *space.shape)}
+
+        return [{**mark, **replayed(mark), "observation": np.array(mark["observation"])} for mark in self.marks]
 
     def restore(self, snapshots: list[dict[str, Any]]) -> None:
         """Go to where `snapshot` was taken, by replaying the running episode of each environment.

@@ -4,20 +4,59 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Literal
 
 import numpy as np
 
-from .dynamics import AGGREGATION, ONE_HOT, POSITION, RANDOM_WALK, World, observe
+from valueapprox.checks import one_of, positive, python_settings, unit_interval
+from valueapprox.compiling import kernel
 
-__all__ = ["RandomWalk"]
+from .world import World, register
 
-_FEATURES = {"one-hot": ONE_HOT, "aggregation": AGGREGATION, "position": POSITION}
+FEATURES = ("one-hot", "aggregation", "position")
+N_STATES, JUMP, LEFT_REWARD, RIGHT_REWARD, POSITION, GROUP_SIZE = range(6)  # entries of params
 
 
+@kernel(exact=True)
+def reset(params, u, state):
+    """In the middle."""
+    state[0] = (params[N_STATES] - 1.0) // 2.0
+
+
+@kernel(exact=True)
+def step(params, state, action, u):
+    """Move left (action 0) or right (1) by 1 + floor(u * jump), which is uniform on 1 ... jump.
+
+    Every move past an end stops at it, with its reward. Sutton & Barto 2018, examples 6.2 and 9.1.
+    """
+    distance = 1.0 + math.floor(u * params[JUMP])
+    position = state[0] + distance if action == 1 else state[0] - distance
+    if position < 0.0:
+        state[0] = -1.0
+        return params[LEFT_REWARD], True
+    if position >= params[N_STATES]:
+        state[0] = params[N_STATES]
+        return params[RIGHT_REWARD], True
+    state[0] = position
+    return 0.0, False
+
+
+@kernel(exact=True)
+def observe(params, state, out):
+    """One-hot of the state or its group, all zeros at an end; or the position, with the ends at -1 and 1."""
+    n_states, position = params[N_STATES], state[0]
+    if params[POSITION] != 0.0:
+        out[0] = 2.0 * (position + 1.0) / (n_states + 1.0) - 1.0
+        return
+    out[:] = 0.0
+    if 0.0 <= position < n_states:
+        out[int(position // params[GROUP_SIZE])] = 1.0
+
+
+@register("RandomWalk-v0")
 @dataclass(frozen=True)
-class RandomWalk:
+class RandomWalk(World):
     """A walk along a line from its middle, left or right, until it steps past an end.
 
     A move goes the way of the action (0 left, 1 right) by a distance uniform on 1 ... jump. Every move past
@@ -42,7 +81,8 @@ class RandomWalk:
     In Sutton & Barto 2018, example 6.2 is `RandomWalk(5, left_reward=0.0)`; figure 12.3 is `RandomWalk()`,
     with 19 states and ends of -1 and 1; example 9.1 is `RandomWalk(1000, 100, features="aggregation")`.
 
-    The methods speak of a policy that goes right with probability `p_right` everywhere.
+    The methods speak of a policy that goes right with probability `p_right` everywhere. The state is the position,
+    0 ... n_states - 1; -1 and n_states are the ends.
     """
 
     n_states: int = 19
@@ -51,23 +91,25 @@ class RandomWalk:
     right_reward: float = 1.0
     features: Literal["one-hot", "aggregation", "position"] = "one-hot"
     groups: int = 10
+    reset = reset
+    step = step
+    observe = observe
+    n_actions = 2
 
     def __post_init__(self) -> None:
+        python_settings(self)
         for name in ("n_states", "jump", "groups"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, wants an integer of at least 1")
+            positive(name, getattr(self, name))
         for name in ("left_reward", "right_reward"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not math.isfinite(value):
-                raise ValueError(f"{name}: got {value!r}, wants a finite number")
-        if self.features not in _FEATURES:
-            raise ValueError(f"features: got {self.features!r}, wants one of {list(_FEATURES)}")
+                raise ValueError(f"{name} is {value!r}; expected a finite number")
+        one_of("features", self.features, FEATURES)
         filled = math.ceil(self.n_states / self._group_size)
         if self.features == "aggregation" and filled != self.groups:
             raise ValueError(
-                f"groups: got {self.groups}, but {self.n_states} states in groups of {self._group_size} fill "
-                f"only {filled}; wants {filled}, or another number that leaves no group empty"
+                f"groups is {self.groups}, but {self.n_states} states in groups of {self._group_size} fill only "
+                f"{filled}; expected {filled}, or another number that leaves no group empty"
             )
 
     @property
@@ -81,7 +123,7 @@ class RandomWalk:
 
     def transition_matrix(self, p_right: float = 0.5) -> np.ndarray:
         """P[i, j] = Pr(next state j | state i), (n, n); what a row lacks to 1 is the chance to end."""
-        p_right = _fraction("p_right", p_right)
+        p_right = unit_interval("p_right", p_right)
         index = np.arange(self.n_states)
         move = index[None, :] - index[:, None]
         right = (move >= 1) & (move <= self.jump)
@@ -89,7 +131,7 @@ class RandomWalk:
 
     def expected_rewards(self, p_right: float = 0.5) -> np.ndarray:
         """r[i] = E(reward | state i), (n,): each end's reward times the fraction of moves that go past it."""
-        p_right = _fraction("p_right", p_right)
+        p_right = unit_interval("p_right", p_right)
         index = np.arange(self.n_states)
         past_left = np.maximum(self.jump - index, 0) / self.jump
         past_right = past_left[::-1]
@@ -97,7 +139,7 @@ class RandomWalk:
 
     def true_values(self, gamma: float = 1.0, p_right: float = 0.5) -> np.ndarray:
         """Solve v = r + gamma P v, (n,). Sutton & Barto 2018, eq. 3.14."""
-        transition = _fraction("gamma", gamma) * self.transition_matrix(p_right)
+        transition = unit_interval("gamma", gamma) * self.transition_matrix(p_right)
         return np.linalg.solve(np.eye(self.n_states) - transition, self.expected_rewards(p_right))
 
     def state_distribution(self, p_right: float = 0.5) -> np.ndarray:
@@ -112,32 +154,42 @@ class RandomWalk:
 
     def features_matrix(self) -> np.ndarray:
         """Observation of every state, (n, d): row i is what `observe` writes in state i."""
-        world = self.world()
-        matrix = np.empty((self.n_states, world.n_observation))
+        matrix = np.empty((self.n_states, self.n_observation))
         for i in range(self.n_states):
-            observe(world.code, world.params, np.array([float(i)]), matrix[i])
+            observe(self.params, np.array([float(i)]), matrix[i])
         return matrix
 
-    def world(self) -> World:
-        """The walk as the compiled functions want it."""
+    def truth(self, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features, true values and visits of all states."""
+        return self.features_matrix(), self.true_values(gamma), self.state_distribution()
+
+    def draw(self, state: np.ndarray) -> str:
+        """The line with the walker as ``o``, for example ``|...o.|``."""
+        line = ["|", *"." * self.n_states, "|"]
+        line[int(state[0]) + 1] = "o"
+        return "".join(line)
+
+    @property
+    def params(self) -> np.ndarray:
+        """As the kernels read them."""
         moves = (self.n_states, self.jump, self.left_reward, self.right_reward)
-        n_observation = {"one-hot": self.n_states, "aggregation": self.groups, "position": 1}[self.features]
-        return World(
-            code=RANDOM_WALK,
-            name="random walk",
-            params=np.array([*moves, _FEATURES[self.features], self._group_size]),
-            n_state=1,
-            n_observation=n_observation,
-            n_actions=2,
-            n_reset_uniforms=0,
-            n_step_uniforms=int(self.jump > 1),
-            max_episode_steps=0,
-            observation_low=-1.0 if self.features == "position" else 0.0,
-            observation_high=1.0,
-        )
+        return np.array([*moves, self.features == "position", self._group_size], dtype=np.float64)
 
+    @property
+    def n_step_uniforms(self) -> int:
+        """A longest move of 1 needs no number."""
+        return int(self.jump > 1)
 
-def _fraction(name: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}: got {value!r}, wants a number from 0 to 1")
-    return value
+    @property
+    def observation_low(self) -> tuple[float, ...]:
+        """-1 for a position, else 0."""
+        return (-1.0,) if self.features == "position" else (0.0,) * self._n_features
+
+    @property
+    def observation_high(self) -> tuple[float, ...]:
+        """1."""
+        return (1.0,) * self._n_features
+
+    @property
+    def _n_features(self) -> int:
+        return {"one-hot": self.n_states, "aggregation": self.groups, "position": 1}[self.features]

@@ -7,66 +7,41 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.classic_control import (
-    AcrobotEnv,
-    CartPoleEnv,
-    Continuous_MountainCarEnv,
-    MountainCarEnv,
-    PendulumEnv,
-)
-from gymnasium.wrappers import (
-    ClipAction,
-    ClipReward,
-    DiscretizeAction,
-    DiscretizeObservation,
-    DtypeObservation,
-    FilterObservation,
-    FlattenObservation,
-    GrayscaleObservation,
-    NormalizeObservation,
-    NormalizeReward,
-    OrderEnforcing,
-    PassiveEnvChecker,
-    RecordEpisodeStatistics,
-    RescaleAction,
-    RescaleObservation,
-    ReshapeObservation,
-    ResizeObservation,
-    TimeAwareObservation,
-    TimeLimit,
-)
+from gymnasium import wrappers as wrap
+from gymnasium.envs import classic_control as classic
 from gymnasium.wrappers.utils import RunningMeanStd
 
+from valueapprox.checks import python_value
 from valueapprox.seeding import generator_from, generator_state
 
-from .compiled_env import CompiledEnv
+from .world import WorldEnv
 
 __all__ = ["env_state", "restore_env_state", "restore_wrappers", "unknown_wrappers", "wrapper_states"]
 
 # What an environment keeps from step to step beside `state` and its generator.
 _CLASSICS: dict[type, tuple[str, ...]] = {
-    AcrobotEnv: (),
-    CartPoleEnv: ("steps_beyond_terminated",),
-    Continuous_MountainCarEnv: (),
-    MountainCarEnv: (),
-    PendulumEnv: ("last_u",),
+    classic.AcrobotEnv: (),
+    classic.CartPoleEnv: ("steps_beyond_terminated",),
+    classic.Continuous_MountainCarEnv: (),
+    classic.MountainCarEnv: (),
+    classic.PendulumEnv: ("last_u",),
 }
 # What a wrapper keeps; those of the second line beyond the end of an episode.
 _WRAPPERS: dict[type, tuple[str, ...]] = {
-    TimeLimit: ("_elapsed_steps",),
-    OrderEnforcing: ("_has_reset",),
-    TimeAwareObservation: ("timesteps",),
+    wrap.TimeLimit: ("_elapsed_steps",),
+    wrap.OrderEnforcing: ("_has_reset",),
+    wrap.TimeAwareObservation: ("timesteps",),
 }
 _STATISTICS: dict[type, tuple[str, ...]] = {
-    NormalizeObservation: ("obs_rms", "_update_running_mean"),
-    NormalizeReward: ("return_rms", "discounted_reward", "_update_running_mean"),
-    RecordEpisodeStatistics: ("episode_count", "episode_returns", "episode_lengths"),
+    wrap.NormalizeObservation: ("obs_rms", "_update_running_mean"),
+    wrap.NormalizeReward: ("return_rms", "discounted_reward", "_update_running_mean"),
+    wrap.RecordEpisodeStatistics: ("episode_count", "episode_returns", "episode_lengths"),
 }
 # Those that keep nothing. The checker only warns: what it has checked may be lost.
 _STATELESS = frozenset({
-    ClipAction, ClipReward, DiscretizeAction, DiscretizeObservation, DtypeObservation, FilterObservation,
-    FlattenObservation, GrayscaleObservation, PassiveEnvChecker, RescaleAction, RescaleObservation, ReshapeObservation,
-    ResizeObservation,
+    wrap.ClipAction, wrap.ClipReward, wrap.DiscretizeAction, wrap.DiscretizeObservation, wrap.DtypeObservation,
+    wrap.FilterObservation, wrap.FlattenObservation, wrap.GrayscaleObservation, wrap.PassiveEnvChecker,
+    wrap.RescaleAction, wrap.RescaleObservation, wrap.ReshapeObservation, wrap.ResizeObservation,
 })  # fmt: skip
 
 
@@ -87,14 +62,14 @@ def env_state(env: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
     wrappers = _wrappers(env)
     if wrappers is None or not isinstance(base.np_random.bit_generator, np.random.PCG64):
         return None
-    if isinstance(base, CompiledEnv):
+    if isinstance(base, WorldEnv):
         world = base.state()
     elif type(base) in _CLASSICS:
         state = getattr(base, "state", None)  # before the first reset, some have None and some no such thing
         world = {
             "state": None if state is None else np.array(state),
             "generator": generator_state(base.np_random),
-            **{name: _plain(getattr(base, name, None)) for name in _CLASSICS[type(base)]},
+            **{name: python_value(getattr(base, name, None)) for name in _CLASSICS[type(base)]},
         }
     else:
         return None
@@ -119,12 +94,12 @@ def restore_env_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> No
     # Up to version 0.2 the worlds' package was called `envs`.
     wanted = [re.sub(r"^envs\.", "valueapprox.", state["env"]), *(name for name, _ in state["wrappers"])]
     if got != wanted or wrappers is None:
-        raise ValueError(f"env: got {env}, wants the environment of this state: {' in '.join(wanted)}")
+        raise ValueError(f"env is {env}; expected the environment of this state: {' in '.join(wanted)}")
     env.reset(seed=0)  # the checker remembers that there was a reset, and steps without complaint
     for wrapper, (_, value) in zip(wrappers, state["wrappers"], strict=True):
         _keep(wrapper, value)
     world = state["world"]
-    if isinstance(base, CompiledEnv):
+    if isinstance(base, WorldEnv):
         base.restore(world)
         return
     base.np_random = generator_from(world["generator"])
@@ -216,8 +191,6 @@ def _read(value: Any, own: Any) -> Any:
 
 
 def _name(env: gymnasium.Env[Any, Any]) -> str:
+    if isinstance(env, WorldEnv):
+        return f"valueapprox.{type(env.world).__name__}Env"  # as each was called in version 0.1
     return f"{type(env).__module__.partition('.')[0]}.{type(env).__name__}"  # CartPoleEnv is here and in Gymnasium
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

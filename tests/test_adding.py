@@ -8,11 +8,15 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from conformance import WORLD_CHECKS
 
 from valueapprox import Network, Optimizer, Predictions, ValueFunction, envs, fit
-from valueapprox.agents import AGENTS
+from valueapprox.agents import AGENTS, evaluation
 from valueapprox.agents.control_loop import CompiledLoop
 from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.policies import resolve
+from valueapprox.agents.rollout import Task, make_rollout
+from valueapprox.agents.training import Run, Settings
 from valueapprox.optim import OPTIMIZERS
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "adding.md").read_text(), re.DOTALL)
@@ -21,7 +25,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs
 @pytest.fixture
 def example(request, tmp_path, monkeypatch):
     """The module of an example, which is forgotten afterwards."""
-    known = dict(OPTIMIZERS), dict(AGENTS)
+    registries = OPTIMIZERS, AGENTS, envs.WORLDS, gym.registry
+    known = [dict(registry) for registry in registries]
     path = tmp_path / f"example_{request.param}.py"
     path.write_text(EXAMPLES[request.param])
     assert len(EXAMPLES[request.param].splitlines()) < 60
@@ -30,7 +35,7 @@ def example(request, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, path.stem, module)  # as an import would
     spec.loader.exec_module(module)
     yield module
-    for registry, before in zip((OPTIMIZERS, AGENTS), known, strict=True):
+    for registry, before in zip(registries, known, strict=True):
         registry.clear()
         registry.update(before)
 
@@ -98,6 +103,25 @@ def test_an_agent_is_one_file(example, tmp_path):
     part = ControlRun(longer, tmp_path / "part", resume=True)
     part.train()
     assert part.agent.n_steps == 400
+
+
+@pytest.mark.parametrize("example", [2], indirect=True)
+def test_a_world_is_one_file(example, tmp_path):
+    # From place i of n, a walk with a wall at 0 takes n (n + 1) - i (i + 1) steps to the door.
+    i, task = np.arange(4), Task("valueapprox/Corridor-v0", "random", env_args={"n_states": 4})
+    np.testing.assert_allclose(evaluation.truth(task, 1.0)[1], i * (i + 1) - 4 * 5.0)
+    assert resolve("auto", None, "valueapprox/Corridor-v0") == ("heuristic", 0.1)
+    (block, _) = make_rollout(Task("valueapprox/Corridor-v0", "heuristic"), [0]).collect(12)
+    assert block.terminated[0].tolist() == ([False] * 5 + [True]) * 2
+    for check in WORLD_CHECKS:
+        check("valueapprox/Corridor-v0", tmp_path / check.__name__)
+
+    settings = Settings(
+        "valueapprox/Corridor-v0", policy="random", hidden=(), steps=20_000, envs=2, gamma=0.9, alpha=0.03
+    )
+    run = Run(settings, tmp_path / "run")
+    report = run.train(0)
+    assert report.value_error < 0.3  # of values between -10 and -4
 
 
 def test_an_agent_that_cannot_work_is_an_error_when_it_is_registered():

@@ -124,8 +124,6 @@ def test_autoreset_modes_give_bit_identical_blocks(task):
 def test_compiled_rollouts_equal_gymnasium_s(env, env_args, policy, noise):
     if "RandomWalk" in env and policy == "heuristic":
         pytest.skip("a random walk has no heuristic")
-    if "Pendulum" in env and policy == "heuristic":
-        pytest.skip("the pendulum's heuristic is not compiled")
     task = Task(env, policy, noise, env_args, seed=11)
     ours, gymnasiums = make_rollout(task, [0, 3]), make_rollout(replace(task, compiled=False), [0, 3])
     assert isinstance(ours, CompiledRollout)
@@ -231,8 +229,8 @@ def test_random_actions_may_be_of_any_space(mode):
     again.close()
 
 
-def test_a_heuristic_that_is_not_compiled_is_followed_in_gymnasium():
-    rollout = make_rollout(Task("valueapprox/Pendulum-v1", "heuristic", 0.1), [0])
+def test_a_policy_that_is_not_compiled_is_followed_in_gymnasium():
+    rollout = make_rollout(Task("valueapprox/Pendulum-v1", "valueapprox.agents.policies:upright", 0.1), [0])
     assert isinstance(rollout, GymnasiumRollout)
     assert rollout.collect(5)[0].actions.shape == (1, 5, 1)
 

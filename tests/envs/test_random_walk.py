@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from valueapprox.envs import RandomWalk, step_state
+from valueapprox.envs import RandomWalk
 
 WALKS = [
     RandomWalk(),
@@ -55,11 +55,10 @@ def test_a_walk_that_only_goes_right_discounts_the_steps_to_the_end():
 
 def outcomes(walk, p_right, i):
     """(probability, reward, terminated, next state) of every move from state i, by the compiled step."""
-    world = walk.world()
     for action, p_action in ((0, 1 - p_right), (1, p_right)):
         for k in range(walk.jump):
             state = np.array([float(i)])
-            reward, terminated = step_state(world.code, world.params, state, action, (k + 0.5) / walk.jump)
+            reward, terminated = RandomWalk.step(walk.params, state, action, (k + 0.5) / walk.jump)
             yield p_action / walk.jump, reward, terminated, int(state[0])
 
 
@@ -89,13 +88,13 @@ def test_five_states_are_visited_as_in_the_gamblers_ruin():
 
 def test_state_distribution_is_the_frequency_in_a_long_simulation():
     walk, p_right = RandomWalk(8, jump=3), 0.6
-    world, generator = walk.world(), np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     counts = np.zeros(walk.n_states)
     n_steps = 200_000
     state = np.array([float(walk.start)])
     for go_right, u in zip(generator.random(n_steps) < p_right, generator.random(n_steps), strict=True):
         counts[int(state[0])] += 1
-        if step_state(world.code, world.params, state, int(go_right), u)[1]:
+        if RandomWalk.step(walk.params, state, int(go_right), u)[1]:
             state[0] = walk.start
     # Standard error below 0.002: episodes of some 4 steps, 50 000 of them.
     np.testing.assert_allclose(counts / n_steps, walk.state_distribution(p_right), atol=0.005)
@@ -127,17 +126,17 @@ def test_position_lies_between_ends_at_minus_one_and_one():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"n_states": 0}, "n_states: got 0, wants an integer of at least 1"),
-        ({"n_states": 5.0}, "n_states: got 5.0, wants an integer"),
-        ({"jump": -1}, "jump: got -1, wants an integer of at least 1"),
-        ({"jump": True}, "jump: got True, wants an integer"),
-        ({"left_reward": float("nan")}, "left_reward: got nan, wants a finite number"),
-        ({"right_reward": "1"}, "right_reward: got '1', wants a finite number"),
-        ({"features": "tiles"}, "features: got 'tiles', wants one of .'one-hot', 'aggregation', 'position'"),
-        ({"groups": 0}, "groups: got 0, wants an integer of at least 1"),
-        ({"n_states": 5, "features": "aggregation"}, "groups: got 10, .*wants 5,"),
+        ({"n_states": 0}, "n_states is 0; a whole number of at least 1"),
+        ({"n_states": 5.5}, "n_states is 5.5; a whole number"),
+        ({"jump": -1}, "jump is -1; a whole number of at least 1"),
+        ({"jump": True}, "jump is True; a whole number"),
+        ({"left_reward": float("nan")}, "left_reward is nan; expected a finite number"),
+        ({"right_reward": "1"}, "right_reward is '1'; expected a finite number"),
+        ({"features": "tiles"}, "features is 'tiles', which is not known; there are one-hot, aggregation, position"),
+        ({"groups": 0}, "groups is 0; a whole number of at least 1"),
+        ({"n_states": 5, "features": "aggregation"}, "groups is 10, .*expected 5,"),
         # 10 states in 6 groups of 2 would leave the sixth empty: a weight that never learns.
-        ({"n_states": 10, "features": "aggregation", "groups": 6}, "groups: got 6, .*wants 5,"),
+        ({"n_states": 10, "features": "aggregation", "groups": 6}, "groups is 6, .*expected 5,"),
     ],
 )
 def test_errors_name_the_argument_what_it_got_and_what_it_wants(wrong, message):
@@ -147,9 +146,9 @@ def test_errors_name_the_argument_what_it_got_and_what_it_wants(wrong, message):
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
 def test_probability_and_discount_lie_between_0_and_1(bad):
-    with pytest.raises(ValueError, match=r"p_right: got .* from 0 to 1"):
+    with pytest.raises(ValueError, match=r"p_right is .*\[0, 1\]"):
         RandomWalk().state_distribution(bad)
-    with pytest.raises(ValueError, match=r"gamma: got .* from 0 to 1"):
+    with pytest.raises(ValueError, match=r"gamma is .*\[0, 1\]"):
         RandomWalk().true_values(gamma=bad)
 
 

@@ -186,11 +186,11 @@ def test_a_state_wants_the_environment_it_came_from():
     state = env_state(make("CartPole-v1"))
     for other in (make("Pendulum-v1"), make("valueapprox/CartPole-v1"), gymnasium.make("CartPole-v1").unwrapped):
         with pytest.raises(
-            ValueError, match=r"wants the environment of this state: gymnasium.CartPoleEnv in .*TimeLimit"
+            ValueError, match=r"expected the environment of this state: gymnasium.CartPoleEnv in .*TimeLimit"
         ):
             restore_env_state(other, state)
     env = make("valueapprox/MountainCar-v0").unwrapped
-    with pytest.raises(ValueError, match=r"state: got shape \(4,\), wants \(2,\), that of a mountain car"):
+    with pytest.raises(ValueError, match=r"state is of shape \(4,\); expected \(2,\), that of MountainCar"):
         env.restore(make("valueapprox/CartPole-v1").unwrapped.state())
 
 

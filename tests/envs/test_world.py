@@ -5,15 +5,18 @@ import importlib
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
 import pytest
+from conformance import WORLD_CHECKS
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 from valueapprox import envs
-from valueapprox.envs import RandomWalk, compiled_world, observe, reset_state, step_state
+from valueapprox.compiling import kernel
+from valueapprox.envs import WORLDS, RandomWalk, World, WorldEnv, compiled_world, register
 
 IDS = [
     f"valueapprox/{name}" for name in ("RandomWalk-v0", "CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Pendulum-v1")
@@ -30,16 +33,21 @@ def test_gymnasium_finds_nothing_to_say_about_a_random_walk(features):
 
 
 @pytest.mark.parametrize("env_id", IDS[1:])
-def test_the_other_worlds_pass_the_checker_and_have_the_spaces_of_gymnasium(env_id):
-    env = gymnasium.make(env_id)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*infinity")  # the bounds of CartPole-v1 itself
-        warnings.filterwarnings("ignore", message=".*symmetric and normalized")  # the torque of Pendulum-v1 itself
-        check_env(env.unwrapped, skip_render_check=True)
-    original = gymnasium.make(env_id.removeprefix("valueapprox/"))
+def test_the_other_worlds_have_the_spaces_of_gymnasium(env_id):
+    env, original = gymnasium.make(env_id), gymnasium.make(env_id.removeprefix("valueapprox/"))
     assert env.observation_space == original.observation_space
     assert env.action_space == original.action_space
     assert env.spec.max_episode_steps == original.spec.max_episode_steps
+
+
+@pytest.mark.parametrize("check", WORLD_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("env_id", WORLDS)
+def test_every_world(env_id, check, tmp_path):
+    check(env_id, tmp_path)
+
+
+def test_the_tests_know_every_world():
+    assert sorted(IDS) == sorted(WORLDS)
 
 
 def rollout(env, seed, n_steps=300):
@@ -86,12 +94,12 @@ def test_uniforms_are_drawn_in_the_order_that_compiled_loops_use(env_id):
     state, seen = np.empty(world.n_state), np.empty(world.n_observation, dtype=np.float32)
     for episode in range(30):
         observation, _ = env.reset(seed=None if episode else 8)
-        reset_state(world.code, world.params, generator.random(world.n_reset_uniforms), state)
+        type(world).reset(world.params, generator.random(world.n_reset_uniforms), state)
         for t in range(50):
-            observe(world.code, world.params, state, seen)
+            type(world).observe(world.params, state, seen)
             np.testing.assert_array_equal(seen, observation)
             u = generator.random() if world.n_step_uniforms else 0.0
-            reward, terminated = step_state(world.code, world.params, state, t % 2, u)
+            reward, terminated = type(world).step(world.params, state, t % 2, u)
             observation, *outcome = env.step([t % 2] if world.continuous else t % 2)
             assert outcome == [reward, terminated, False, {}]
             if terminated:
@@ -125,7 +133,7 @@ def test_vector_environments(mode):
 def test_a_spec_goes_through_json_with_its_keyword_arguments():
     spec = gymnasium.make(IDS[0], max_episode_steps=7, **LONG_WALK).spec
     again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(spec.to_json()))
-    assert again.unwrapped.walk == RandomWalk(**LONG_WALK)
+    assert again.unwrapped.world == RandomWalk(**LONG_WALK)
     assert again.spec.max_episode_steps == 7
 
 
@@ -152,12 +160,12 @@ def test_compiled_world_knows_our_ids_only():
         world, steps = compiled_world(env_id)
         assert steps == world.max_episode_steps == limit
     world, _ = compiled_world("valueapprox.envs:valueapprox/RandomWalk-v0", **LONG_WALK)
-    np.testing.assert_array_equal(world.params, RandomWalk(**LONG_WALK).world().params)
+    np.testing.assert_array_equal(world.params, RandomWalk(**LONG_WALK).params)
 
 
 def test_compiled_world_takes_a_time_limit_as_gymnasium_make_does():
     assert [compiled_world(IDS[1], max_episode_steps=limit)[1] for limit in (None, 10, -1)] == [500, 10, 0]
-    with pytest.raises(ValueError, match="max_episode_steps: got 0, wants at least 1, or -1 for no limit"):
+    with pytest.raises(ValueError, match="max_episode_steps is 0; expected at least 1, or -1 for no limit"):
         compiled_world(IDS[1], max_episode_steps=0)
 
 
@@ -165,7 +173,7 @@ def test_compiled_world_takes_a_time_limit_as_gymnasium_make_does():
 def test_an_invalid_action_is_a_clear_error(action):
     env = gymnasium.make(IDS[0]).unwrapped
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"action: got .*, wants an integer from 0 to 1"):
+    with pytest.raises(ValueError, match=r"action is .*; expected an integer from 0 to 1"):
         env.step(action)
 
 
@@ -180,7 +188,7 @@ def test_any_integer_is_an_action(action):
 def test_an_invalid_torque_is_a_clear_error(action):
     env = gymnasium.make(IDS[4]).unwrapped
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"action: got .*, wants one finite number, which is held to \[-2.0, 2.0\]"):
+    with pytest.raises(ValueError, match=r"action is .*; expected one finite number, which is held to \[-2.0, 2.0\]"):
         env.step(action)
 
 
@@ -206,17 +214,17 @@ def test_a_step_wants_a_running_episode():
 
 
 def test_options_are_refused_rather_than_ignored():
-    with pytest.raises(ValueError, match=r"options: got .*low.*, but the start of a cart-pole is fixed"):
+    with pytest.raises(ValueError, match=r"options is .*low.*; expected none, as the start of CartPole is fixed"):
         gymnasium.make(IDS[1]).reset(options={"low": -0.1})
 
 
 def test_bad_keyword_arguments_are_clear_errors():
     with pytest.raises(TypeError, match="n_sates"):
         gymnasium.make(IDS[0], n_sates=5)
-    with pytest.raises(ValueError, match="jump: got 0, wants an integer of at least 1"):
+    with pytest.raises(ValueError, match="jump is 0; a whole number of at least 1 is wanted"):
         gymnasium.make(IDS[0], jump=0)
-    with pytest.raises(ValueError, match="render_mode: got 'human'"):
-        envs.compiled_env.RandomWalkEnv(render_mode="human")
+    with pytest.raises(ValueError, match="render_mode is 'human'; expected 'ansi' or None"):
+        WorldEnv(RandomWalk(), render_mode="human")
 
 
 def test_observations_are_not_reused():
@@ -243,3 +251,90 @@ def test_a_walk_can_be_drawn():
         env.step(1)
         pictures.append(env.render())
     assert pictures == ["|.o.|", "|..o|", "|...o"]
+
+
+@kernel(exact=True)
+def begin(params, u, state):
+    state[0] = 0.5 * u[0]
+
+
+@kernel(exact=True)
+def stay(params, state, action, u):
+    return 0.0, False
+
+
+@kernel
+def loose(params, state, action, u):
+    return 0.0, False
+
+
+@kernel(exact=True)
+def two(params, state, out):
+    out[0] = out[1] = 0.0
+
+
+@kernel(exact=True)
+def whole(params, state, action, u):
+    return 0, False
+
+
+@kernel(exact=True)
+def third(observation):
+    return 2
+
+
+GOOD = {"reset": begin, "step": stay, "n_actions": 2, "n_reset_uniforms": 1, "observation_high": (1.0,)}
+
+
+def make_class(**attributes):
+    return dataclass(frozen=True)(type("Toy", (World,), GOOD | attributes))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("CartPole-v1", {}, "name of Toy is 'CartPole-v1'; CartPole is registered as 'valueapprox/CartPole-v1'"),
+        ("Toy", {}, "name of Toy is 'Toy'; expected one like 'CartPole-v1'"),
+        ("Toy-v0", {"step": None}, "its step is missing"),
+        ("Toy-v0", {"step": loose}, "its step is not exact"),
+        ("Toy-v0", {"step": begin}, "Toy cannot be used: .*argument"),
+        ("Toy-v0", {"step": whole}, "its step gives 0, False; expected a float and a bool"),
+        ("Toy-v0", {"observe": two}, "Toy cannot be used: index 1 is out of bounds"),
+        ("Toy-v0", {"n_reset_uniforms": 0}, "Toy cannot be used: index 0 is out of bounds"),
+        ("Toy-v0", {"observation_high": (1.0, 1.0)}, r"its observation is \[ 0. nan\]; expected 2 numbers"),
+        ("Toy-v0", {"observation_low": (2.0,)}, r"its observation_low is \[2.\]"),
+        ("Toy-v0", {"observation_low": (0.0, 0.0)}, r"its observation_low is \[0. 0.\]; expected one bound for each"),
+        ("Toy-v0", {"observation_low": (0.1,)}, "its start is observed as"),
+        ("Toy-v0", {"observation_high": (0.4,)}, "its start is observed as"),
+        ("Toy-v0", {"n_actions": 0, "action_low": 3.0}, "its action_low is 3.0; expected less than action_high 1.0"),
+        ("Toy-v0", {"heuristic": third}, "its heuristic gives 2; expected an action"),
+    ],
+)
+def test_a_wrong_registration_is_an_error_when_it_is_made(name, wrong, message):
+    before = dict(WORLDS), dict(gymnasium.registry)
+    with pytest.raises(TypeError, match=message):
+        register(name)(make_class(**wrong))
+    assert before == (WORLDS, gymnasium.registry)
+
+
+def test_the_same_registration_without_the_fault_works():
+    known = dict(WORLDS), dict(gymnasium.registry)
+    register("Toy-v0")(make_class())
+    try:
+        env = gymnasium.make("valueapprox/Toy-v0")
+        assert env.reset(seed=0)[0].shape == (1,)
+        with pytest.raises(ValueError, match="render_mode is 'ansi'; expected None"):
+            gymnasium.make("valueapprox/Toy-v0", render_mode="ansi")
+    finally:
+        for registry, before in zip((WORLDS, gymnasium.registry), known, strict=True):
+            registry.clear()
+            registry.update(before)
+
+
+def test_a_name_that_gymnasium_has_from_elsewhere_is_taken():
+    gymnasium.register("valueapprox/Elsewhere-v0", entry_point="somewhere:Else")
+    try:
+        with pytest.raises(TypeError, match="an environment is registered as 'valueapprox/Elsewhere-v0'"):
+            register("Elsewhere-v0")(make_class())
+    finally:
+        del gymnasium.registry["valueapprox/Elsewhere-v0"]
