@@ -13,6 +13,7 @@ from valueapprox.agents.control_evaluation import Returns
 from valueapprox.agents.control_training import ControlStatus
 from valueapprox.agents.evaluation import MonteCarlo
 from valueapprox.agents.training import Status
+from valueapprox.cli.charts import progress_bar
 from valueapprox.cli.terminal import (
     announce_compile,
     command,
@@ -96,24 +97,6 @@ def _learning_bar(quiet: bool) -> Iterator[Callable[[Status | ControlStatus, str
         yield show
     finally:
         progress.stop()
-
-
-@contextmanager
-def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar that is told how much is done."""
-    if quiet:
-        yield lambda done: None
-        return
-    with Progress(
-        TextColumn(f"[bold]{label}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def evaluation_table(result: MonteCarlo) -> Table:

@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from valueapprox import SGD, FitError, History, Network, fit
-from valueapprox.agents.console import (
-    announce_compile,
-    command_line,
-    console,
-    errors_in_one_line,
-    plain,
-    progress_bar,
-    typed,
-)
-from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
+from valueapprox.cli.charts import new_figure, new_table, progress_bar, save_figure
+from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line, plain, typed
 from valueapprox.files import folder_for
 from valueapprox.seeding import sequence
 from valueapprox.supervised.gradient_flow import Diagnosis, diagnose
@@ -56,7 +47,7 @@ class DemoGradients:
     lower_rate: float = 1e-4
     """That of the last network. The deeper the networks, the lower must it be."""
     seed: int = 0
-    """Of examples, initial weights and order."""
+    """Seed of the examples, initial weights and order."""
     out: Path | None = None
     """Folder for picture and logs; runs/demo-gradients-TIME if not given."""
     quiet: bool = False
@@ -69,7 +60,7 @@ class Case:
 
     name: str
     hidden: str
-    scheme: str
+    init: str
     batch_norm: bool = False
     scale: float = 1.0
     lower_rate: bool = False
@@ -85,14 +76,7 @@ CASES = (
     Case("ReLU, large weights", "relu", "he_normal", scale=TOO_LARGE, color="#000000", marker="^"),
     Case("large weights, batch norm", "relu", "he_normal", True, TOO_LARGE, color="#009E73", marker="s"),
     Case(
-        "large weights, lower rate",
-        "relu",
-        "he_normal",
-        scale=TOO_LARGE,
-        lower_rate=True,
-        color="#CC79A7",
-        marker="P",
-        line="--",
+        "large weights, lower rate", "relu", "he_normal", False, TOO_LARGE, True, color="#CC79A7", marker="P", line="--"
     ),
 )
 
@@ -112,26 +96,23 @@ class Result:
 
 def main(options: DemoGradients) -> int:
     """Train, print, draw; returns the exit code."""
-    with folder_for(options.out, "demo-gradients") as folder:
-        return demonstrate(options, folder)
-
-
-def demonstrate(options: DemoGradients, folder: Path) -> int:
-    """The same, in a folder."""
     for name in ("hidden_layers", "units", "epochs"):
         positive(name, getattr(options, name))
     positive("seed", options.seed, at_least=0)
     for name in ("rate", "lower_rate"):
         if not 0 < getattr(options, name) < np.inf:
-            raise ValueError(f"{name} is {getattr(options, name)}; a positive number is wanted")
+            raise ValueError(f"{name} is {getattr(options, name)}; expected a positive number")
     announce_compile()
     rng = np.random.default_rng(sequence(options.seed, "examples"))
     states = rng.uniform(-1.0, 1.0, (EXAMPLES, 2))
     inside = (np.hypot(states[:, 0], states[:, 1]) < RADIUS).astype(float)
-    results = []
-    with progress_bar("learning", len(CASES) * options.epochs, options.quiet) as advance:
-        for n_before, case in enumerate(CASES):
-            results.append(train(case, options, states, inside, folder, advance, n_before))
+    results: list[Result] = []
+    with folder_for(options.out, "demo-gradients") as folder:
+        with progress_bar("learning", len(CASES) * options.epochs, options.quiet) as advance:
+            for case in CASES:
+                done = len(results) * options.epochs
+                results.append(train(case, options, states, inside, folder, advance, done))
+        save_figure(draw(results, options), folder / "gradients.png")
     console.print(
         f"{EXAMPLES} points, inside a disc or not; {options.hidden_layers} hidden layers of {options.units} units; "
         f"{options.epochs} epochs of stochastic gradient descent"
@@ -140,10 +121,7 @@ def demonstrate(options: DemoGradients, folder: Path) -> int:
     for result in results:
         if result.before.verdict != "healthy":
             console.print(f"[bold]{result.case.name}[/] at the start: {result.before.sentence}")
-    path = folder / "gradients.png"
-    figure = draw(results, options)
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
-    console.print(f"\nPicture      {plain(path)}")
+    console.print(f"\nPicture      {plain(folder / 'gradients.png')}")
     console.print(f"Logs         {plain(folder)}")
     console.print(f"Look at it   {plain(typed('tensorboard', '--logdir', folder))}")
     return 0
@@ -156,26 +134,22 @@ def train(
     inside: np.ndarray,
     folder: Path,
     advance: Callable[[int], None],
-    n_before: int,
+    done: int,
 ) -> Result:
-    """Fit one network, after `n_before` others, with its log in a folder of its own."""
+    """Fit one network, after `done` epochs of others, with its log in a folder of its own."""
     from valueapprox.telemetry import RunLog  # TensorBoard takes a second
 
-    net = Network(
-        (2, *(options.units,) * options.hidden_layers, 1),
-        hidden=case.hidden,
-        output="sigmoid",
-        batch_norm=case.batch_norm,
-    )
+    sizes = (2, *(options.units,) * options.hidden_layers, 1)
+    net = Network(sizes, hidden=case.hidden, output="sigmoid", batch_norm=case.batch_norm)
     rate = options.lower_rate if case.lower_rate else options.rate
-    w = net.init(options.seed, case.scheme)
+    w = net.init(options.seed, case.init)
     for W, _ in net.unpack(w)[:-1]:
         W *= case.scale
     rows: list[dict[str, float]] = []
 
     def keep(history: History) -> None:  # what was before a failure is wanted too
         rows.append(history.rows[-1])
-        advance(n_before * options.epochs + history.epoch)
+        advance(done + history.epoch)
 
     before = diagnose(net, w, states, inside, "log_loss")
     after, failure = None, ""
@@ -183,16 +157,10 @@ def train(
     own.mkdir(parents=True, exist_ok=True)
     with RunLog(own) as log:
         names = [layer.name for layer in before.layers]
-        log.layout(
-            {
-                "gradients": {
-                    "gradient norm per layer": [f"fit/grad_norm/{name}" for name in names],
-                    "length of dl/dpsi per layer": [f"flow/length/{name}" for name in names],
-                }
-            }
-        )
+        charts = {"gradient norm per layer": "fit/grad_norm", "norm of dl/dpsi per layer": "flow/norm"}
+        log.layout({"gradients": {title: [f"{tag}/{name}" for name in names] for title, tag in charts.items()}})
         log.text("diagnosis at the start", str(before))
-        log.scalars(0, lengths(before))
+        log.scalars(0, norms(before))
         try:
             fit(
                 *(net, w, states, inside),
@@ -210,29 +178,26 @@ def train(
         else:
             after, step = diagnose(net, w, states, inside, "log_loss"), int(rows[-1]["updates"])
             log.text("diagnosis at the end", str(after), step)
-            log.scalars(step, lengths(after))
-    advance((n_before + 1) * options.epochs)
+            log.scalars(step, norms(after))
+    advance(done + options.epochs)
     accuracy = float(np.mean((net.forward(w, states)[:, 0] > 0.5) == inside))
     return Result(case, rate, before, after, rows, accuracy, failure)
 
 
-def lengths(found: Diagnosis) -> dict[str, float]:
+def norms(diagnosis: Diagnosis) -> dict[str, float]:
     """The numbers of a diagnosis, as they are logged."""
-    return {f"flow/length/{layer.name}": layer.length for layer in found.layers}
+    return {f"flow/norm/{layer.name}": layer.norm for layer in diagnosis.layers}
 
 
 def table(results: Sequence[Result]) -> Table:
     """A row for each network: what is seen at the start and at the end, and what it has learned."""
     # Narrow enough for 80 characters.
-    columns = Table(
-        title="The gradient, and what a layer multiplies it by on its way down", title_justify="left", box=SIMPLE_HEAD,
+    columns = new_table(
+        "The gradient, and what a layer multiplies it by on its way down",
+        ("network", "at the start", "at the end"),
+        ("loss", "accuracy"),
         padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    columns.add_column("network", no_wrap=True)
-    for heading in ("at the start", "at the end"):
-        columns.add_column(heading, no_wrap=True)
-    for heading in ("loss", "accuracy"):
-        columns.add_column(heading, justify="right", no_wrap=True)
+    )
     for result in results:
         seen = []
         for found in (result.before, result.after):
@@ -248,41 +213,38 @@ def table(results: Sequence[Result]) -> Table:
 def draw(results: Sequence[Result], options: DemoGradients) -> Any:
     """The figure: above, all networks at the start, and their losses; below, each network's layers over training."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second, which only pictures need
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure: Any = Figure(figsize=(16, 9))
-    FigureCanvasAgg(figure)
+    figure = new_figure(16, 9)
     figure.set_layout_engine("constrained", wspace=0.04)
     figure.suptitle(
         f"Vanishing and exploding gradients: {options.hidden_layers} hidden layers of {options.units} units",
         fontsize=17,
     )
     above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    at_start, norms, losses = above.subplots(1, 3)
+    at_start, weights, losses = above.subplots(1, 3)
     layers = np.arange(1, options.hidden_layers + 2)
     for result in results:
         case = result.case
         style: dict[str, Any] = {"color": case.color, "marker": case.marker, "linestyle": case.line, "label": case.name}
         style |= {"markersize": 6, "linewidth": 1.8}
-        at_start.plot(layers, [layer.length for layer in result.before.layers], **style)
-        norms.plot(layers, [layer.grad_norm for layer in result.before.layers], **style)
+        at_start.plot(layers, [layer.norm for layer in result.before.layers], **style)
+        weights.plot(layers, [layer.grad_norm for layer in result.before.layers], **style)
         if result.rows:
             every = (0, max(1, options.epochs // 6))
             epochs = [row["epoch"] for row in result.rows]
             losses.plot(epochs, [row["loss"] for row in result.rows], **style | {"linewidth": 1.3, "markevery": every})
     for axes, title in (
         (at_start, "At the start: derivative at a layer's units"),
-        (norms, "At the start: gradient of a layer's weights"),
+        (weights, "At the start: gradient of a layer's weights"),
     ):
         axes.set_title(title, fontsize=13)
         axes.set_xlabel("layer: from the inputs (left) to the output (right)", fontsize=11)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=11))
-    at_start.set_ylabel(r"length of $\partial\ell\,/\,\partial\psi$", fontsize=12)
-    norms.set_ylabel("gradient norm", fontsize=12)
+    at_start.set_ylabel(r"norm of $\partial\ell\,/\,\partial\psi$", fontsize=12)
+    weights.set_ylabel("gradient norm", fontsize=12)
     losses.set_title("Loss while training", fontsize=13)
     losses.set_ylabel("log loss", fontsize=12)
     losses.set_xlabel("epoch", fontsize=11)
@@ -310,7 +272,7 @@ def draw(results: Sequence[Result], options: DemoGradients) -> Any:
         if result.failure:
             axes.text(0.55, 0.5, result.failure, transform=axes.transAxes, ha="center", va="center", fontsize=12)
     panels[0].set_ylabel("gradient norm per layer", fontsize=12)
-    for axes in (at_start, norms, losses, *panels):
+    for axes in (at_start, weights, losses, *panels):
         axes.set_yscale("log")
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=10)

@@ -9,26 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from valueapprox import Adam, Network, fit, risk
-from valueapprox.agents.console import (
-    announce_compile,
-    command,
-    command_line,
-    console,
-    errors_in_one_line,
-    plain,
-    progress_bar,
-)
-from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
+from valueapprox.cli.charts import new_figure, new_table, progress_bar, save_figure
+from valueapprox.cli.terminal import announce_compile, command, command_line, console, errors_in_one_line, plain
 from valueapprox.files import folder_for
 from valueapprox.seeding import sequence
 from valueapprox.supervised.regularizers import L2
 
 PICTURE = "separation.png"
+TITLES = {"xor": "XOR: four blobs", "circles": "A disc in a ring", "spiral": "Two spiral arms", "linear": "Two blobs"}
 FRESH = 4000  # examples that nothing has learned from
 GRID = 300  # points on a side of a surface
 COLORS = ("#0072B2", "#D55E00")  # classes 0 and 1, blue and vermilion of Okabe & Ito 2008
@@ -60,7 +52,7 @@ class DemoSeparation:
     epochs: int = 500
     """Passes over the training examples."""
     seed: int = 0
-    """Of points, initial weights and order."""
+    """Seed of the points, initial weights and order."""
     out: Path | None = None
     """Folder for the picture; runs/demo-separation-TIME if not given."""
     quiet: bool = False
@@ -104,38 +96,30 @@ def polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 def main(options: DemoSeparation) -> int:
     """Fit, print, draw; returns the exit code."""
-    with folder_for(options.out, "demo-separation") as folder:
-        return demonstrate(options, folder)
-
-
-def demonstrate(options: DemoSeparation, folder: Path) -> int:
-    """The same, in a folder."""
     check(options)
     announce_compile()
-    if (folder / PICTURE).exists():
-        raise FileExistsError(f"{folder / PICTURE} exists; choose another --out")
-    states, y = sample(
-        options.data, options.points, options.noise, np.random.default_rng(sequence(options.seed, "training"))
+    training, fresh = (
+        sample(options.data, n, options.noise, np.random.default_rng(sequence(options.seed, name)))
+        for n, name in ((options.points, "training"), (FRESH, "fresh"))
     )
-    fresh = sample(options.data, FRESH, options.noise, np.random.default_rng(sequence(options.seed, "fresh")))
     networks = [("logistic regression", Network((2, 1), output="sigmoid"))]
-    networks += [
-        (f"two layers, {h} unit{'s' if h > 1 else ''}", Network((2, h, 1), hidden="relu", output="sigmoid"))
-        for h in options.hidden
-    ]
-    results: list[Result] = []
-    with progress_bar("learning", len(options.l2) * len(networks) * options.epochs, options.quiet) as advance:
-        for strength in options.l2:
-            for name, net in networks:
-                results.append(learn(name, net, strength, options, states, y, fresh, advance, len(results)))
-    console.print(
-        f"{options.points} training examples of {options.data}, noise {options.noise:g}, {FRESH:,} fresh ones"
-    )
-    console.print(table(results))
-    figure = draw(results, options, states, y)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / PICTURE
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    for h in options.hidden:
+        networks.append((f"two layers, {h} unit{'s' if h > 1 else ''}", Network((2, h, 1), output="sigmoid")))
+    with folder_for(options.out, "demo-separation") as folder:
+        path = folder / PICTURE
+        if path.exists():
+            raise FileExistsError(f"{path} exists; choose another --out")
+        results: list[Result] = []
+        with progress_bar("learning", len(options.l2) * len(networks) * options.epochs, options.quiet) as advance:
+            for strength in options.l2:
+                for name, net in networks:
+                    done = len(results) * options.epochs
+                    results.append(learn(name, net, strength, options, training, fresh, advance, done))
+        console.print(
+            f"{options.points} training examples of {options.data}, noise {options.noise:g}, {FRESH:,} fresh ones"
+        )
+        console.print(table(results))
+        save_figure(draw(results, options, *training), path)
     console.print(f"Picture   {plain(path)}")
     if len(results) == 2:
         harder = ["--data", "circles", "--points", "60", "--noise", "0.35", "--hidden", "2", "8", "128"]
@@ -149,14 +133,14 @@ def check(options: DemoSeparation) -> None:
     positive("epochs", options.epochs)
     positive("seed", options.seed, at_least=0)
     if not options.noise >= 0:
-        raise ValueError(f"noise is {options.noise}; a standard deviation is not negative")
+        raise ValueError(f"noise is {options.noise}; expected a standard deviation, which is not negative")
     if not options.hidden or not options.l2:
-        raise ValueError("hidden and l2 need at least one number each")
+        raise ValueError("hidden or l2 is empty; expected at least one number each")
     for h in options.hidden:
         positive("hidden", h)
     for strength in options.l2:
         if not strength >= 0:
-            raise ValueError(f"l2 is {strength}; a strength is not negative")
+            raise ValueError(f"l2 is {strength}; expected a strength, which is not negative")
 
 
 def learn(
@@ -164,38 +148,36 @@ def learn(
     net: Network,
     strength: float,
     options: DemoSeparation,
-    states: np.ndarray,
-    y: np.ndarray,
+    training: tuple[np.ndarray, np.ndarray],
     fresh: tuple[np.ndarray, np.ndarray],
     advance: Callable[[int], None],
-    n_before: int,
+    done: int,
 ) -> Result:
-    """Fit one network by Adam on the log loss, after `n_before` others."""
+    """Fit one network by Adam on the log loss, after `done` epochs of others."""
     w = net.init(options.seed)
     fit(
-        *(net, w, states, y),
+        *(net, w, *training),
         loss="log_loss",
         optimizer=Adam(0.01),
         regularizer=L2(strength) if strength > 0 else None,
         epochs=options.epochs,
         seed=options.seed,
         progress=False,
-        callback=lambda history: advance(n_before * options.epochs + history.epoch),
+        callback=lambda history: advance(done + history.epoch),
     )
-    training, other = (
-        float(np.mean((net.forward(w, s)[:, 0] > 0.5) == classes)) for s, classes in ((states, y), fresh)
-    )
-    return Result(name, net, w, strength, training, other, risk(net, w, *fresh, loss="log_loss"))
+    known, new = (float(np.mean((net.forward(w, S)[:, 0] > 0.5) == y)) for S, y in (training, fresh))
+    return Result(name, net, w, strength, known, new, risk(net, w, *fresh, loss="log_loss"))
 
 
 def table(results: Sequence[Result]) -> Table:
     """A row for each network: the shares of correct answers, and the log loss."""
-    columns = Table(title="Shares of correct answers, and the log loss", title_justify="left", box=SIMPLE_HEAD)
-    columns.caption = "Who always says 1/2 has the loss log 2 = 0.693."
-    columns.caption_justify = "left"
-    columns.add_column("network", no_wrap=True)
-    for heading in ("parameters", "L2", "training", "fresh", "fresh loss"):
-        columns.add_column(heading, justify="right")
+    columns = new_table(
+        "Shares of correct answers, and the log loss",
+        ("network",),
+        ("parameters", "L2", "training", "fresh", "fresh loss"),
+        caption="Always answering 1/2 has the loss log 2 = 0.693.",
+        caption_justify="left",
+    )
     for result in results:
         numbers = (f"{result.net.n_parameters}", f"{result.l2:g}", f"{result.training:.1%}", f"{result.fresh:.1%}")
         columns.add_row(result.name, *numbers, f"{result.loss:.3f}")
@@ -204,21 +186,12 @@ def table(results: Sequence[Result]) -> Table:
 
 def draw(results: Sequence[Result], options: DemoSeparation, states: np.ndarray, y: np.ndarray) -> Any:
     """The figure: a panel for each network, a row for each strength of the penalty."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second, which only pictures need
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
 
     n_rows = len(options.l2)
     n_columns = len(results) // n_rows
-    figure = Figure(figsize=(4.6 * n_columns + 1.2, 4.7 * n_rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    titles = {
-        "xor": "XOR: four blobs",
-        "circles": "A disc in a ring",
-        "spiral": "Two spiral arms",
-        "linear": "Two blobs",
-    }
-    figure.suptitle(f"{titles[options.data]}, {options.points} training examples", fontsize=16)
+    figure = new_figure(4.6 * n_columns + 1.2, 4.7 * n_rows + 0.6)
+    figure.suptitle(f"{TITLES[options.data]}, {options.points} training examples", fontsize=16)
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     reach = 1.05 * float(np.abs(states).max())
     side = np.linspace(-reach, reach, GRID)

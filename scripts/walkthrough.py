@@ -23,7 +23,7 @@ from valueapprox.cli.terminal import announce_compile, command_line, errors_in_o
 from valueapprox.nn import twolayer
 from valueapprox.supervised import linear, losses, regularizers
 
-LARGEST_DIFFERENCE = 1e-7  # between two ways to one number, relative to the number if that is above 1
+MAX_DIFFERENCE = 1e-7  # between two ways to one number, relative to the number if that is above 1
 BY_HAND, COMPILED, NUMERIC = "by the formula", "compiled", "central difference"
 
 Numbers = dict[str, dict[str, Any]]
@@ -89,7 +89,7 @@ class Board:
             pairs = [(row[compare[0]], row[compare[1]]) for row in kept.values() if set(compare) <= set(row)]
             difference = max(apart(a, b) for a, b in pairs)
             kept["largest difference"] = difference
-            agree = difference <= LARGEST_DIFFERENCE
+            agree = difference <= MAX_DIFFERENCE
             self.console.print(
                 f" {compare[0]} and {compare[1]}: the largest difference is {difference:.1e}"
                 + ("" if agree else ". THEY DISAGREE"),
@@ -97,10 +97,16 @@ class Board:
             )
         self.console.print()
 
+    def compare(
+        self, title: str, *rows: Sequence[Any], columns: tuple[str, ...] = ("formula", BY_HAND, COMPILED)
+    ) -> None:
+        """A table whose last two columns are two ways to the same numbers."""
+        self.table(title, ("", *columns), rows, (columns[-2], columns[-1]))
+
     def disagreements(self) -> list[str]:
         """Titles of the tables in which two ways to a number disagree."""
         found = self.numbers.items()
-        return [title for title, kept in found if kept.get("largest difference", 0.0) > LARGEST_DIFFERENCE]
+        return [title for title, kept in found if kept.get("largest difference", 0.0) > MAX_DIFFERENCE]
 
 
 def apart(a: Any, b: Any) -> float:
@@ -186,33 +192,25 @@ def note_000(board: Board) -> Numbers:
     by_W, by_b = net.unpack(gradient)[0]
     pulled = net.unpack(-risk_gradient(net, w, [h], [y], "nll", penalty)[1])[0]
     moved = one_update(net, w, [h], [y], loss="nll", regularizer=penalty, optimizer=SGD(alpha))
-    board.table(
+    board.compare(
         "One example",
-        ("", "formula", BY_HAND, COMPILED),
-        [
-            ("a", "aᵢ = bᵢ + Σⱼ Wᵢⱼ hⱼ", a, net.trace(w, h)["theta"]),
-            ("f(x)", "exp(a) / Σ exp(a)", f, net.forward(w, h)),
-            ("l", "−log f(x)_y", -math.log(f[y]), loss),
-            ("e(y)", "1 for the class y, else 0", e, ""),
-            ("∇a", "f(x) − e(y)", grad_a, by_b),
-            ("∇W", "∇a hᵀ", grad_W, by_W),
-            ("∇b", "∇a", grad_a, by_b),
-            ("Ω", "Σ W²; no biases", (W**2).sum(), penalty.value(net, w) / lam),
-            ("∇Ω", "2 W", 2 * W, net.unpack(penalty.gradient(net, w) / lam)[0][0]),
-            ("Δ of W", "−∇W − λ ∇Ω", delta_W, pulled[0]),
-            ("Δ of b", "−∇b", delta_b, pulled[1]),
-            ("new W", "W + α Δ", W + alpha * delta_W, net.unpack(moved)[0][0]),
-            ("new b", "b + α Δ", b + alpha * delta_b, net.unpack(moved)[0][1]),
-        ],
-        (BY_HAND, COMPILED),
+        ("a", "aᵢ = bᵢ + Σⱼ Wᵢⱼ hⱼ", a, net.trace(w, h)["theta"]),
+        ("f(x)", "exp(a) / Σ exp(a)", f, net.forward(w, h)),
+        ("l", "−log f(x)_y", -math.log(f[y]), loss),
+        ("e(y)", "1 for the class y, else 0", e, ""),
+        ("∇a", "f(x) − e(y)", grad_a, by_b),
+        ("∇W", "∇a hᵀ", grad_W, by_W),
+        ("∇b", "∇a", grad_a, by_b),
+        ("Ω", "Σ W²; no biases", (W**2).sum(), penalty.value(net, w) / lam),
+        ("∇Ω", "2 W", 2 * W, net.unpack(penalty.gradient(net, w) / lam)[0][0]),
+        ("Δ of W", "−∇W − λ ∇Ω", delta_W, pulled[0]),
+        ("Δ of b", "−∇b", delta_b, pulled[1]),
+        ("new W", "W + α Δ", W + alpha * delta_W, net.unpack(moved)[0][0]),
+        ("new b", "b + α Δ", b + alpha * delta_b, net.unpack(moved)[0][1]),
     )
     numeric = differences(lambda v: -math.log(softmax(v)[y]), a)
-    board.table(
-        "Why f(x) − e(y): the slope of −log softmax(a)_y",
-        ("", BY_HAND, NUMERIC),
-        [("∇a", grad_a, numeric)],
-        (BY_HAND, NUMERIC),
-    )
+    title = "Why f(x) − e(y): the slope of −log softmax(a)_y"
+    board.compare(title, ("∇a", grad_a, numeric), columns=(BY_HAND, NUMERIC))
 
     board.say("for N iterations: for each training example. A pass over all examples is a training epoch:")
     board.say('  fit(net, w, S, y, loss="nll", regularizer=L2(0.001), optimizer=SGD(0.5), batch_size=1, epochs=20)')
@@ -261,7 +259,7 @@ def note_001(board: Board) -> Numbers:
             (f"z{n}", f"zⱼ{n} = Σᵢ aᵢ{before} Wᵢⱼ{n} + bⱼ{n}", z[l], layer.z),
             (f"a{n}", f"aⱼ{n} = max(0, zⱼ{n})" + (" = H" if l == 2 else ""), a[l + 1], layer.a),
         ]
-    board.table("1. Forward: z and a of every node", ("", "formula", BY_HAND, COMPILED), forward, (BY_HAND, COMPILED))
+    board.compare("1. Forward: z and a of every node", *forward)
 
     backward: list[tuple[Any, ...]] = []
     dH_da = np.ones(1)
@@ -276,12 +274,7 @@ def note_001(board: Board) -> Numbers:
             (f"∂H/∂b{n}", f"∂H/∂zⱼ{n}", dH_dz, layers[l].dH_db),
         ]
         dH_da = W[l] @ dH_dz
-    board.table(
-        "2. Backward: from the last layer to the first",
-        ("", "formula", BY_HAND, COMPILED),
-        backward,
-        (BY_HAND, COMPILED),
-    )
+    board.compare("2. Backward: from the last layer to the first", *backward)
 
     board.say(
         "Parameter vectors: all weights in one vector w, and the gradient is a vector of the same size. Its order is "
@@ -370,7 +363,7 @@ def note_002(board: Board) -> Numbers:
         "Deriving the gradient: backward, output side first",
         columns,
         [
-            ("∂L/∂ŷ", "∂L/∂ŷₖ = ŷₖ − yₖ\nyhat - y", error, losses.HALF_SQUARED.derivative([p.yhat], [y])[0]),
+            ("∂L/∂ŷ", "∂L/∂ŷₖ = ŷₖ − yₖ\nyhat - y", error, losses.HalfSquared().derivative([p.yhat], [y])[0]),
             ("f_B′(θ)", "∂f_B(θₖ)/∂θₖ = 1\nnp.ones_like(theta)", f_B, ""),
             ("δᴮ", f"δᴮₖ = ∂L/∂ŷₖ f_B′(θₖ)\n{backward('delta_B')}", g.delta_B, net.block(gradient, "b_B")),
             ("∂θ/∂B", "∂θₖ/∂Bⱼₖ = xⱼ", p.x, layers[0].a),
@@ -393,13 +386,10 @@ def note_002(board: Board) -> Numbers:
         ("number", COMPILED),
     )
 
-    def loss_of_A(A: np.ndarray) -> float:
+    def loss(A: np.ndarray, B: np.ndarray) -> float:
         return float(0.5 * ((twolayer.forward(s, A, B).yhat - y) ** 2).sum())
 
-    def loss_of_B(B: np.ndarray) -> float:
-        return float(0.5 * ((twolayer.forward(s, A, B).yhat - y) ** 2).sum())
-
-    true_A, true_B = differences(loss_of_A, A), differences(loss_of_B, B)
+    true_A, true_B = differences(lambda A: loss(A, B), A), differences(lambda B: loss(A, B), B)
     board.say(
         "Where the slides are loose, central differences of L at the weights before the update decide. The box writes "
         "δᴬ with one k, after B has changed, and u = ψ; it writes δᴮₖ = (ŷₖ − yₖ) xⱼ, though xⱼ enters in ∇B. And "
@@ -434,14 +424,11 @@ def note_003(board: Board) -> Numbers:
     board.say("  h(x) = w₁ x + w₀        Loss = Σⱼ (yⱼ − h(xⱼ))²")
     error = y[one] - (w[1] * x[one] + w[0])
     numeric = differences(lambda v: float((y[one] - v[1] * x[one] - v[0]) ** 2), w)
-    board.table(
+    board.compare(
         f"One example, x = {x[one]:g}, y = {y[one]:g}",
-        ("", "formula", BY_HAND, NUMERIC),
-        [
-            ("∂Loss/∂w₀", "−2 (y − h)", -2 * error, numeric[0]),
-            ("∂Loss/∂w₁", "−2 (y − h) x", -2 * error * x[one], numeric[1]),
-        ],
-        (BY_HAND, NUMERIC),
+        ("∂Loss/∂w₀", "−2 (y − h)", -2 * error, numeric[0]),
+        ("∂Loss/∂w₁", "−2 (y − h) x", -2 * error * x[one], numeric[1]),
+        columns=("formula", BY_HAND, NUMERIC),
     )
 
     board.say("The per-example rule takes the factor 2 into α, and the minus turns h − y round. From w = 0:")
@@ -500,22 +487,18 @@ def delta_notation(board: Board) -> None:
     moved = one_update(net, w, [a_k], [target], loss="half_squared", optimizer=SGD(alpha))
     given = [("aₖ", a_k), ("wₖⱼ", to_hidden), ("w₀ⱼ", hidden_bias), ("wⱼᵢ", to_output), ("w₀ᵢ", output_bias)]
     board.table("Given for Δ", ("", "value"), [*given, ("target", target), ("α", alpha)])
-    board.table(
+    board.compare(
         "Δ from the output to the hidden layer",
-        ("", "formula", BY_HAND, COMPILED),
-        [
-            ("inⱼ", "Σₖ wₖⱼ aₖ + w₀ⱼ", in_j, trace["psi"]),
-            ("aⱼ", "g(inⱼ)", a_j, trace["x"]),
-            ("inᵢ", "Σⱼ wⱼᵢ aⱼ + w₀ᵢ", in_i, trace["theta"][0]),
-            ("aᵢ", "g(inᵢ)", a_i, trace["yhat"][0]),
-            ("Δᵢ", "(target − aᵢ) g′(inᵢ)", delta_i, -net.block(gradient, "b_B")[0]),
-            ("Δⱼ", "g′(inⱼ) Σᵢ wⱼᵢ Δᵢ", delta_j, -net.block(gradient, "b_A")),
-            ("new wⱼᵢ", "wⱼᵢ + α aⱼ Δᵢ", to_output + alpha * a_j * delta_i, net.block(moved, "B")[:, 0]),
-            ("new w₀ᵢ", "w₀ᵢ + α Δᵢ", output_bias + alpha * delta_i, net.block(moved, "b_B")[0]),
-            ("new wₖⱼ", "wₖⱼ + α aₖ Δⱼ", to_hidden + alpha * np.outer(a_k, delta_j), net.block(moved, "A")),
-            ("new w₀ⱼ", "w₀ⱼ + α Δⱼ", hidden_bias + alpha * delta_j, net.block(moved, "b_A")),
-        ],
-        (BY_HAND, COMPILED),
+        ("inⱼ", "Σₖ wₖⱼ aₖ + w₀ⱼ", in_j, trace["psi"]),
+        ("aⱼ", "g(inⱼ)", a_j, trace["x"]),
+        ("inᵢ", "Σⱼ wⱼᵢ aⱼ + w₀ᵢ", in_i, trace["theta"][0]),
+        ("aᵢ", "g(inᵢ)", a_i, trace["yhat"][0]),
+        ("Δᵢ", "(target − aᵢ) g′(inᵢ)", delta_i, -net.block(gradient, "b_B")[0]),
+        ("Δⱼ", "g′(inⱼ) Σᵢ wⱼᵢ Δᵢ", delta_j, -net.block(gradient, "b_A")),
+        ("new wⱼᵢ", "wⱼᵢ + α aⱼ Δᵢ", to_output + alpha * a_j * delta_i, net.block(moved, "B")[:, 0]),
+        ("new w₀ᵢ", "w₀ᵢ + α Δᵢ", output_bias + alpha * delta_i, net.block(moved, "b_B")[0]),
+        ("new wₖⱼ", "wₖⱼ + α aₖ Δⱼ", to_hidden + alpha * np.outer(a_k, delta_j), net.block(moved, "A")),
+        ("new w₀ⱼ", "w₀ⱼ + α Δⱼ", hidden_bias + alpha * delta_j, net.block(moved, "b_A")),
     )
 
 
@@ -615,12 +598,8 @@ def note_004(board: Board) -> Numbers:
     losses_of_fit = [*history["loss"], loss(moved)]  # a row holds the loss before its update
     shown = [(f"{t}", end.losses[t], losses_of_fit[t]) for t in (0, 1, 10, 100, 1000)]
     board.table(f"ℒ(θₜ) with η = {eta:g}", ("t", "minimise", "fit"), shown, ("minimise", "fit"))
-    board.table(
-        "θ after 1000 iterations",
-        ("", "minimise", "fit"),
-        [(name, net.block(end.w, name), net.block(moved, name)) for name in net.blocks],
-        ("minimise", "fit"),
-    )
+    found = [(name, net.block(end.w, name), net.block(moved, name)) for name in net.blocks]
+    board.compare("θ after 1000 iterations", *found, columns=("minimise", "fit"))
     return board.numbers
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conformance import WORLD_CHECKS
 
-from valueapprox import Network, Optimizer, Predictions, ValueFunction, envs, fit
+from valueapprox import SGD, History, Network, Optimizer, Predictions, ValueFunction, envs, fit, losses
 from valueapprox.agents import AGENTS, evaluation
 from valueapprox.agents.control_loop import CompiledLoop
 from valueapprox.agents.control_training import ControlRun, ControlSettings
@@ -25,7 +25,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs
 @pytest.fixture
 def example(request, tmp_path, monkeypatch):
     """The module of an example, which is forgotten afterwards."""
-    registries = OPTIMIZERS, AGENTS, envs.WORLDS, gym.registry
+    registries = OPTIMIZERS, AGENTS, envs.WORLDS, gym.registry, losses.LOSSES
     known = [dict(registry) for registry in registries]
     path = tmp_path / f"example_{request.param}.py"
     path.write_text(EXAMPLES[request.param])
@@ -122,6 +122,23 @@ def test_a_world_is_one_file(example, tmp_path):
     run = Run(settings, tmp_path / "run")
     report = run.train(0)
     assert report.value_error < 0.3  # of values between -10 and -4
+
+
+@pytest.mark.parametrize("example", [3], indirect=True)
+def test_a_loss_is_one_file(example, tmp_path):
+    loss = losses.get("log_cosh")
+    assert loss == example.LogCosh()
+    # e = 1 and -1000: log cosh 1, and 1000 - log 2 to the last digit; slopes tanh 1 and -1.
+    np.testing.assert_allclose(loss.value([1.0, -1000.0], [0.0, 0.0]), [np.log(np.cosh(1.0)), 1000 - np.log(2.0)])
+    np.testing.assert_allclose(loss.derivative([1.0, -1000.0], [0.0, 0.0]), [[np.tanh(1.0)], [-1.0]])
+    net = Network((1, 1), bias=False, dtype="float64")
+    w = np.zeros(1)
+    loss = example.LogCosh(c=2.0)
+    history = fit(net, w, [[1.0]], [1.0], loss=loss, optimizer=SGD(0.5), epochs=1, progress=False)
+    np.testing.assert_allclose(w, np.tanh(0.5))  # e = -1: the slope is -2 tanh(1/2), the step half of it
+    np.testing.assert_allclose(history["loss"], 4 * np.log(np.cosh(0.5)))
+    history.save(tmp_path / "fit.npz")
+    assert History.load(tmp_path / "fit.npz").settings["loss"] == {"name": "log_cosh", "reduction": "mean", "c": 2.0}
 
 
 def test_an_agent_that_cannot_work_is_an_error_when_it_is_registered():

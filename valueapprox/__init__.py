@@ -25,8 +25,8 @@ from valueapprox.optim import (
     VarianceAdjusted,
 )
 from valueapprox.supervised import gradient_flow, linear, losses, regularizers
-from valueapprox.supervised.descent import risk, risk_gradient
 from valueapprox.supervised.fitting import FitError, History, ReduceOnPlateau, fit
+from valueapprox.supervised.objective import risk, risk_gradient
 from valueapprox.td.predictions import Predictions
 from valueapprox.td.value_function import DivergenceError, ValueFunction
 

@@ -140,8 +140,8 @@ def load(path: str | Path) -> Checkpoint:
     return Checkpoint(arrays, header["meta"])
 
 
-def read_members(file: zipfile.ZipFile, size: int) -> dict[str, bytes]:
-    """What the members of an uncompressed zip file of `size` bytes hold, by name.
+def read_members(file: zipfile.ZipFile, size: int | None) -> dict[str, bytes]:
+    """What the members of an uncompressed zip file of `size` bytes hold, by name; None trusts a user's own file.
 
     Raises
     ------
@@ -149,9 +149,9 @@ def read_members(file: zipfile.ZipFile, size: int) -> dict[str, bytes]:
         If one is compressed, or together they claim to be larger than the file; also if a checksum is wrong.
     """
     members = file.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+    if size is not None and any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("it is compressed; expected what np.savez writes")
-    if sum(member.file_size for member in members) > size:
+    if size is not None and sum(member.file_size for member in members) > size:
         raise ValueError("it claims to hold more bytes than are there")
     # read() goes to a member's end, where its checksum is compared; only then is it looked at.
     found = {member.filename: file.read(member) for member in members}
@@ -160,8 +160,8 @@ def read_members(file: zipfile.ZipFile, size: int) -> dict[str, bytes]:
     return found
 
 
-def read_array(data: bytes) -> np.ndarray:
-    """The array in the bytes of a .npy file of numbers, booleans or text; read-only.
+def read_array(data: bytes, kinds: str = KINDS) -> np.ndarray:
+    """The array in the bytes of a .npy file whose dtype is of these kinds: numbers, booleans or text; read-only.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def read_array(data: bytes) -> np.ndarray:
         shape, fortran_order, dtype = read_header(file)
     except Exception:  # noqa: BLE001  (NumPy's reader of headers can raise anything)
         raise ValueError("is not in NumPy's npy format, version 1 or 2") from None
-    if dtype.kind not in KINDS or dtype.itemsize == 0:
+    if dtype.kind not in kinds or dtype.itemsize == 0:
         raise ValueError(f"holds {_shown(dtype)}; expected numbers")
     if dtype.kind == "U" and dtype.itemsize > 4 * MAX_TEXT:
         raise ValueError(f"holds text of {dtype.itemsize // 4:,} characters; expected at most {MAX_TEXT:,}")

@@ -73,7 +73,7 @@ def test_every_network_has_a_log_beside_the_others(gradients):
     for own, name in names.items():
         events = EventAccumulator(str(folder / own)).Reload()
         tags = events.Tags()["scalars"]
-        lengths = [f"flow/length/W{l}" for l in range(1, 12)]
+        lengths = [f"flow/norm/W{l}" for l in range(1, 12)]
         assert set(lengths) <= set(tags)
         # The lowest layer's divided by the output layer's, at step 0: the total of the diagnosis.
         first, last = (events.Scalars(lengths[l])[0] for l in (0, -1))
@@ -102,11 +102,11 @@ def test_a_folder_that_holds_a_log_is_left_alone(gradients, start_script):
     ("script", "options", "message"),
     [
         ("demo_gradients.py", ("--hidden-layers", 0), "hidden_layers is 0; a whole number of at least 1 is wanted"),
-        ("demo_gradients.py", ("--lower-rate", 0), "lower_rate is 0.0; a positive number is wanted"),
-        ("demo_separation.py", ("--noise", -1), "noise is -1.0; a standard deviation is not negative"),
+        ("demo_gradients.py", ("--lower-rate", 0), "lower_rate is 0.0; expected a positive number"),
+        ("demo_separation.py", ("--noise", -1), "noise is -1.0; expected a standard deviation, which is not negative"),
         ("demo_separation.py", ("--hidden", 3, 0), "hidden is 0; a whole number of at least 1 is wanted"),
-        ("demo_separation.py", ("--l2", -0.1), "l2 is -0.1; a strength is not negative"),
-        ("demo_separation.py", ("--hidden",), "hidden and l2 need at least one number each"),
+        ("demo_separation.py", ("--l2", -0.1), "l2 is -0.1; expected a strength, which is not negative"),
+        ("demo_separation.py", ("--hidden",), "hidden or l2 is empty; expected at least one number each"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(start_script, tmp_path, script, options, message):

@@ -18,7 +18,8 @@ import pytest
 from valueapprox import History, checkpoint
 from valueapprox.agents.console import errors_in_one_line
 from valueapprox.supervised.fitting import STOPPED
-from valueapprox.supervised.tables import load_model, read_table
+from valueapprox.supervised.models import load_model
+from valueapprox.supervised.tables import read_table
 from valueapprox.telemetry import read_metrics
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fit.py"
@@ -43,7 +44,7 @@ def start(script, capsys, tmp_path, monkeypatch):
     Its pictures are empty files: drawing takes longer than fitting, and has tests of its own.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "picture", lambda history, path, *_: path.touch())
+    monkeypatch.setattr(script, "learning_curve", lambda history, path, *_: path.touch())
 
     def run(*options):
         code = 0
@@ -158,7 +159,7 @@ def test_the_picture_of_what_is_hard_to_draw(script, regression, tmp_path, recwa
     history = History.load(regression[0] / "fit.npz")
     history.rows = [{**history.rows[0], "loss": 0.0, "validation_loss": 0.0}]
     history.best_epoch, history.best_loss = 1, 0.0
-    script.picture(history, tmp_path / "p.png", "from $1 to $2_000", [0.1, 0.01], " (mse)")
+    script.learning_curve(history, tmp_path / "p.png", "from $1 to $2_000", [0.1, 0.01], " (mse)")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert [str(warning.message) for warning in recwarn] == []
 
@@ -467,7 +468,7 @@ def test_what_is_printed_to_type_next_can_be_typed(start_script, tmp_path):
 
 def test_numbers_of_numpy_are_settings(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "picture", lambda history, path, *_: path.touch())
+    monkeypatch.setattr(script, "learning_curve", lambda history, path, *_: path.touch())
     houses(tmp_path / "houses.csv")
     settings = script.Settings(
         target=("price",), hidden=(np.int64(4),), epochs=np.int64(2), seed=np.uint8(3), l2=np.float32(0.5),
@@ -768,7 +769,11 @@ BAD_DATA = {
         (*T, "--missing", "drop"),
         "data.csv has 3 rows of which 1 can be used, and 1 is",
     ),
-    "two columns of classes": ("x,y,z\n1,0,1\n", ("--target", "y", "z", "--loss", "nll"), "nll learns one column of"),
+    "two columns of classes": (
+        "x,y,z\n1,0,1\n",
+        ("--target", "y", "z", "--loss", "nll"),
+        "--target is y, z; expected one column",
+    ),
 }
 #: name: (options, what the line says); good.csv is fine, bad.npz is not
 BAD_OPTIONS = {
@@ -788,7 +793,7 @@ BAD_OPTIONS = {
     "activation": (("good.csv", "--target", "price", "--activation", "rely"), "did you mean 'relu'"),
     "output": (
         ("good.csv", "--target", "price", "--loss", "nll", "--output", "tanh", "--ignore", "id"),
-        "must be softmax",
+        "output is tanh; expected softmax",
     ),
     "share": (
         ("good.csv", "--target", "price", "--validation", 1),
@@ -799,7 +804,7 @@ BAD_OPTIONS = {
         ("good.csv", "--target", "price", "--validation", 0, "--early-stopping", 3),
         "early_stopping",
     ),
-    "proximal": (("good.csv", "--target", "price", "--proximal"), "proximal is set and l1 is 0"),
+    "proximal": (("good.csv", "--target", "price", "--proximal"), "l1 is 0; expected a positive number"),
     "epochs": (("good.csv", "--target", "price", "--epochs", 0), "epochs is 0; a whole number of at least 1"),
     "alpha": (
         ("good.csv", "--target", "price", "--alpha", 1, 2, 3),
@@ -812,14 +817,17 @@ BAD_OPTIONS = {
     "folder": (("good.csv", "--target", "price", "--out", "other"), "other exists and is not empty; choose another"),
     "damaged npz": (("bad.npz",), "bad.npz is damaged or no npz file"),
     "npz without arrays": (("xy.npz",), "xy.npz has no array Y, and no --target is named; there are x, y"),
-    "npz of objects": (("objects.npz",), "objects.npz: array Y holds Python objects, which are not loaded"),
+    "npz of objects": (("objects.npz",), "objects.npz: array Y holds object; expected numbers"),
     "resume nowhere": (("--resume", "nowhere"), "there is no fit in nowhere (settings.json is missing)"),
     "resume damaged": (("--resume", "damaged"), "settings.json is damaged"),
     "resume another": (
         ("--resume", "run", "--seed", 4),
-        "the fit was started with seed 0, not 4; on a resume it stays",
+        "seed is 4; expected 0, with which the fit was started",
     ),
-    "resume with less": (("--resume", "run", "--epochs", 2), "run has done 150 epochs, more than 2"),
+    "resume with less": (
+        ("--resume", "run", "--epochs", 2),
+        "epochs is 2; expected at least the 150",
+    ),
     "resume other data": (("changed.csv", "--resume", "run", "--epochs", 200), "cannot resume: the data are others"),
     "model nowhere": (("good.csv", "--model", "nowhere"), "there is no checkpoint at nowhere"),
     "model, no feature": (("changed2.csv", "--model", "run"), "changed2.csv has no column 'year' (a feature of run)"),
@@ -883,3 +891,27 @@ def test_an_unknown_class_in_the_validation_file(start, tmp_path):
     result = start("a.csv", *T, "--loss", "nll", "--validation", "b.csv")
     assert result.returncode == 2
     assert "b.csv, line 3, column 'y': class 'green' was not learned; expected one of blue, red" in result.stderr
+
+
+# What earlier versions have left --------------------------------------------------------------------------------------
+
+FITS = Path(__file__).parent / "fits"
+
+
+@pytest.mark.parametrize("version", ["0.1", "0.2"])
+def test_a_fit_of_an_earlier_version_predicts_and_goes_on(start, tmp_path, version):
+    shutil.copytree(FITS / f"version-{version}", tmp_path / "run")
+    shutil.copy(FITS / "examples.csv", tmp_path)
+    model, before = load_model("run"), History.load("run/fit.npz")
+    assert (model.features, model.classes, model.net.output, before.epoch) == (("a", "b"), ("x", "y"), "softmax", 4)
+    assert before.settings["loss"] == {"name": "nll", "reduction": "mean"}
+    rows = list(csv.reader(io.StringIO(start("examples.csv", "--model", "run").stdout)))
+    assert rows[0] == ["kind", "P(x)", "P(y)"]
+    # What both versions printed for the first row.
+    np.testing.assert_allclose(np.array(rows[1][1:], float), [0.5676687000573737, 0.43233129994262626], rtol=1e-12)
+    result = start("--resume", "run", "--epochs", 8, "--quiet")
+    assert result.returncode == 0, result.stderr
+    after = History.load("run/fit.npz")
+    assert after.epoch == 8
+    assert after.rows[:4] == before.rows
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["loss"] == "nll"

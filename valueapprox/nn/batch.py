@@ -1,10 +1,10 @@
 """The forward and backward pass of many examples at once: matrix products through BLAS, and between them loops.
 
 The same network, spec and weights as in `valueapprox.nn.backprop`, and what one example cannot have: batch
-normalisation and dropout. An array of scratch has `rooms` places for every unit; n <= rooms examples fill it, so that
-layer l is a matrix (n, m) that starts at first_unit(l) * rooms. Rows of scratch: X (outputs of units), PSI (what the
-activation sees), HAT (normalised), D (derivatives), INV (1 / sigma: one per example with LayerNorm, per unit with batch
-normalisation), MASK and DROPPED (X times its mask, where the layer has dropout).
+normalisation and dropout. An array of scratch has `capacity` slots for every unit; n <= capacity examples fill it, so
+that layer l is a matrix (n, m) that starts at first_unit(l) * capacity. Rows of scratch: X (outputs of units), PSI
+(what the activation sees), HAT (normalised), D (derivatives), INV (1 / sigma: one per example with LayerNorm, per unit
+with batch normalisation), MASK and DROPPED (X times its mask, where the layer has dropout).
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ SHIFT_3: np.uint64 = np.uint64(31)
 TO_24_BITS: np.uint64 = np.uint64(40)
 
 
-def scratch(row: int, rooms: int, dtype: str) -> np.ndarray:
-    """A buffer for passes of up to `rooms` examples; `row` is the length of a row for one (`Network.starts[-1]`)."""
-    return aligned_zeros((BATCH_ROWS, rooms * row), np.dtype(dtype))
+def scratch(row: int, capacity: int, dtype: str) -> np.ndarray:
+    """A buffer for passes of up to `capacity` examples; `row` is the length of a row for one (`Network.starts[-1]`)."""
+    return aligned_zeros((BATCH_ROWS, capacity * row), np.dtype(dtype))
 
 
 @kernel(inline=True)
@@ -208,7 +208,7 @@ def load_batch(scratch, states, order, first, n):
 
 
 @kernel(blas=True)
-def forward_batch(w, spec, scratch, rooms, n, training, rates, key):
+def forward_batch(w, spec, scratch, capacity, n, training, rates, key):
     """Run the network on the n examples whose inputs lie at the start of scratch[X].
 
     rates (L,) are the dropout rates of the inputs and of each hidden layer; they and `key`, from which the masks come,
@@ -217,14 +217,14 @@ def forward_batch(w, spec, scratch, rooms, n, training, rates, key):
     x, psi, hat, inv, d = scratch[X], scratch[PSI], scratch[HAT], scratch[INV], scratch[D]
     mask, dropped = scratch[MASK], scratch[DROPPED]
     n_layers, norm = spec[LAYERS], spec[NORM]
-    rooms, n = np.uint64(rooms), np.uint64(n)
+    capacity, n = np.uint64(capacity), np.uint64(n)
     stats = ZERO
     for layer in range(n_layers):
         stats += layer_size(spec, layer)
     o = a = ZERO
     for layer in range(n_layers):
         n_in, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
-        b = first_unit(spec, layer + 1) * rooms
+        b = first_unit(spec, layer + 1) * capacity
         stop = b + n * m
         inputs = x
         if training and rates[layer] > 0.0:
@@ -252,7 +252,7 @@ def forward_batch(w, spec, scratch, rooms, n, training, rates, key):
 
 
 @kernel(blas=True)
-def backward_batch(w, spec, scratch, rooms, n, training, rates, gradient, at_theta, to_input):
+def backward_batch(w, spec, scratch, capacity, n, training, rates, gradient, at_theta, to_input):
     """From derivatives at the outputs, in scratch[D], to the gradient (P,), summed over the n examples.
 
     Before: scratch[D] holds dL/dyhat at the output units, or dL/dtheta if `at_theta`. `training` and `rates` as in the
@@ -262,9 +262,9 @@ def backward_batch(w, spec, scratch, rooms, n, training, rates, gradient, at_the
     x, psi, hat, inv, d = scratch[X], scratch[PSI], scratch[HAT], scratch[INV], scratch[D]
     mask, dropped = scratch[MASK], scratch[DROPPED]
     n_layers, norm = spec[LAYERS], spec[NORM]
-    rooms, n = np.uint64(rooms), np.uint64(n)
+    capacity, n = np.uint64(capacity), np.uint64(n)
     m = np.uint64(spec[SIZES + n_layers])
-    b = first_unit(spec, n_layers) * rooms
+    b = first_unit(spec, n_layers) * capacity
     if not at_theta:
         output_rows(spec[OUTPUT_CODE], psi, x, d, b, n, m, True)
     o = ZERO
@@ -272,7 +272,7 @@ def backward_batch(w, spec, scratch, rooms, n, training, rates, gradient, at_the
         o += layer_size(spec, layer)
     for layer in range(n_layers - 1, -1, -1):
         n_in, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
-        a = first_unit(spec, layer) * rooms
+        a = first_unit(spec, layer) * capacity
         o -= layer_size(spec, layer)
         behind = o + n_in * m
         if layer < n_layers - 1:
@@ -298,16 +298,16 @@ def backward_batch(w, spec, scratch, rooms, n, training, rates, gradient, at_the
 
 
 @kernel(blas=True)
-def predict_kernel(w, spec, scratch, rooms, states, order, rates, yhat):
-    """The outputs yhat (N, k) at states (N, d), `rooms` at a time."""
+def predict_kernel(w, spec, scratch, capacity, states, order, rates, yhat):
+    """The outputs yhat (N, k) at states (N, d), `capacity` at a time."""
     n_layers = spec[LAYERS]
     k = spec[SIZES + n_layers]
-    b = np.uint64(first_unit(spec, n_layers) * np.uint64(rooms))
+    b = np.uint64(first_unit(spec, n_layers) * np.uint64(capacity))
     first = 0
     while first < len(states):
-        n = min(rooms, len(states) - first)
+        n = min(capacity, len(states) - first)
         load_batch(scratch, states, order, first, n)
-        forward_batch(w, spec, scratch, rooms, n, False, rates, ZERO)
+        forward_batch(w, spec, scratch, capacity, n, False, rates, ZERO)
         for r in range(n):
             for j in range(k):
                 yhat[first + r, j] = scratch[X, b + np.uint64(r * k + j)]
@@ -327,19 +327,19 @@ def one_gradient_kernel(w, spec, scratch, s, order, rates, output, gradient, inp
         input_gradient[i] = scratch[D, i]
 
 
-def predict(w: np.ndarray, spec: np.ndarray, states: np.ndarray, k: int, row: int, rooms: int) -> np.ndarray:
+def predict(w: np.ndarray, spec: np.ndarray, states: np.ndarray, k: int, row: int, capacity: int) -> np.ndarray:
     """The outputs (N, k) at states (N, d); see `Network.forward`."""
     yhat = np.empty((len(states), k), w.dtype)
-    rooms = max(1, min(rooms, len(states)))
-    room = scratch(row, rooms, w.dtype.name)
-    predict_kernel(w, spec, room, rooms, states, np.arange(len(states)), np.zeros(int(spec[LAYERS])), yhat)
+    capacity = max(1, min(capacity, len(states)))
+    buffer = scratch(row, capacity, w.dtype.name)
+    predict_kernel(w, spec, buffer, capacity, states, np.arange(len(states)), np.zeros(int(spec[LAYERS])), yhat)
     return yhat
 
 
 def one_gradient(
     w: np.ndarray,
     spec: np.ndarray,
-    room: np.ndarray,
+    buffer: np.ndarray,
     s: np.ndarray,
     output: int,
     gradient: np.ndarray,
@@ -347,4 +347,4 @@ def one_gradient(
 ) -> None:
     """D yhat_output / dw into `gradient` and d yhat_output / ds into `input_gradient`; see `Network.gradient`."""
     rates = np.zeros(int(spec[LAYERS]))
-    one_gradient_kernel(w, spec, room, s[None], np.zeros(1, np.int64), rates, output, gradient, input_gradient)
+    one_gradient_kernel(w, spec, buffer, s[None], np.zeros(1, np.int64), rates, output, gradient, input_gradient)

@@ -10,30 +10,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
-from valueapprox import checkpoint
 from valueapprox.checks import one_of, positive
 from valueapprox.nn.network import Network
-from valueapprox.optim import Adam, Optimizer, OptimizerState
+from valueapprox.optim import Adam, Optimizer
 from valueapprox.seeding import sequence
 from valueapprox.supervised import losses
-from valueapprox.supervised.descent import (
+from valueapprox.supervised.history import FitError, History
+from valueapprox.supervised.losses import Loss
+from valueapprox.supervised.objective import (
     LOSS_SUM,
     N_EXAMPLES,
     N_NORMED,
     NORMS,
-    ROOMS,
     Data,
-    Descent,
+    Minibatches,
+    Objective,
     as_data,
     minibatch_weights,
 )
-from valueapprox.supervised.losses import Loss
 from valueapprox.supervised.regularizers import Regularizer, SupportsPenalty
 
 if TYPE_CHECKING:
@@ -43,20 +43,6 @@ __all__ = ["FitError", "History", "ReduceOnPlateau", "fit"]
 
 STOPPED = "stopped on demand"
 SECONDS_PER_CALL = 0.2  # how long a compiled call lasts: as late a Ctrl-C is heard
-
-
-class FitError(FloatingPointError):
-    """A loss, or a weight, became NaN or infinite.
-
-    After `fit`, w is that from before the minibatch, or where a weight overflowed, of the last whole epoch.
-
-    Attributes
-    ----------
-    history
-        What `fit` had done until then, with `best_w` if there were validation data; None from elsewhere.
-    """
-
-    history: History | None = None
 
 
 @dataclass(frozen=True)
@@ -72,128 +58,10 @@ class ReduceOnPlateau:
 
     def __post_init__(self) -> None:
         if not 0 < self.decay < 1:
-            raise ValueError(f"decay is {self.decay}; a factor between 0 and 1 is wanted")
+            raise ValueError(f"decay is {self.decay}; expected a factor between 0 and 1")
         object.__setattr__(self, "patience", positive("patience", self.patience))
         if not 0 <= self.least <= 1:
-            raise ValueError(f"least is {self.least}; the smallest factor on the step size lies in [0, 1]")
-
-
-class History:
-    """What `fit` did, epoch by epoch, and all that it needs to go on.
-
-    Attributes
-    ----------
-    net, w
-        The network and its weights: after `fit`, with early stopping, those of the best epoch.
-    rows
-        One dict for each epoch: epoch, updates, loss (the mean over the epoch, each minibatch before its update),
-        penalty and validation_loss (at its end), step_size (the factor of schedule and plateau in its last update),
-        grad_norm/<layer> (of the objective, mean over the first, ninth, ... minibatch).
-    epoch, n_updates
-        Epochs completed, and updates made.
-    best_epoch, best_loss
-        Where the validation loss was least, and what it was; None and infinity without validation data.
-    reason
-        Why it ended, in words.
-    """
-
-    def __init__(self, net: Network, w: np.ndarray, optimizer: Optimizer) -> None:
-        self.net, self.w = net, w
-        self.rows: list[dict[str, float]] = []
-        self.reason = ""
-        self.epoch = self.batch = 0
-        self.best_epoch: int | None = None
-        self.best_loss = self.plateau_loss = self.objective = self.change = math.inf
-        self.plateau_epochs = 0
-        self.factor = 1.0
-        self.state = optimizer.init(w)
-        self.best_w = w.copy()
-        self.last_w = w.copy()
-        self.sums = np.zeros(NORMS + net.n_layers)
-        self.settings: dict[str, Any] = {}
-
-    @property
-    def n_updates(self) -> int:
-        """Number of updates so far."""
-        return int(self.state.n_updates[0])
-
-    def __getitem__(self, column: str) -> np.ndarray:
-        """A column of the rows, one number for each epoch: ``history["loss"]``, ``history["grad_norm/A"]``."""
-        if not any(column in row for row in self.rows):
-            known = sorted({name for row in self.rows for name in row})
-            there = f"there are {', '.join(known)}" if known else "no epoch is complete yet"
-            raise KeyError(f"there is no column {column!r}; {there}")
-        return np.array([row.get(column, math.nan) for row in self.rows])
-
-    def __repr__(self) -> str:
-        last = self.rows[-1] if self.rows else {}
-        numbers = ", ".join(f"{name} {last[name]:.4g}" for name in ("loss", "validation_loss") if name in last)
-        return (
-            f"<History: {self.epoch} epochs, {self.n_updates} updates, {numbers or 'no epoch complete'}; {self.reason}>"
-        )
-
-    # --- files --------------------------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path) -> None:
-        """Write all of it to one file: network, weights, rows, and what `fit(..., resume=path)` needs. No pickle."""
-        arrays = {
-            "w": self.w,
-            "last_w": self.last_w,
-            "best_w": self.best_w,
-            "moments": self.state.moments,
-            "scalars": self.state.scalars,
-            "count": self.state.n_updates,
-            "sums": self.sums,
-        }
-        numbers = {name: getattr(self, name) for name in NUMBERS}
-        finite = {name: None if value == math.inf else value for name, value in numbers.items()}
-        meta = {
-            "kind": "fit",
-            "net": self.net.as_dict(),
-            "numbers": finite,
-            "rows": self.rows,
-            "reason": self.reason,
-            "settings": self.settings,
-        }
-        checkpoint.save(path, arrays, meta)
-
-    @classmethod
-    def load(cls, path: str | Path) -> History:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        CheckpointError
-            If the file is missing, damaged or holds no fit.
-        """
-        arrays, meta = checkpoint.load(path)
-        try:
-            net = Network(**meta["net"])
-            checkpoint.must_be_finite({"w": arrays["w"]})
-            self = cls(net, arrays["w"], Optimizer.from_dict(meta["settings"]["optimizer"]))
-            for name in ("last_w", "best_w", "sums"):
-                _fill(name, getattr(self, name), arrays[name])
-            _fill("w", np.empty(net.size, net.dtype), arrays["w"])
-            _fill("moments", self.state.moments, arrays["moments"])
-            _fill("scalars", self.state.scalars, arrays["scalars"])
-            _fill("count", self.state.n_updates, arrays["count"])
-            for name in NUMBERS:
-                value = meta["numbers"][name]
-                setattr(self, name, math.inf if value is None and name != "best_epoch" else value)
-            self.rows, self.reason, self.settings = meta["rows"], meta["reason"], meta["settings"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"{path} holds no fit ({error!r})") from None
-        return self
-
-
-COUNTS = ["epoch", "batch", "best_epoch", "plateau_epochs"]
-NUMBERS = [*COUNTS, "best_loss", "plateau_loss", "objective", "change", "factor"]
-
-
-def _fill(name: str, array: np.ndarray, stored: np.ndarray) -> None:
-    if stored.shape != array.shape or stored.dtype != array.dtype:
-        raise ValueError(f"{name} is {stored.dtype} {stored.shape}; {array.dtype} {array.shape} is wanted")
-    array[...] = stored
+            raise ValueError(f"least is {self.least}; expected a factor in [0, 1]")
 
 
 def fit(
@@ -247,10 +115,10 @@ def fit(
         Examples of a minibatch; 1 is one example at a time; None is all: batch gradient descent. The last minibatch of
         an epoch may be smaller; with batch normalisation a single left-over example joins the one before.
     epochs
-        Passes over all examples, at most; None for no limit, which needs another way to end. "auto" is 100, or no
-        limit if max_iterations is given.
+        Maximum number of passes over all examples; None for no limit, which needs another way to end. "auto" is 100,
+        or no limit if max_iterations is given.
     max_iterations
-        Updates, at most.
+        Maximum number of updates.
     tolerance
         Converged when the objective (training loss + penalty) changes by no more than this from epoch to epoch.
     gradient_tolerance
@@ -265,7 +133,7 @@ def fit(
     shuffle
         Whether each epoch takes the examples in a new random order.
     seed
-        Of the order, the held-out examples and the dropout masks.
+        Seed of the order, the held-out examples and the dropout masks.
     callback
         Called with the history after each epoch; if it returns True, fit ends. ``history.w`` are the current weights.
     stop
@@ -278,7 +146,7 @@ def fit(
         A history, or a file of one, to go on from: the same call with more epochs ends as if it had run through. What
         decides when to end may differ. (A custom loss or regularizer is known by its name alone.)
     threads
-        Of BLAS. One is fastest for small networks, and keeps results from depending on the number of cores.
+        Threads of BLAS. One is fastest for small networks, and keeps results from depending on the number of cores.
 
     Raises
     ------
@@ -296,8 +164,10 @@ def fit(
     array([2., 1.])
     """
     run = _Run(
-        net, w, S, Y, losses.get(loss), Adam() if optimizer is None else optimizer, regularizer, dropout, batch_size,
-        validation, early_stopping, reduce_on_plateau, shuffle, seed,
+        *(net, w, S, Y),
+        loss=losses.get(loss), optimizer=Adam() if optimizer is None else optimizer, regularizer=regularizer,
+        dropout=dropout, batch_size=batch_size, validation=validation, early_stopping=early_stopping,
+        plateau=reduce_on_plateau, shuffle=shuffle, seed=seed,
     )  # fmt: skip
     if isinstance(epochs, str):
         one_of("epochs", epochs, ("auto",))
@@ -308,13 +178,13 @@ def fit(
         positive("max_iterations", max_iterations)
     for name, bound in (("tolerance", tolerance), ("gradient_tolerance", gradient_tolerance)):
         if bound is not None and not (isinstance(bound, Real) and bound >= 0):
-            raise ValueError(f"{name} is {bound!r}; a number that is not negative is wanted")
+            raise ValueError(f"{name} is {bound!r}; expected a number that is not negative")
     if epochs is None and max_iterations is None and tolerance is None and gradient_tolerance is None:
         if early_stopping is None:
-            raise ValueError("epochs is None, and nothing else ends: max_iterations, tolerance or early_stopping does")
+            raise ValueError("epochs is None; expected max_iterations, tolerance or early_stopping then, which end too")
     for name, value in (("callback", callback), ("stop", stop)):
         if value is not None and not callable(value):
-            raise ValueError(f"{name} is {value!r}; a function is wanted")
+            raise ValueError(f"{name} is {value!r}; expected a function")
     positive("threads", threads)
     history = run.start(resume)
     import scipy.linalg.cython_blas  # noqa: F401  (Numba's products come from its BLAS: loaded before it is limited)
@@ -368,6 +238,7 @@ class _Run:
         w: np.ndarray,
         S: ArrayLike,
         Y: ArrayLike,
+        *,
         loss: Loss,
         optimizer: Optimizer,
         regularizer: Regularizer | SupportsPenalty | None,
@@ -380,36 +251,37 @@ class _Run:
         seed: int,
     ) -> None:
         if not isinstance(w, np.ndarray) or w.dtype != net.dtype or w.shape != (net.size,) or not w.flags.carray:
-            given = f"{w.dtype} of shape {w.shape}" if isinstance(w, np.ndarray) else type(w).__name__
+            kind = f"{w.dtype} of shape {w.shape}" if isinstance(w, np.ndarray) else type(w).__name__
             raise ValueError(
-                f"w is {given}; a contiguous, writeable {net.dtype} array of shape ({net.size},) is wanted, since fit "
+                f"w is {kind}; expected a contiguous, writeable {net.dtype} array of shape ({net.size},), since fit "
                 "changes it: net.init(seed) makes one"
             )
         if not np.isfinite(w).all():
-            raise ValueError(f"w[{int(np.argmax(~np.isfinite(w)))}] is not finite")
+            at = int(np.argmax(~np.isfinite(w)))
+            raise ValueError(f"w[{at}] is {w[at]}; expected a finite number")
         loss.check(net)
         seed, shuffle = positive("seed", seed, at_least=0), bool(shuffle)
         if not isinstance(optimizer, Optimizer):
-            raise ValueError(f"optimizer is {optimizer!r}; one like Adam(1e-3) is wanted")
+            raise ValueError(f"optimizer is {optimizer!r}; expected one like Adam(1e-3)")
         if not isinstance(plateau, ReduceOnPlateau | None):
-            raise ValueError(f"reduce_on_plateau is {plateau!r}; ReduceOnPlateau() is wanted")
+            raise ValueError(f"reduce_on_plateau is {plateau!r}; expected ReduceOnPlateau() or None")
         data = as_data(net, S, Y, loss)
         held_out = None
         if isinstance(validation, tuple | list):
             if len(validation) != 2:
-                raise ValueError(f"validation has {len(validation)} parts; (S, Y) or a share in (0, 1) is wanted")
+                raise ValueError(f"validation has {len(validation)} parts; expected (S, Y) or a share in (0, 1)")
             held_out = as_data(net, *validation, loss, "validation ")
         elif validation is not None:
             data, held_out = _hold_out(data, validation, seed)
         if early_stopping is not None:
             early_stopping = positive("early_stopping", early_stopping)
             if held_out is None:
-                raise ValueError("early_stopping needs validation data: validation=(S, Y), or a share like 0.2")
-        n = len(data)
+                raise ValueError("validation is None; expected (S, Y), or a share like 0.2, as early_stopping needs it")
+        n = data.n
         size = n if batch_size is None else min(positive("batch_size", batch_size), n)
         if net.batch_norm and size == 1:
             raise ValueError(
-                f"batch_size is {batch_size} for {n} examples; batch normalisation needs at least 2 in a minibatch"
+                f"batch_size is {batch_size} for {n} examples; expected at least 2, for batch normalisation"
             )
         ends = [*range(0, n, size), n]
         if net.batch_norm and ends[-1] - ends[-2] == 1:
@@ -419,16 +291,18 @@ class _Run:
         self.loss, self.optimizer, self.regularizer = loss, optimizer, regularizer
         self.early_stopping, self.plateau, self.shuffle, self.seed = early_stopping, plateau, shuffle, seed
         counts = np.diff(self.ends)
-        largest = int(counts.max())
         self.weights = minibatch_weights(loss, counts, net.n_outputs)
-        self.descent = Descent(net, loss, optimizer, regularizer, dropout, largest, seed)
-        self.judge = Descent(net, loss, optimizer, regularizer, 0.0, ROOMS, seed)
+        largest = int(counts.max())
+        self.objective = Objective(
+            net, loss, regularizer, optimizer=optimizer, dropout=dropout, batch_size=largest, seed=seed
+        )
+        self.evaluator = Objective(net, loss, regularizer, optimizer=optimizer)
         self.batches_per_call = max(1, int(SECONDS_PER_CALL * 2e9 / (12.0 * net.n_parameters * (size + 4))))
         self.settings = {
             "optimizer": optimizer.as_dict(),
-            "loss": [loss.name, loss.reduction, loss.parameter],
+            "loss": loss.as_dict(),
             "regularizer": repr(regularizer),
-            "dropout": self.descent.rates.tolist(),
+            "dropout": self.objective.work.rates.tolist(),
             "batch_size": size,
             "shuffle": shuffle,
             "seed": seed,
@@ -442,29 +316,22 @@ class _Run:
     def start(self, resume: History | str | Path | None) -> History:
         """A fresh history, or the one to resume, whose `last_w` is where w stood."""
         if not isinstance(resume, History | str | Path | None):
-            raise ValueError(f"resume is {resume!r}; a History, or the file of one, is wanted")
+            raise ValueError(f"resume is {resume!r}; expected a History, or the file of one")
         if resume is None:
             history = History(self.net, self.w, self.optimizer)
             history.settings = self.settings
             return history
         old = History.load(resume) if isinstance(resume, str | Path) else resume
         if old.net != self.net:
-            raise ValueError(f"the history to resume is of the network {old.net}, not of {self.net}")
+            raise ValueError(f"net is {self.net}; expected {old.net}, that of the history to resume")
         for name, value in self.settings.items():
             if old.settings.get(name) != value:
-                what = (
-                    "the data are others"
-                    if name in ("examples", "validation")
-                    else (f"{name} was {old.settings.get(name)} and is {value}")
-                )
+                what = f"{name} is {value}; expected {old.settings.get(name)}"
+                if name in ("examples", "validation"):
+                    what = "the data are others"
                 raise ValueError(f"cannot resume: {what}; a fresh fit can start from any weights")
-        history = History(self.net, self.w, self.optimizer)
-        for name in NUMBERS:
-            setattr(history, name, getattr(old, name))
-        history.rows, history.settings = list(old.rows), self.settings
-        history.state = OptimizerState(*(array.copy() for array in old.state))
-        history.sums = old.sums.copy()
-        history.best_w, history.last_w = old.best_w.copy(), old.last_w.copy()
+        history = old.copy(self.net, self.w, self.optimizer)
+        history.settings = self.settings
         return history
 
     def epoch(
@@ -472,17 +339,18 @@ class _Run:
     ) -> bool:
         """Go on to the end of the epoch, to `limit` updates or until `stop`; True if the epoch is complete."""
         n_batches = len(self.ends) - 1
-        order = np.arange(len(self.data))
+        order = np.arange(self.data.n)
         if self.shuffle:
             np.random.default_rng(sequence(self.seed, "order", history.epoch)).shuffle(order)
+        minibatches = Minibatches(order, self.ends, self.weights)
         while history.batch < n_batches and history.n_updates < limit:
             end = int(min(n_batches, history.batch + self.batches_per_call, history.batch + limit - history.n_updates))
             begun = history.n_updates - history.batch
             try:
-                self.descent.descend(
-                    *(self.w, history.state, self.data, order, self.ends, self.weights, history.batch, end),
-                    *(history.factor, history.sums),
-                )
+                self.objective.descend(
+                    *(self.w, history.state, self.data, minibatches, history.batch, end),
+                    factor=history.factor, sums=history.sums,
+                )  # fmt: skip
             finally:
                 history.batch = history.n_updates - begun
             if history.batch < end:
@@ -522,7 +390,7 @@ class _Run:
         if self.regularizer is not None:
             row["penalty"] = float(self.regularizer.value(self.net, self.w))
         if self.held_out is not None:
-            row["validation_loss"] = self.judge.risk(self.w, self.held_out)
+            row["validation_loss"] = self.evaluator.risk(self.w, self.held_out)
             if not math.isfinite(row["validation_loss"]):
                 raise FitError(f"the validation loss is {row['validation_loss']} after epoch {history.epoch}")
             if row["validation_loss"] < history.best_loss:
@@ -554,9 +422,9 @@ class _Run:
         if tolerance is not None and history.change <= tolerance:
             return f"converged: the objective changed by {history.change:.3g}"
         if gradient_tolerance is not None:
-            length = self._gradient_norm(history.rows[-1])
-            if length <= gradient_tolerance:
-                return f"converged: the gradient's norm is {length:.3g}"
+            norm = self._gradient_norm(history.rows[-1])
+            if norm <= gradient_tolerance:
+                return f"converged: the gradient's norm is {norm:.3g}"
         return ""
 
     def stopped_early(self, history: History) -> str:
@@ -571,25 +439,23 @@ class _Run:
         proximal = getattr(self.regularizer, "proximal", False)
         if len(self.ends) == 2 and not proximal:  # one minibatch is all data: its norm was measured in the update
             return math.sqrt(sum(row[f"grad_norm/{name}"] ** 2 for name in self.net.layer_names))
-        n = len(self.data)
-        gradient = np.zeros_like(self.w)
-        weight = self.loss.weight(n, self.net.n_outputs)
-        self.judge.total(self.w, self.data, np.arange(n), 0, n, False, np.uint64(0), weight, gradient)
-        if self.judge.builtin is not None:
-            gradient = self.judge.builtin.least_gradient(self.net, self.w, gradient)
+        self.evaluator.gradient(self.w, self.data)
+        gradient = self.evaluator.work.gradient
+        if self.evaluator.builtin is not None:
+            gradient = self.evaluator.builtin.least_gradient(self.net, self.w, gradient)
         else:
-            self.judge.add_whole_penalty(self.w, gradient)
+            self.evaluator.add_whole_penalty(self.w, gradient)
         return float(np.linalg.norm(gradient))
 
 
 def _hold_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     """Split off a random share of the examples for validation."""
     if not (isinstance(share, Real) and 0 < share < 1):
-        raise ValueError(f"validation is {share!r}; (S, Y) or a share in (0, 1) is wanted")
-    n = len(data)
+        raise ValueError(f"validation is {share!r}; expected (S, Y) or a share in (0, 1)")
+    n = data.n
     held = max(1, round(share * n))
     if held >= n:
-        raise ValueError(f"validation is {share} of {n} examples, which leaves none to learn from")
+        raise ValueError(f"validation is {share} of {n} examples; expected a share that leaves some")
     order = np.random.default_rng(sequence(seed, "validation")).permutation(n)
     out, kept = np.sort(order[:held]), np.sort(order[held:])
     return Data(data.states[kept], data.targets[kept]), Data(data.states[out], data.targets[out])

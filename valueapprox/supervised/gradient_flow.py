@@ -17,14 +17,13 @@ from valueapprox.checks import as_floats, unit_interval
 from valueapprox.nn.activations import HIDDEN, times_derivative
 from valueapprox.nn.backprop import HAT, PSI, ZERO, D, X
 from valueapprox.nn.network import Network
-from valueapprox.optim import SGD
 from valueapprox.supervised import losses
-from valueapprox.supervised.descent import ROOMS, Descent, as_data
 from valueapprox.supervised.losses import Loss
+from valueapprox.supervised.objective import CAPACITY, Objective, as_data
 
 __all__ = ["Diagnosis", "LayerFlow", "diagnose", "gradient_flow"]
 
-LARGEST_SLOPE = {"sigmoid": 0.25, "tanh": 1.0, "elu": 1.0, "softplus": 1.0}  # those that can saturate
+MAX_SLOPE = {"sigmoid": 0.25, "tanh": 1.0, "elu": 1.0, "softplus": 1.0}  # those that can saturate
 
 
 class LayerFlow(NamedTuple):
@@ -42,8 +41,8 @@ class LayerFlow(NamedTuple):
     saturated: float
 
     @property
-    def length(self) -> float:
-        """sqrt(units) d_psi: the root mean square over the examples of the Euclidean length of dl/dpsi."""
+    def norm(self) -> float:
+        """sqrt(units) d_psi: the root mean square over the examples of the Euclidean norm of dl/dpsi."""
         return math.sqrt(self.units) * self.d_psi
 
 
@@ -109,35 +108,35 @@ def gradient_flow(
     unit_interval("nearly_all", nearly_all)
     loss = losses.get(loss)
     data = as_data(net, S, Y, loss)
-    n = len(data)
+    n = data.n
     if net.batch_norm and n < 2:
-        raise ValueError("one example was given; batch normalisation in training needs at least 2")
+        raise ValueError("S has 1 row; expected at least 2, as batch normalisation needs them in training")
     own = as_floats("w", w, np.dtype(net.dtype), (net.size,)).copy()  # training renews running statistics
     if not np.isfinite(own).all():
-        raise ValueError(f"w[{int(np.argmax(~np.isfinite(own)))}] is not finite")
-    descent = Descent(net, loss, SGD(), None, 0.0, n if net.batch_norm else min(n, ROOMS), 0)
-    gradient, part = np.zeros(net.size), np.zeros_like(own)
+        raise ValueError(f"w[{int(np.argmax(~np.isfinite(own)))}] is infinite or NaN; expected finite weights")
+    objective = Objective(net, loss, batch_size=n if net.batch_norm else min(n, CAPACITY))
+    gradient = np.zeros(net.size)
     squares = np.zeros(net.n_layers)
     moved = [np.zeros(m, dtype=bool) for m in net.sizes[1:-1]]
     flat = [np.zeros(m, dtype=np.int64) for m in net.sizes[1:-1]]
-    largest = LARGEST_SLOPE.get(net.hidden, 0.0)
+    largest = MAX_SLOPE.get(net.hidden, 0.0)
     with np.errstate(over="ignore", invalid="ignore"):  # an explosion is what we may be looking at
-        for first in range(0, n, descent.rooms):
-            rows = min(descent.rooms, n - first)
-            descent.total(own, data, np.arange(n), first, rows, True, np.uint64(0), 1.0, part)
-            gradient += part
-            above = _units(net, descent, D, net.n_layers, rows).astype(np.float64)
+        for first in range(0, n, objective.work.capacity):
+            rows = min(objective.work.capacity, n - first)
+            objective.total(own, data, np.arange(n), first, rows, training=True, weight=1.0)
+            gradient += objective.work.gradient
+            above = _units(objective, D, net.n_layers, rows).astype(np.float64)
             squares[-1] += np.square(above).sum()
             for l in range(net.n_layers - 1, 0, -1):
-                seen = _units(net, descent, HAT if net.layer_norm else PSI, l, rows)
-                x = _units(net, descent, X, l, rows)
+                seen = _units(objective, HAT if net.layer_norm else PSI, l, rows)
+                x = _units(objective, X, l, rows)
                 slope = _slope(net, seen, x)
                 d_psi = (above @ net.unpack(own)[l][0].T.astype(np.float64)) * slope
                 squares[l - 1] += np.square(d_psi).sum()
                 moved[l - 1] |= ((x != 0) | (slope != 0)).any(axis=0)
                 flat[l - 1] += (slope < tiny_slope * largest).sum(axis=0)
                 # From behind the normalisation to before it, where the layer below takes over.
-                above = _units(net, descent, D, l, rows).astype(np.float64)
+                above = _units(objective, D, l, rows).astype(np.float64)
         gradient *= loss.weight(n, net.n_outputs)
     flows = []
     for l, (name, start, stop) in enumerate(zip(net.layer_names, net.bounds, net.bounds[1:], strict=False)):
@@ -155,10 +154,11 @@ def gradient_flow(
     return tuple(flows)
 
 
-def _units(net: Network, descent: Descent, row: int, layer: int, n: int) -> np.ndarray:
+def _units(objective: Objective, row: int, layer: int, n: int) -> np.ndarray:
     """A row of scratch for a layer, 0 the inputs, as a matrix (n, m)."""
-    start = net.starts[layer] * descent.rooms
-    return descent.scratch[row, start : start + n * net.sizes[layer]].reshape(n, -1)
+    net, work = objective.net, objective.work
+    start = net.starts[layer] * work.capacity
+    return work.scratch[row, start : start + n * net.sizes[layer]].reshape(n, -1)
 
 
 def _slope(net: Network, psi: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -183,8 +183,8 @@ def diagnose(
 ) -> Diagnosis:
     """Say whether the gradient vanishes or explodes between the outputs and the lowest layer, and what helps.
 
-    total = length_1 / length_L over the L layers, and factor = total^(1 / (L - 1)), the geometric mean of the ratios of
-    neighbouring layers. Lengths, and not means over units, since He's weights keep the length of dl/dpsi from layer to
+    total = norm_1 / norm_L over the L layers, and factor = total^(1 / (L - 1)), the geometric mean of the ratios of
+    neighbouring layers. Norms, and not means over units, since He's weights keep the norm of dl/dpsi from layer to
     layer, whatever the layers' widths: in expectation, sqrt(2 / n) weights, n units, half of the slopes 1 (He et al.
     2015, section 2.2). Batch normalisation of ReLU has the factor sqrt(pi / (pi - 1)) = 1.21 (Yang et al. 2019).
 
@@ -213,7 +213,7 @@ def diagnose(
     """
     for name, (low, high) in (("factors", factors), ("totals", totals)):
         if not 0 < low < 1 < high:
-            raise ValueError(f"{name} is ({low}, {high}); a number between 0 and 1 and one above 1 are wanted")
+            raise ValueError(f"{name} is ({low}, {high}); expected a number between 0 and 1 and one above 1")
     unit_interval("most_lost", most_lost)
     layers = gradient_flow(net, w, S, Y, loss, tiny_slope=tiny_slope, nearly_all=nearly_all)
     factor, total = _factor(layers)
@@ -239,13 +239,13 @@ def diagnose(
 
 def _factor(layers: tuple[LayerFlow, ...]) -> tuple[float, float]:
     """(factor, total); NaN for one layer, and where nothing leaves the outputs."""
-    lengths = [layer.length for layer in layers]
-    if not np.isfinite(lengths).all():
+    norms = [layer.norm for layer in layers]
+    if not np.isfinite(norms).all():
         return math.inf, math.inf
-    if len(lengths) == 1 or lengths[-1] == 0:
+    if len(norms) == 1 or norms[-1] == 0:
         return math.nan, math.nan
-    total = lengths[0] / lengths[-1]
-    return total ** (1 / (len(lengths) - 1)), total
+    total = norms[0] / norms[-1]
+    return total ** (1 / (len(norms) - 1)), total
 
 
 def _seen(net: Network, layers: tuple[LayerFlow, ...], verdict: str, factor: float, total: float) -> str:
@@ -276,9 +276,9 @@ def _cures(net: Network, verdict: str, dead: bool, saturated: bool) -> list[str]
         cures += ["other initial weights (he_normal)", "leaky_relu"]
     elif saturated:
         cures.append("smaller initial weights")
-    elif net.hidden not in LARGEST_SLOPE:
+    elif net.hidden not in MAX_SLOPE:
         cures.append("larger initial weights (he_normal)")
-    if net.hidden in LARGEST_SLOPE and verdict == "vanishing":
+    if net.hidden in MAX_SLOPE and verdict == "vanishing":
         cures.insert(0, "relu with he_normal weights")
     if not normalised:
         cures.append("batch normalisation")

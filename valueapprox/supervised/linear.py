@@ -17,9 +17,9 @@ from valueapprox.checks import as_floats, as_numbers, one_of, positive
 from valueapprox.nn.network import Network
 from valueapprox.optim import SGD
 from valueapprox.supervised import losses
-from valueapprox.supervised.descent import Data, as_data
 from valueapprox.supervised.fitting import FitError, History, fit
 from valueapprox.supervised.losses import Loss
+from valueapprox.supervised.objective import Data, as_data
 from valueapprox.supervised.regularizers import Regularizer, SupportsPenalty
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 FLOAT = np.dtype(np.float64)
+SQUARED = losses.Squared()
 
 
 class Minimum(NamedTuple):
@@ -68,7 +69,7 @@ def _states(S: ArrayLike) -> np.ndarray:
     return array
 
 
-def _pairs(S: ArrayLike, y: ArrayLike, loss: Loss = losses.SQUARED, k: int = 0) -> Data:
+def _pairs(S: ArrayLike, y: ArrayLike, loss: Loss = SQUARED, k: int = 0) -> Data:
     """The checked pairs, S (n, d) and Y (n, k); k is read off y if it is 0."""
     S = _states(S)
     shape = np.shape(as_numbers("y", y))
@@ -436,9 +437,9 @@ def logistic_regression(
     >>> net.forward(w, [0.0]).round(5), history.reason[:9]
     (array([0.75]), 'converged')
     """
-    data = _pairs(S, y, losses.LOG_LOSS)
+    data = _pairs(S, y, losses.LogLoss())
     net = Network((data.states.shape[1], data.targets.shape[1]), output="sigmoid", dtype="float64")
-    return _fitted(net, data, losses.LOG_LOSS, 0.25, regularizer, options)
+    return _fitted(net, data, losses.LogLoss(), 0.25, regularizer, options)
 
 
 def softmax_regression(
@@ -478,9 +479,9 @@ def softmax_regression(
                 f"y holds {len(np.unique(labels))} different classes, the largest {labels.max():g}; 0, 1, ... without "
                 "gaps are wanted, or n_classes"
             )
-    data = _pairs(S, y, losses.NLL, positive("n_classes", n_classes, at_least=2))
+    data = _pairs(S, y, losses.NLL(), positive("n_classes", n_classes, at_least=2))
     net = Network((data.states.shape[1], n_classes), output="softmax", dtype="float64")
-    return _fitted(net, data, losses.NLL, 0.5, regularizer, options)
+    return _fitted(net, data, losses.NLL(), 0.5, regularizer, options)
 
 
 def _fitted(
@@ -492,11 +493,11 @@ def _fitted(
     options: dict[str, Any],
 ) -> tuple[Network, np.ndarray, History]:
     """Fit from w = 0; `curvature` bounds the second derivative of an example's loss along any direction of theta."""
-    L = curvature * float(np.linalg.norm(augment(data.states), 2)) ** 2 / len(data)
+    L = curvature * float(np.linalg.norm(augment(data.states), 2)) ** 2 / data.n
     if isinstance(regularizer, Regularizer):
         L += 2.0 * max(regularizer.strengths(net.layer_names)[1])
     defaults = {"batch_size": None, "epochs": None, "max_iterations": 10_000, "gradient_tolerance": 1e-6}
     settings = {"optimizer": SGD(1.0 / L), **defaults, **options}
-    w = net.init(seed=0, scheme="zeros")
+    w = net.init(0, "zeros")
     history = fit(net, w, data.states, data.targets, loss=loss, regularizer=regularizer, **settings)
     return net, w, history

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,7 +40,7 @@ class SupportsPenalty(Protocol):
         ...
 
     def gradient(self, net: Network, w: np.ndarray) -> ArrayLike:
-        """D Omega / d w, shaped like w."""
+        """dOmega / dw, shaped like w."""
         ...
 
 
@@ -52,9 +52,14 @@ class Regularizer:
     ``{"B": 1e-3}``, where layers that are not named have none.
     """
 
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.name in ("strength", "l1", "l2"):
+                object.__setattr__(self, f.name, _checked(getattr(self, f.name)))
+
     def strengths(self, layers: Sequence[str]) -> tuple[list[float], list[float]]:
         """The strengths of L1 and of L2 in each named layer."""
-        return [0.0] * len(layers), [0.0] * len(layers)
+        return _per_layer(getattr(self, "l1", 0.0), layers), _per_layer(getattr(self, "l2", 0.0), layers)
 
     def settings(self, net: Network) -> np.ndarray:
         """What kernels read: whether biases count, whether L1 is proximal, then the strengths."""
@@ -66,7 +71,7 @@ class Regularizer:
         return float(penalty(w, net.spec, self.settings(net)))
 
     def gradient(self, net: Network, w: np.ndarray) -> np.ndarray:
-        """D Omega / d w: 2 l2 w + l1 sign(w), with sign(0) = 0; also where L1 is proximal and `fit` does not use it."""
+        """dOmega / dw = 2 l2 w + l1 sign(w), with sign(0) = 0; also where L1 is proximal and `fit` does not use it."""
         gradient = np.zeros_like(w)
         settings = self.settings(net)
         settings[PROXIMAL] = 0.0
@@ -74,7 +79,7 @@ class Regularizer:
         return gradient
 
     def least_gradient(self, net: Network, w: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """The shortest subgradient of risk + Omega, given the risk's gradient: 0 at a minimum, also of L1 at w_i = 0.
+        """The subgradient of risk + Omega of least norm, given the risk's gradient: 0 at a minimum, also where w_i = 0.
 
         Where w_i = 0, |w_i| has every slope in [-1, 1]; the one is taken that brings the sum nearest to 0.
         """
@@ -95,12 +100,10 @@ class L2(Regularizer):
     strength: Strength
     biases: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "strength", _checked(self.strength))
-
-    def strengths(self, layers: Sequence[str]) -> tuple[list[float], list[float]]:
-        """None of L1; see the base."""
-        return [0.0] * len(layers), _per_layer(self.strength, layers)
+    @property
+    def l2(self) -> Strength:
+        """The strength."""
+        return self.strength
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,10 @@ class L1(Regularizer):
     proximal: bool = False
     biases: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "strength", _checked(self.strength))
-
-    def strengths(self, layers: Sequence[str]) -> tuple[list[float], list[float]]:
-        """None of L2; see the base."""
-        return _per_layer(self.strength, layers), [0.0] * len(layers)
+    @property
+    def l1(self) -> Strength:
+        """The strength."""
+        return self.strength
 
 
 @dataclass(frozen=True)
@@ -135,20 +136,12 @@ class ElasticNet(Regularizer):
     proximal: bool = False
     biases: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "l1", _checked(self.l1))
-        object.__setattr__(self, "l2", _checked(self.l2))
-
-    def strengths(self, layers: Sequence[str]) -> tuple[list[float], list[float]]:
-        """Both; see the base."""
-        return _per_layer(self.l1, layers), _per_layer(self.l2, layers)
-
 
 def _checked(strength: Strength) -> Strength:
     """Plain numbers, so that equal settings compare equal."""
     values = np.atleast_1d(list(strength.values()) if isinstance(strength, Mapping) else strength).tolist()
     if not all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in values):
-        raise ValueError(f"strength is {strength!r}; a number that is not negative is wanted, or one for each layer")
+        raise ValueError(f"strength is {strength!r}; expected a number that is not negative, or one for each layer")
     if isinstance(strength, Mapping):
         return {name: float(v) for name, v in zip(strength, values, strict=True)}
     return [float(v) for v in values] if np.ndim(strength) else float(values[0])
@@ -158,11 +151,15 @@ def _per_layer(strength: Strength, layers: Sequence[str]) -> list[float]:
     if isinstance(strength, Mapping):
         unknown = set(strength) - set(layers)
         if unknown:
-            raise ValueError(f"strength names the layers {sorted(unknown)}; the network has {list(layers)}")
+            raise ValueError(
+                f"strength names the layers {sorted(unknown)}; expected those of the network, {list(layers)}"
+            )
         return [float(strength.get(name, 0.0)) for name in layers]
     values = np.atleast_1d(np.asarray(strength, dtype=float))
     if values.size not in (1, len(layers)):
-        raise ValueError(f"{values.size} strengths were given; the network has {len(layers)} layers {list(layers)}")
+        raise ValueError(
+            f"strength has {values.size} numbers; expected one, or {len(layers)} for the layers {list(layers)}"
+        )
     return [float(v) for v in np.broadcast_to(values, len(layers))]
 
 
@@ -220,6 +217,6 @@ def shrink_to_zero(w, spec, settings, moments, count, hyper, factor):
         threshold = dtype(hyper[ALPHA + layer] * factor * settings[STRENGTHS + layer])
         if settings[PROXIMAL] != 0.0 and threshold > zero:
             for p in range(start, start + n_penalised(spec, settings, layer)):
-                own = threshold / dtype(divisor(moments, p, count[0], hyper))
-                w[p] = max(w[p] - own, zero) + min(w[p] + own, zero)
+                shift = threshold / dtype(divisor(moments, p, count[0], hyper))
+                w[p] = max(w[p] - shift, zero) + min(w[p] + shift, zero)
         start += layer_size(spec, layer)

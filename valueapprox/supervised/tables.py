@@ -1,4 +1,4 @@
-"""Tables of examples: columns read from CSV and npz files, standardised, and the models that predict from them."""
+"""Tables of examples: columns read from CSV and npz files."""
 
 from __future__ import annotations
 
@@ -10,22 +10,18 @@ import re
 import shlex
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from valueapprox import checkpoint
+from valueapprox.checkpoint import read_array, read_members
 from valueapprox.checks import MOST_NAMES
-from valueapprox.nn.network import Network
-from valueapprox.supervised.columns import Cells, Column, Encoded, Problem, TableError, Treatment, encode, read_columns
+from valueapprox.supervised.columns import Cells, Problem, TableError
 
-__all__ = ["Cells", "Model", "Problem", "Scaling", "Table", "TableError", "fold_scaling", "load_model", "read_table"]
+__all__ = ["Cells", "Problem", "Table", "TableError", "read_table"]
 
 DELIMITERS = (",", ";", "\t")
-Label = bool | int | float | str
 BLANKS = " \t"  # around a cell of a CSV file they do not belong to it
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 WHOLE = re.compile(r"0|-?[1-9][0-9]*")  # written as Python writes a whole number
@@ -33,8 +29,8 @@ MISSING = frozenset(("", "na", "n/a", "#na", "#n/a", "<na>", "nan", "+nan", "-na
 SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?\r?\n', re.IGNORECASE)  # a first line that spreadsheets write
 QUOTED = re.compile(r'(^|[,;\t])[ \t]*"(?:[^"]|"")*"', re.MULTILINE)
 A_DATE = re.compile(r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}(?:[T ]+[0-9]{1,2}:[0-9]{2}.*)?")
-LONGEST_HEADER = 1_000_000  # characters, that are looked at for the delimiter
-LONGEST_SHOWN = 40  # characters of a cell
+MAX_HEADER = 1_000_000  # characters, that are looked at for the delimiter
+MAX_SHOWN = 40  # characters of a cell
 MANY = 20  # different texts, which may still be categories
 FEW = 3  # different texts among numbers, which may stand for a missing cell
 
@@ -98,9 +94,7 @@ class Table:
             raise TableError(f"column {both[0]!r} of {self.path} is a feature and a target; it can be one of them")
         if not chosen:
             only = f" has the one column {targets[0]!r} (is the delimiter right?)" if len(self.cells) == 1 else ""
-            raise TableError(
-                f"{self.path}{only or ' has no column left to learn from'}: at least one feature is wanted"
-            )
+            raise TableError(f"{self.path}{only or ' has no column left to learn from'}; expected at least one feature")
         self._same_length([*chosen, *targets])
         return chosen, targets
 
@@ -109,7 +103,7 @@ class Table:
         for name in names:
             if len(self.cells[name]) != n:
                 other = f"{name} has {len(self.cells[name])}"
-                raise TableError(f"{self.path}: {names[0]} has {n} rows and {other}; equally many are wanted")
+                raise TableError(f"{self.path}: {names[0]} has {n} rows and {other}; expected equally many")
         return n
 
     def pick(self, names: Iterable[str], option: str, *, usable: bool = True) -> list[str]:
@@ -194,7 +188,7 @@ class Table:
             return []
         texts, column = self.texts(name), shlex.quote(name)
         row = int(np.argmax(cells.other if n_other else cells.missing))
-        text = texts[row] if len(texts[row]) <= LONGEST_SHOWN else f"{texts[row][:LONGEST_SHOWN]}..."
+        text = texts[row] if len(texts[row]) <= MAX_SHOWN else f"{texts[row][:MAX_SHOWN]}..."
         offered: list[tuple[str, ...]] = []
         counts, told = "", f"the cell is {f'{text!r}, which is missing' if text else 'empty'}; expected a {what}"
         if n_other:
@@ -372,7 +366,7 @@ def _read_csv(path: Path, content: bytes, delimiter: str | None) -> Table:
         delimiter = delimiter or said[1]
     if delimiter is None:
         # What is quoted is taken out first, with its line breaks: what is left of the first record is one line.
-        first_lines = QUOTED.sub(r"\1", text.lstrip("\r\n ")[:LONGEST_HEADER])
+        first_lines = QUOTED.sub(r"\1", text.lstrip("\r\n ")[:MAX_HEADER])
         header = re.split(r"[\r\n]", first_lines, maxsplit=1)[0]
         delimiter = max(DELIMITERS, key=header.count)
     delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
@@ -409,210 +403,32 @@ def _read_csv(path: Path, content: bytes, delimiter: str | None) -> Table:
 
 
 def _read_npz(path: Path, content: bytes) -> Table:
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise TableError(f"{path} is damaged or no npz file")
     cells: dict[str, np.ndarray] = {}
     groups: dict[str, list[str]] = {}
     unusable: dict[str, str] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
-            members = {name.removesuffix(".npy"): file.read(name) for name in file.namelist() if name.endswith(".npy")}
-        for name, member in members.items():
-            data = io.BytesIO(member)
-            try:
-                array = np.lib.format.read_array(data, allow_pickle=False)
-            except ValueError as error:
-                if "Object arrays" not in str(error):
-                    raise
-                unusable[name] = "holds Python objects, which are not loaded; numbers are wanted"
-                continue
-            if array.ndim == 1:
-                cells[name] = array
-            elif array.ndim == 2:
-                groups[name] = [f"{name}[{j}]" for j in range(array.shape[1])]
-                cells.update(zip(groups[name], array.T, strict=True))
-            else:
-                unusable[name] = f"has shape {array.shape}; (n,) or (n, d) is wanted"
-    except Exception as error:  # noqa: BLE001  (what is damaged can make the readers raise anything)
+            members = read_members(file, None)
+    except Exception as error:  # noqa: BLE001  (what is damaged can make the reader raise anything)
         raise TableError(f"{path} is damaged or no npz file ({error!r})") from None
+    for member, data in members.items():
+        name = member.removesuffix(".npy")
+        if name == member:
+            continue
+        try:
+            array = read_array(data, "fiubcUSmM")
+        except ValueError as error:
+            unusable[name] = str(error)
+            continue
+        if array.ndim == 1:
+            cells[name] = array
+        elif array.ndim == 2:
+            groups[name] = [f"{name}[{j}]" for j in range(array.shape[1])]
+            cells.update(zip(groups[name], array.T, strict=True))
+        else:
+            unusable[name] = f"has shape {array.shape}; expected (n,) or (n, d)"
     if not cells and not unusable:
         raise TableError(f"{path} holds no arrays")
     if not any(len(column) for column in cells.values()) and not unusable:
         raise TableError(f"{path} has no rows")
     return Table(path, cells, (), groups, unusable)
-
-
-# --- standardising --------------------------------------------------------------------------------------------------
-
-
-class Scaling(NamedTuple):
-    """What brings columns to mean 0 and standard deviation 1: x -> (x - mean) / scale; both (d,), float64."""
-
-    mean: np.ndarray
-    scale: np.ndarray
-
-    @classmethod
-    def none(cls, d: int) -> Scaling:
-        """That which changes nothing."""
-        return cls(np.zeros(d), np.ones(d))
-
-    @classmethod
-    def of(cls, columns: np.ndarray) -> Scaling:
-        """That of these columns (n, d): their mean, and sqrt(1/n sum (x - mean)^2); a constant one has scale 1.
-
-        >>> Scaling.of(np.array([[1.0, 7.0], [5.0, 7.0]]))
-        Scaling(mean=array([3., 7.]), scale=array([2., 1.]))
-        """
-        low, high = columns.min(axis=0), columns.max(axis=0)
-        constant = low == high
-        mean = np.where(constant, low, columns.mean(axis=0))
-        # Divided by the longest distance first: squares of large numbers are infinite, and of small ones zero.
-        longest = np.where(constant, 1.0, np.abs(columns - mean).max(axis=0))
-        scale = longest * np.sqrt(np.mean(((columns - mean) / longest) ** 2, axis=0))
-        return cls(mean, np.where(constant, 1.0, scale))
-
-    def apply(self, columns: np.ndarray) -> np.ndarray:
-        """(x - mean) / scale."""
-        return (columns - self.mean) / self.scale
-
-
-def fold_scaling(net: Network, w: np.ndarray, inputs: Scaling, outputs: Scaling) -> tuple[Network, np.ndarray]:
-    """A network in float64, and its weights, that takes and gives what net takes and gives standardised.
-
-    (s - mean) / scale W + b = s W' + b - mean W', W' = W / scale by rows;  with batch normalisation in the first layer,
-    which takes the mean of s W away, that mean grows by mean W' instead.
-    scale (x W + b) + mean = x (W scale) + b scale + mean in the last layer; its activation has to be linear.
-
-    Raises
-    ------
-    ValueError
-        If the network has no biases, or outputs are scaled behind an activation.
-    """
-    if not net.bias:
-        raise ValueError("the network has no biases; a mean needs one to go to")
-    if net.output != "linear" and not all(map(np.array_equal, outputs, Scaling.none(net.n_outputs))):
-        raise ValueError(f"output is {net.output}; only a linear output can be scaled by the weights before it")
-    raw = replace(net, dtype="float64")
-    folded = np.array(w, dtype=np.float64)
-    layers = raw.unpack(folded)
-    first, first_bias = layers[0]
-    last, last_bias = layers[-1]
-    assert first_bias is not None, "checked above"
-    assert last_bias is not None, "checked above"
-    first /= inputs.scale[:, None]
-    moved = inputs.mean @ first
-    norms = raw.batch_norms(folded)
-    if norms:
-        norms[0].mean[...] += moved
-    else:
-        first_bias -= moved
-    last *= outputs.scale
-    last_bias *= outputs.scale
-    last_bias += outputs.mean
-    return raw, folded
-
-
-# --- models ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A network with the names of the columns that it takes and gives.
-
-    features, targets
-        Names of inputs, in the order of a row of S, and of what is predicted.
-    loss
-        What was minimised.
-    classes
-        The class of each output, for nll; none for others.
-    columns, treatment
-        The columns of a table of which `encode` makes the inputs, and what becomes of cells that are no numbers; if not
-        given, the features are columns of numbers.
-    """
-
-    net: Network
-    w: np.ndarray
-    features: tuple[str, ...]
-    targets: tuple[str, ...]
-    loss: str
-    classes: tuple[Label, ...] = ()
-    columns: tuple[Column, ...] = ()
-    treatment: Treatment = field(default_factory=Treatment)
-
-    def __post_init__(self) -> None:
-        if not self.columns:
-            object.__setattr__(self, "columns", tuple(Column(name) for name in self.features))
-
-    def encode(self, table: Table, option: str = "a feature of the model") -> Encoded:
-        """The rows S (n, d) of a table as `predict` takes them, and notes on cells that are not as in fitting.
-
-        A row that the treatment leaves out is NaN.
-
-        Raises
-        ------
-        TableError
-            If a column is not there, or cells in it cannot be used; it names all of them.
-        """
-        names = table.pick([column.name for column in self.columns], option)
-        raw, problems = read_columns(table, names, self.treatment, offers=())
-        table.complain(problems)
-        return encode(self.columns, raw, table)
-
-    def predict(self, S: ArrayLike) -> np.ndarray:
-        """The outputs (n, k) for rows S (n, d) of the features: numbers in the targets' units, or probabilities."""
-        return self.net.forward(self.w, np.atleast_2d(np.asarray(S, dtype=np.float64)))
-
-    def classify(self, S: ArrayLike) -> np.ndarray:
-        """The likeliest class of each row (n,); with log_loss, (n, k) of 0 and 1, where 1 has more than a half."""
-        if self.net.output == "softmax":
-            classes = np.array(self.classes)
-            if classes.tolist() != list(self.classes):  # of different types: NumPy would change some
-                classes = np.array(self.classes, dtype=object)
-            return classes[self.predict(S).argmax(axis=1)]
-        if self.net.output == "sigmoid":
-            return (self.predict(S) > 0.5).astype(np.int64)
-        raise ValueError(f"the model's outputs are {self.net.output}, numbers and not classes; predict gives them")
-
-    def save(self, path: str | Path) -> None:
-        """Write it to one file; `load_model` reads it."""
-        meta = {
-            "kind": "model",
-            "net": self.net.as_dict(),
-            "features": list(self.features),
-            "targets": list(self.targets),
-            "loss": self.loss,
-            "classes": list(self.classes),
-            "columns": [asdict(column) for column in self.columns],
-            "treatment": asdict(self.treatment),
-        }
-        checkpoint.save(path, {"w": self.w}, meta)
-
-
-def load_model(path: str | Path) -> Model:
-    """Read what `Model.save` wrote, from a file or from the folder of a fit, where it is called model.npz.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, damaged or holds no model.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.npz"
-    arrays, meta = checkpoint.load(path)
-    try:
-        if meta["kind"] != "model":
-            raise ValueError(f"its kind is {meta['kind']}")  # noqa: TRY301
-        net, w = Network(**meta["net"]), arrays["w"]
-        features, targets = (tuple(str(name) for name in meta[part]) for part in ("features", "targets"))
-        if w.shape != (net.size,) or w.dtype != net.dtype or len(features) != net.n_inputs:
-            raise ValueError(f"w is {w.dtype} of shape {w.shape}")  # noqa: TRY301
-        checkpoint.must_be_finite({"w": w})
-        # Version 0.1 knew numbers only.
-        columns = tuple(Column(**column) for column in meta.get("columns", ()))
-        if columns and [name for column in columns for name in column.inputs] != list(features):
-            raise ValueError("its columns do not give its features")  # noqa: TRY301
-        treatment = Treatment(**meta.get("treatment", {}))
-        return Model(net, w, features, targets, str(meta["loss"]), tuple(meta["classes"]), columns, treatment)
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{path} holds no model ({error!r})") from None

@@ -14,7 +14,7 @@ from valueapprox import SGD, Network, fit, regularizers, risk, risk_gradient
 from valueapprox.nn.activations import HIDDEN
 from valueapprox.nn.batch import mixed, uniform
 from valueapprox.nn.network import ROWS_AT_ONCE
-from valueapprox.supervised.descent import ROOMS
+from valueapprox.supervised.objective import CAPACITY
 
 ROOT = Path(__file__).parents[3]
 
@@ -149,14 +149,14 @@ def test_seed_and_step_decide_the_masks():
 
 
 def test_parts_of_a_large_minibatch_have_masks_of_their_own():
-    # ROOMS + 8 examples go through in two parts, and then the last 8 are not masked as the first are.
+    # CAPACITY + 8 examples go through in two parts, and then the last 8 are not masked as the first are.
     net = Network((16, 16), bias=False, dtype="float64")
     watch = Watch()
-    n = ROOMS + 8
+    n = CAPACITY + 8
     risk_gradient(
         net, np.eye(16).ravel(), np.ones((n, 16)), np.zeros((n, 16)), watch.pair, training=True, dropout=[0.5]
     )
-    assert [len(part) for part in watch.seen] == [ROOMS, 8]
+    assert [len(part) for part in watch.seen] == [CAPACITY, 8]
     rows = np.concatenate(watch.seen)
     assert len(np.unique(rows, axis=0)) > n - 40  # of 65536 masks, 1032 drawn: 1032^2 / 2 / 65536 = 8 pairs expected
     assert not (rows[:8] == rows[-8:]).all(axis=1).any()
@@ -346,10 +346,10 @@ def test_the_first_update_has_the_masks_of_risk_gradient_where_a_left_over_examp
 
 
 def test_statistics_are_those_of_all_examples_of_a_large_minibatch():
-    # ROOMS + 500 examples, the last of which alone are far off: parts of their own would hide it.
+    # CAPACITY + 500 examples, the last of which alone are far off: parts of their own would hide it.
     net = Network((1, 1, 1), "linear", dtype="float64", batch_norm=True)
     w = net.pack([([[1.0]], [0.0]), ([[1.0]], [0.0])])
-    S = np.concatenate([np.linspace(-1, 1, ROOMS), np.full(500, 9.0)])[:, None]
+    S = np.concatenate([np.linspace(-1, 1, CAPACITY), np.full(500, 9.0)])[:, None]
     watch = Watch()
     risk_gradient(net, w, S, np.zeros(len(S)), watch.pair, training=True)
     (yhat,) = watch.seen
@@ -381,7 +381,7 @@ def numbers():
     S, Y = rng.normal(size=(11, 3)), rng.uniform(size=(11, 2))
     elastic = regularizers.ElasticNet(0.1, 0.01, proximal=True)
     for options, output, loss, optimizer, regularizer in (
-        ({}, "linear", losses.huber(0.5), Adam(0.01, clip_norm=1.0), elastic),
+        ({}, "linear", losses.Huber(0.5), Adam(0.01, clip_norm=1.0), elastic),
         ({"layer_norm": True}, "sigmoid", "log_loss", SGD(0.1), regularizers.L2(0.1, biases=True)),
         ({"batch_norm": True}, "softmax", "nll", SGD(0.1), None),
         ({"batch_norm": True}, "softmax", "mse", SGD(0.1), regularizers.L1(0.01)),

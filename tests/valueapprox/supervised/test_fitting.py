@@ -33,7 +33,7 @@ from valueapprox import (
 )
 from valueapprox.seeding import sequence
 from valueapprox.supervised import fitting
-from valueapprox.supervised.descent import NORMS_EVERY
+from valueapprox.supervised.objective import NORMS_EVERY
 
 N = 23
 HALF_SQUARED = (lambda yhat, y: 0.5 * (yhat - y) ** 2, lambda yhat, y: yhat - y)
@@ -182,7 +182,7 @@ def test_fit_equals_a_loop_at_any_depth_with_a_penalty_a_sum_and_no_shuffle(size
     S, Y = examples()
     w = weights_of(net)
     expected, rows = fit_by_hand(net, w, S, Y, numpy_sgd(0.01), [np.arange(N)] * 2, 5, total, l2=0.1)
-    loss = losses.SQUARED.total() if total else losses.SQUARED
+    loss = losses.Squared().total() if total else losses.Squared()
     penalty = regularizers.L2(0.1, biases=True)
     history = fit(
         *(net, w, S, Y),
@@ -637,19 +637,19 @@ def test_a_history_kept_by_the_callback_can_be_resumed_after_an_interruption(int
 BASE = {"optimizer": Adam(0.05), "batch_size": 7, "validation": examples(6, seed=2), "early_stopping": 50}
 CHANGES = {
     "optimizer": {"optimizer": Adam(0.051)},
-    "optimizer was": {"optimizer": Adam(0.05, schedule=StepDecay(10))},
+    "optimizer is": {"optimizer": Adam(0.05, schedule=StepDecay(10))},
     "loss": {"loss": "squared"},
-    "loss was": {"loss": losses.HALF_SQUARED.total()},
+    "loss is": {"loss": losses.HalfSquared().total()},
     "regularizer": {"regularizer": regularizers.L2(0.1)},
     "dropout": {"dropout": 0.5},
-    "batch_size was 7 and is 8": {"batch_size": 8},
-    "batch_size was 7 and is 23": {"batch_size": None},
+    "batch_size is 8; expected 7": {"batch_size": 8},
+    "batch_size is 23; expected 7": {"batch_size": None},
     "shuffle": {"shuffle": False},
-    "seed was 0 and is 1": {"seed": 1},
+    "seed is 1; expected 0": {"seed": 1},
     "reduce_on_plateau": {"reduce_on_plateau": ReduceOnPlateau()},
     "the data are others": {"validation": examples(6, seed=3)},
-    "network": {"net": tanh_net(3, 5, 1)},
-    "of the network .*float64.* not of .*float32": {"net": tanh_net(dtype="float32")},
+    "net is .*; expected .* that of the history": {"net": tanh_net(3, 5, 1)},
+    "net is .*float32.*; expected .*float64": {"net": tanh_net(dtype="float32")},
 }
 
 
@@ -859,8 +859,8 @@ NAN_S, NAN_Y = S0.copy(), Y0.copy()
 NAN_S[4, 2], NAN_Y[9] = np.nan, np.inf
 
 ERRORS = [
-    ({"S": NAN_S}, r"S\[4, 2\] is nan; finite numbers"),
-    ({"Y": NAN_Y}, r"Y\[9\] is \[inf\]; finite numbers"),
+    ({"S": NAN_S}, r"S\[4, 2\] is nan; expected finite numbers"),
+    ({"Y": NAN_Y}, r"Y\[9\] is \[inf\]; expected finite numbers"),
     ({"S": S0[:, :2]}, r"S has shape \(23, 2\); \(n, 3\) is wanted"),
     ({"S": S0[:, 0]}, r"S has shape \(23,\); \(n, 3\)"),
     ({"S": S0[0]}, r"S has shape \(3,\)"),
@@ -870,52 +870,58 @@ ERRORS = [
     ({"Y": np.zeros((23, 2))}, r"Y has shape \(23, 2\); \(23, 1\)"),
     ({"Y": 1.0}, r"Y has shape \(\)"),
     ({"loss": "mes"}, "loss is 'mes'; did you mean 'mse'"),
-    ({"loss": (1, 2)}, r"loss is \(1, 2\); a name, a Loss, or a pair"),
+    ({"loss": (1, 2)}, r"loss is \(1, 2\); expected a name, a Loss, or a pair"),
     ({"loss": None}, "loss is None"),
-    ({"loss": "log_loss"}, "the output activation must be sigmoid"),
-    ({"loss": "nll_from_logits"}, "needs an output for each class"),
-    ({"loss": "log_loss_from_logits"}, r"Y holds .*; for log_loss_from_logits, labels or probabilities in \[0, 1\]"),
-    ({"net": SOFTMAX, "loss": "nll", "Y": np.full(23, 3)}, "Y holds 3; for nll, classes 0 to 2 are wanted"),
+    ({"loss": "log_loss"}, "output is linear; expected sigmoid"),
+    ({"loss": "nll_from_logits"}, "expected one for each class"),
+    (
+        {"loss": "log_loss_from_logits"},
+        r"Y holds .*; expected labels or probabilities in \[0, 1\] for log_loss",
+    ),
+    ({"net": SOFTMAX, "loss": "nll", "Y": np.full(23, 3)}, "Y holds 3; expected classes 0 to 2 for nll"),
     ({"net": SOFTMAX, "loss": "nll", "Y": np.full((23, 3), 0.5)}, "rows of y do not sum to 1"),
-    ({"net": Network((3, 1), output="softmax", dtype="float64")}, "one softmax output, which is always 1"),
+    ({"net": Network((3, 1), output="softmax", dtype="float64")}, "output is softmax for one unit, which is always 1"),
     ({"optimizer": SGD({"A": 0.1})}, r"alpha names the layers \['A'\]"),
     ({"optimizer": SGD((0.1, 0.2, 0.3))}, "alpha has 3 step sizes; expected one, or 2 for the layers"),
     ({"regularizer": regularizers.L2({"W9": 0.1})}, r"strength names the layers \['W9'\]"),
-    ({"regularizer": regularizers.L2((0.1, 0.2, 0.3))}, "3 strengths were given; the network has 2 layers"),
-    ({"dropout": 1.0}, r"dropout is 1.0; rates in \[0, 1\)"),
+    ({"regularizer": regularizers.L2((0.1, 0.2, 0.3))}, "strength has 3 numbers; expected one, or 2"),
+    ({"dropout": 1.0}, r"dropout is 1.0; expected rates in \[0, 1\)"),
     ({"dropout": -0.1}, "dropout is -0.1"),
     ({"dropout": float("nan")}, "dropout is nan"),
-    ({"dropout": (0.1, 0.1, 0.1)}, "dropout has 3 rates; a number is wanted, 1 for the hidden layers, or 2 "),
-    ({"net": LINEAR, "dropout": 0.5}, "dropout is 0.5, but there is no hidden layer"),
+    ({"dropout": (0.1, 0.1, 0.1)}, "dropout has 3 rates; expected a number, 1 for the hidden layers, or 2 "),
+    ({"net": LINEAR, "dropout": 0.5}, "dropout is 0.5; expected 0, as there is no hidden layer"),
     ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1"),
     ({"batch_size": -1}, "batch_size is -1"),
     ({"batch_size": 2.5}, "batch_size is 2.5"),
     ({"batch_size": "8"}, "batch_size is 8"),
     ({"batch_size": True}, "batch_size is True"),
-    ({"net": BN, "batch_size": 1}, "batch_size is 1 for 23 examples; batch normalisation needs at least 2"),
+    ({"net": BN, "batch_size": 1}, "batch_size is 1 for 23 examples; expected at least 2"),
     ({"net": BN, "S": S0[:1], "Y": Y0[:1]}, "batch_size is 32 for 1 examples"),
-    ({"net": BN, "S": S0[:2], "Y": Y0[:2], "validation": 0.5}, "for 1 examples; batch normalisation"),
+    (
+        {"net": BN, "S": S0[:2], "Y": Y0[:2], "validation": 0.5},
+        "for 1 examples; expected at least 2",
+    ),
     ({"epochs": 0}, "epochs is 0"),
     ({"epochs": -3}, "epochs is -3"),
     ({"epochs": 1.5}, "epochs is 1.5"),
     ({"max_iterations": 0}, "max_iterations is 0"),
-    ({"epochs": None}, "epochs is None, and nothing else ends"),
-    ({"epochs": None, "validation": 0.2}, "epochs is None, and nothing else ends"),
+    ({"epochs": None}, "epochs is None; expected max_iterations"),
+    ({"epochs": None, "validation": 0.2}, "epochs is None; expected max_iterations"),
     ({"tolerance": -1e-9}, "tolerance is -1e-09"),
     ({"tolerance": float("nan")}, "tolerance is nan"),
     ({"gradient_tolerance": -1.0}, "gradient_tolerance is -1.0"),
-    ({"validation": 0.0}, r"validation is 0.0; \(S, Y\) or a share in \(0, 1\)"),
+    ({"validation": 0.0}, r"validation is 0.0; expected \(S, Y\) or a share in \(0, 1\)"),
     ({"validation": 1.0}, "validation is 1.0"),
     ({"validation": 1}, "validation is 1;"),
     ({"validation": True}, "validation is True;"),
-    ({"validation": 0.99}, "validation is 0.99 of 23 examples, which leaves none"),
+    ({"validation": 0.99}, "validation is 0.99 of 23 examples; expected a share that leaves some"),
     ({"validation": (S0,)}, "validation has 1 parts"),
     ({"validation": (S0, Y0, Y0)}, "validation has 3 parts"),
     ({"validation": (NAN_S, Y0)}, r"validation S\[4, 2\] is nan"),
     ({"validation": (S0, NAN_Y)}, r"validation Y\[9\] is \[inf\]"),
     ({"validation": (S0[:, :2], Y0)}, r"validation S has shape \(23, 2\); \(n, 3\)"),
     ({"validation": (S0[:0], Y0[:0])}, "validation S has no rows"),
-    ({"early_stopping": 3}, "early_stopping needs validation data"),
+    ({"early_stopping": 3}, "validation is None; expected"),
     ({"early_stopping": 0, "validation": 0.2}, "early_stopping is 0"),
     ({"early_stopping": 2.5, "validation": 0.2}, "early_stopping is 2.5"),
     ({"seed": -1}, "seed is -1"),
@@ -924,8 +930,8 @@ ERRORS = [
     ({"seed": None}, "seed is None"),
     ({"threads": 0}, "threads is 0"),
     ({"threads": 1.5}, "threads is 1.5"),
-    ({"w": np.full(21, np.nan)}, r"w\[0\] is not finite"),
-    ({"w": np.where(np.arange(21) == 5, np.inf, 0.0)}, r"w\[5\] is not finite"),
+    ({"w": np.full(21, np.nan)}, r"w\[0\] is nan; expected a finite"),
+    ({"w": np.where(np.arange(21) == 5, np.inf, 0.0)}, r"w\[5\] is inf; expected a finite"),
     ({"w": np.zeros(20)}, r"w is float64 of shape \(20,\); .*shape \(21,\)"),
     ({"w": np.zeros((21, 1))}, r"w is float64 of shape \(21, 1\)"),
     ({"w": np.zeros(21, np.float32)}, "w is float32 of shape"),
@@ -979,10 +985,18 @@ def test_a_number_beyond_float32_is_named():
 @pytest.mark.parametrize(
     ("loss", "error", "message"),
     [
-        ((lambda yhat, y: 0.0, HALF_SQUARED[1]), ValueError, r"value has shape \(\); \(7,\) or \(7, 1\) is wanted"),
-        ((HALF_SQUARED[0], lambda yhat, y: np.ones(7)), ValueError, r"derivative has shape \(7,\); \(7, 1\)"),
+        (
+            (lambda yhat, y: 0.0, HALF_SQUARED[1]),
+            ValueError,
+            r"loss has shape \(\); expected \(7,\) or \(7, 1\)",
+        ),
+        (
+            (HALF_SQUARED[0], lambda yhat, y: np.ones(7)),
+            ValueError,
+            r"of the loss has shape \(7,\); \(7, 1\)",
+        ),
         ((lambda yhat, y: ["a"] * 7, HALF_SQUARED[1]), TypeError, "the value of the loss holds <U1"),
-        ((HALF_SQUARED[0], lambda yhat, y: yhat * 1j), TypeError, "the loss's derivative holds complex128"),
+        ((HALF_SQUARED[0], lambda yhat, y: yhat * 1j), TypeError, "the derivative of the loss holds complex128"),
     ],
 )
 def test_a_custom_loss_of_another_shape_is_refused_before_the_first_update(loss, error, message):
@@ -1003,7 +1017,7 @@ def test_a_custom_gradient_of_another_shape_is_refused():
 
     w = weights_of(tanh_net())
     before = w.copy()
-    with pytest.raises(ValueError, match=r"the regularizer's gradient has shape \(20,\); \(21,\) is wanted"):
+    with pytest.raises(ValueError, match=r"gradient of the regularizer has shape \(20,\); \(21,\) is wanted"):
         fit(tanh_net(), w, S0, Y0, regularizer=Short())
     np.testing.assert_array_equal(w, before)
 
@@ -1047,7 +1061,7 @@ def test_an_error_in_a_resumed_fit_leaves_w_as_it_was(options, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decay": 1.0}, "decay is 1.0; a factor between 0 and 1"),
+        ({"decay": 1.0}, "decay is 1.0; expected a factor between 0 and 1"),
         ({"decay": 0.0}, "decay is 0.0"),
         ({"decay": float("nan")}, "decay is nan"),
         ({"patience": 0}, "patience is 0"),
@@ -1156,10 +1170,10 @@ def test_the_history_gives_columns_and_says_which_there_are():
     columns = ["epoch", "updates", "loss", "step_size", "grad_norm/A", "grad_norm/B"]
     assert list(history.rows[0]) == columns
     assert [history[column].shape for column in columns] == [(3,)] * 6
-    with pytest.raises(KeyError, match="there is no column 'los'; there are epoch, grad_norm/A, "):
+    with pytest.raises(KeyError, match="column is 'los'; expected one of epoch, grad_norm/A, "):
         history["los"]
     empty = fit(net, weights_of(net), S0, Y0, batch_size=7, max_iterations=1)
-    with pytest.raises(KeyError, match="no epoch is complete yet"):
+    with pytest.raises(KeyError, match="expected none, as no epoch is complete"):
         empty["loss"]
     assert repr(empty) == "<History: 0 epochs, 1 updates, no epoch complete; max_iterations 1 reached>"
     full = fit(net, weights_of(net), S0, Y0, validation=0.5, regularizer=regularizers.L2(0.1), epochs=1)
@@ -1378,7 +1392,7 @@ def test_the_minimum_does_not_depend_on_the_size_of_minibatches(reduction, batch
     strength = 0.4 if reduction == "mean" else 0.4 * 100
     net = Network((3, 1), bias=False, dtype="float64")
     w = np.zeros(3)
-    loss = losses.SQUARED.mean() if reduction == "mean" else losses.SQUARED.total()
+    loss = losses.Squared().mean() if reduction == "mean" else losses.Squared().total()
     fit(net, w, S, y, loss=loss, regularizer=regularizers.L2(strength), optimizer=Adam(0.05, schedule=InverseTime(100)),
         batch_size=batch_size, epochs=3000 if batch_size is None else 600)  # fmt: skip
     ridge = np.linalg.solve(S.T @ S / 100 + 0.4 * np.eye(3), S.T @ y / 100)
@@ -1421,5 +1435,5 @@ def test_a_limit_on_the_updates_lifts_that_on_the_epochs():
     limited = fit(net, np.zeros(2), [[1.0], [2.0]], [1.0, 2.0], batch_size=None, max_iterations=250)
     assert limited.n_updates == limited.epoch == 250
     assert fit(net, np.zeros(2), [[1.0], [2.0]], [1.0, 2.0]).epoch == 100
-    with pytest.raises(KeyError, match="no epoch is complete yet"):
+    with pytest.raises(KeyError, match="expected none, as no epoch is complete"):
         fit(net, np.zeros(2), [[1.0], [2.0]], [1.0, 2.0], batch_size=1, max_iterations=1)["loss"]

@@ -62,7 +62,7 @@ def test_it_measures_what_single_passes_find(hidden, loss):
     flow = measure(net, w, S[:20], y, loss)
     assert [(layer.name, layer.units) for layer in flow] == [("W1", 5), ("W2", 4), ("W3", 2)]
     assert [layer.d_psi for layer in flow] == pytest.approx([rms(d) for d in found], rel=1e-9)
-    assert [layer.length for layer in flow] == pytest.approx(
+    assert [layer.norm for layer in flow] == pytest.approx(
         [math.sqrt(np.square(d).sum(axis=1).mean()) for d in found], rel=1e-9
     )
 
@@ -127,7 +127,7 @@ def test_batch_normalisation_is_that_of_training():
 
 
 @pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"batch_norm": True}], ids=str)
-@pytest.mark.parametrize("loss", ["mse", losses.HALF_SQUARED.total()], ids=["mean", "sum"])
+@pytest.mark.parametrize("loss", ["mse", losses.HalfSquared().total()], ids=["mean", "sum"])
 def test_gradient_norms_are_those_of_the_risk(options, loss):
     net = deep(3, 6, dtype="float64", **options)
     w = net.init(0)
@@ -393,7 +393,7 @@ def test_float32_measures_the_same():
 def test_errors_say_what_is_wanted():
     net = deep(2, 4)
     w = net.init(0)
-    with pytest.raises(ValueError, match=r"factors is \(1.5, 2\); a number between 0 and 1 and one above 1"):
+    with pytest.raises(ValueError, match=r"factors is \(1.5, 2\); expected a number between 0 and 1 and one above 1"):
         diagnose(net, w, S, Y, factors=(1.5, 2))
     with pytest.raises(ValueError, match=r"totals is \(0.01, 0.5\)"):
         diagnose(net, w, S, Y, totals=(0.01, 0.5))
@@ -404,7 +404,7 @@ def test_errors_say_what_is_wanted():
     with pytest.raises(ValueError, match="the output activation must be sigmoid"):
         measure(net, w, S, Y > 0, "log_loss")
     w[5] = np.nan
-    with pytest.raises(ValueError, match=r"w\[5\] is not finite"):
+    with pytest.raises(ValueError, match=r"w\[5\] is infinite or NaN"):
         measure(net, w, S, Y)
     normed = deep(2, 4, batch_norm=True)
     with pytest.raises(ValueError, match="needs at least 2"):

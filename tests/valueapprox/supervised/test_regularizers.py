@@ -19,7 +19,7 @@ from valueapprox import (
     risk,
     risk_gradient,
 )
-from valueapprox.supervised.losses import HALF_SQUARED
+from valueapprox.supervised.losses import HalfSquared
 from valueapprox.supervised.regularizers import L1, L2, ElasticNet, Regularizer, SupportsPenalty
 
 NET = Network((2, 2, 1), dtype="float64")
@@ -107,14 +107,14 @@ def test_float32_sums_in_float64():
 @pytest.mark.parametrize("wrong", [-0.1, np.nan, np.inf, "0.1", None, [0.1, -0.1], {"A": -1.0}, {"A": "x"}, [[0.1]]])
 def test_a_strength_is_not_negative(wrong):
     for make in (L2, L1, lambda strength: ElasticNet(strength, 0.1), lambda strength: ElasticNet(0.1, strength)):
-        with pytest.raises(ValueError, match=r"strength is .*; a number that is not negative is wanted"):
+        with pytest.raises(ValueError, match=r"strength is .*; expected a number that is not negative"):
             make(wrong)
 
 
 @pytest.mark.parametrize(("strength", "message"), [
-    ((0.1, 0.2, 0.3), r"3 strengths were given; the network has 2 layers \['A', 'B'\]"),
-    ([], "0 strengths were given"),
-    ({"C": 0.1}, r"strength names the layers \['C'\]; the network has \['A', 'B'\]"),
+    ((0.1, 0.2, 0.3), r"strength has 3 numbers; expected one, or 2 for the layers \['A', 'B'\]"),
+    ([], "strength has 0 numbers"),
+    ({"C": 0.1}, r"strength names the layers \['C'\]; expected some of \['A', 'B'\]"),
     ({"b_A": 0.1}, r"strength names the layers \['b_A'\]"),
 ])  # fmt: skip
 def test_strengths_for_other_layers(strength, message):
@@ -225,7 +225,7 @@ def test_the_lasso_of_squared_errors_and_of_sums():
     np.testing.assert_allclose(
         fitted(L1(0.62, proximal=True), SGD(0.2), loss="squared")[0], soft(C, 0.31), rtol=0, atol=1e-12
     )
-    w, _ = fitted(L1(8 * 0.31, proximal=True), SGD(0.5 / 8), loss=HALF_SQUARED.total())
+    w, _ = fitted(L1(8 * 0.31, proximal=True), SGD(0.5 / 8), loss=HalfSquared().total())
     np.testing.assert_allclose(w, soft(C, 0.31), rtol=0, atol=1e-12)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from valueapprox import CheckpointError, Network, checkpoint
-from valueapprox.supervised.tables import Model, Scaling, TableError, fold_scaling, load_model, read_table
+from valueapprox.nn.scaling import Scaling, fold_scaling
+from valueapprox.supervised.models import Model, load_model
+from valueapprox.supervised.tables import TableError, read_table
 
 
 @pytest.fixture
@@ -330,10 +332,10 @@ WITH_NAN = np.array([[0.0, 1.0], [0.0, np.nan], [0.0, 1.0]])
 #: name: (arrays, what is wrong); the path goes before it
 BAD_ARRAYS = {
     "no target": ({"S": S, "y": Y}, " has no array Y, and no --target is named; there are S, y"),
-    "object target": ({"S": S, "Y": np.array([None, 1, 2])}, ": array Y holds Python objects, which are not loaded"),
-    "object feature": ({"a": Y, "b": np.array([{}, 1, 2]), "Y": Y}, ": array b holds Python objects, which are not "),
-    "3-D": ({"S": np.zeros((3, 2, 2)), "Y": Y}, ": array S has shape (3, 2, 2); (n,) or (n, d) is wanted"),
-    "lengths": ({"S": S, "Y": np.zeros(4)}, ": S[0] has 3 rows and Y has 4; equally many are wanted"),
+    "object target": ({"S": S, "Y": np.array([None, 1, 2])}, ": array Y holds object; expected numbers"),
+    "object feature": ({"a": Y, "b": np.array([{}, 1, 2]), "Y": Y}, ": array b holds object; expected numbers"),
+    "3-D": ({"S": np.zeros((3, 2, 2)), "Y": Y}, ": array S has shape (3, 2, 2); expected (n,) or (n, d)"),
+    "lengths": ({"S": S, "Y": np.zeros(4)}, ": S[0] has 3 rows and Y has 4; expected equally many"),
     "no rows": ({"S": S[:0], "Y": Y[:0]}, " has no rows"),
     "NaN": ({"S": WITH_NAN, "Y": Y}, ", S[1, 1]: the cell is 'nan', which is missing; expected a number"),
     "infinite": ({"S": S, "Y": Y - np.inf}, ", Y[0]: '-inf' is no number; expected a number (3 of 3"),
@@ -435,11 +437,11 @@ def test_the_folded_network_takes_and_gives_raw_numbers(name):
 
 def test_what_cannot_be_folded():
     none = Scaling.none(1)
-    with pytest.raises(ValueError, match="no biases"):
+    with pytest.raises(ValueError, match="bias is False; expected a network with biases"):
         fold_scaling(Network((1, 1), bias=False), np.ones(1), none, none)
     net = Network((1, 1), output="sigmoid")
     fold_scaling(net, np.ones(2), none, none)
-    with pytest.raises(ValueError, match="output is sigmoid; only a linear output"):
+    with pytest.raises(ValueError, match="output is sigmoid; expected linear"):
         fold_scaling(net, np.ones(2), none, Scaling(np.zeros(1), np.full(1, 2.0)))
 
 
@@ -468,7 +470,7 @@ def test_classes_are_the_likeliest():
     )
     assert sigmoid.classify([[2.0], [-2.0]]).tolist() == [[1], [0]]
     number = Model(Network((1, 1), dtype="float64"), np.array([1.0, 0.0]), ("s",), ("y",), "mse")
-    with pytest.raises(ValueError, match="numbers and not classes"):
+    with pytest.raises(ValueError, match="output is linear; expected probabilities of classes"):
         number.classify([[2.0]])
 
 

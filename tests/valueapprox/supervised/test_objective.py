@@ -11,7 +11,7 @@ from scipy import special
 
 from valueapprox import SGD, Adam, FitError, Momentum, Network, fit, losses, regularizers, risk, risk_gradient
 from valueapprox.nn.activations import HIDDEN, OUTPUT
-from valueapprox.supervised.descent import ROOMS, dropout_rates
+from valueapprox.supervised.objective import CAPACITY, dropout_rates
 
 H = 1e-4
 EXAMPLES = 6
@@ -41,7 +41,7 @@ VALUES = {
     "custom": lambda yhat, y: np.log(np.cosh(yhat - y)).sum(-1),
 }
 CUSTOM = (lambda yhat, y: np.log(np.cosh(yhat - y)), lambda yhat, y: np.tanh(yhat - y))
-LOSSES = {**losses.LOSSES, "huber": losses.huber(DELTA), "custom": CUSTOM}
+LOSSES = {**{name: name for name in losses.LOSSES}, "huber": losses.Huber(DELTA), "custom": CUSTOM}
 OUTPUTS_OF = {"log_loss": ["sigmoid"], "log_loss_from_logits": ["linear"]}
 OUTPUTS_OF |= {"nll": ["softmax"], "nll_from_logits": ["linear"]}
 PAIRS = [(loss, output) for loss in LOSSES for output in OUTPUTS_OF.get(loss, OUTPUT)]
@@ -247,7 +247,7 @@ def test_gradients_of_more_examples_than_fit_in_memory_equal_central_differences
     rng = np.random.default_rng(0)
     net = Network((3, 4, 3, 2), "tanh", dtype="float64", **options)
     w = draw(net, rng, "squared")[0]
-    S, Y = rng.normal(size=(ROOMS + 7, 3)), rng.normal(size=(ROOMS + 7, 2))
+    S, Y = rng.normal(size=(CAPACITY + 7, 3)), rng.normal(size=(CAPACITY + 7, 2))
     _, gradient = risk_gradient(net, w, S, Y, training=True, dropout=(0.2, 0.5, 0.3), seed=1)
     for start, stop in itertools.pairwise(net.bounds):
         v = np.zeros(net.size)
@@ -261,7 +261,7 @@ def test_gradients_of_more_examples_than_fit_in_memory_equal_central_differences
 
 # --- pieces against each other ----------------------------------------------------------------------------------------
 
-BATCHES = ((1, 2, 7, ROOMS + 6), (1, 2, 7))  # beyond ROOMS, in two parts, for the plain network alone
+BATCHES = ((1, 2, 7, CAPACITY + 6), (1, 2, 7))  # beyond CAPACITY, in two parts, for the plain network alone
 
 
 def as_targets(loss, rng, n, k):
@@ -371,7 +371,7 @@ def test_functions_of_ones_own_fit_as_the_compiled_ones_do(loss, penalty, option
 def test_parts_and_their_masks_are_the_same_for_a_custom_loss():
     rng = np.random.default_rng(0)
     net = Network((2, 4, 1), dtype="float64")
-    S, Y = rng.normal(size=(2 * ROOMS + 3, 2)), rng.normal(size=2 * ROOMS + 3)
+    S, Y = rng.normal(size=(2 * CAPACITY + 3, 2)), rng.normal(size=2 * CAPACITY + 3)
     settings = {"training": True, "dropout": (0.2, 0.5), "seed": 1}
     ours, theirs = (risk_gradient(net, net.init(0), S, Y, loss, **settings) for loss in (HALF, "half_squared"))
     assert ours[0] == pytest.approx(theirs[0], rel=1e-13)
@@ -469,13 +469,13 @@ def test_rates_of_dropout(sizes, dropout, rates):
 
 
 @pytest.mark.parametrize(("sizes", "dropout", "message"), [
-    ((2, 3, 1), 1.0, r"dropout is 1.0; rates in \[0, 1\)"),
-    ((2, 3, 1), -0.1, "dropout is -0.1; rates"),
-    ((2, 3, 1), np.nan, "dropout is nan; rates"),
-    ((2, 3, 1), (0.5, 1.5), r"dropout is \(0.5, 1.5\); rates"),
-    ((2, 3, 1), [[0.5]], r"dropout is \[\[0.5\]\]; rates"),
+    ((2, 3, 1), 1.0, r"dropout is 1.0; expected rates in \[0, 1\)"),
+    ((2, 3, 1), -0.1, "dropout is -0.1; expected rates"),
+    ((2, 3, 1), np.nan, "dropout is nan; expected rates"),
+    ((2, 3, 1), (0.5, 1.5), r"dropout is \(0.5, 1.5\); expected rates"),
+    ((2, 3, 1), [[0.5]], r"dropout is \[\[0.5\]\]; expected rates"),
     ((2, 3, 1), (0.1, 0.2, 0.3), "dropout has 3 rates; .* 1 for the hidden layers, or 2 with that of the inputs"),
-    ((2, 1), 0.5, r"dropout is 0.5, but there is no hidden layer; \(rate,\) drops inputs"),
+    ((2, 1), 0.5, r"dropout is 0.5; expected 0, as there is no hidden layer \(\(rate,\) drops inputs\)"),
 ])  # fmt: skip
 def test_senseless_rates_of_dropout(sizes, dropout, message):
     with pytest.raises(ValueError, match=message):
@@ -483,15 +483,15 @@ def test_senseless_rates_of_dropout(sizes, dropout, message):
 
 
 @pytest.mark.parametrize(("S", "Y", "message"), [
-    ([[1.0, np.nan]], [1.0], r"S\[0, 1\] is nan; finite"),
-    ([[1.0, 2.0], [-np.inf, 0.0]], [1.0, 1.0], r"S\[1, 0\] is -inf; finite"),
+    ([[1.0, np.nan]], [1.0], r"S\[0, 1\] is nan; expected finite"),
+    ([[1.0, 2.0], [-np.inf, 0.0]], [1.0, 1.0], r"S\[1, 0\] is -inf; expected finite"),
     ([[1.0, 2.0, 3.0]], [1.0], r"S has shape \(1, 3\); \(n, 2\) is wanted"),
     ([1.0, 2.0], [1.0], r"S has shape \(2,\)"),
     ([[1.0, 2.0], [1.0]], [1.0, 2.0], "S is a list whose rows differ in length"),
     (np.zeros((0, 2)), [], "S has no rows"),
     ([[1.0, 2.0]], [1.0, 2.0], r"Y has shape \(2,\); \(1, 1\) is wanted"),
     ([[1.0, 2.0]], [[1.0, 2.0]], r"Y has shape \(1, 2\)"),
-    ([[1.0, 2.0], [0.0, 0.0]], [1.0, np.nan], r"Y\[1\] is \[nan\]; finite"),
+    ([[1.0, 2.0], [0.0, 0.0]], [1.0, np.nan], r"Y\[1\] is \[nan\]; expected finite"),
     ([[1.0, 2.0]], 1.0, r"Y has shape \(\)"),
 ])  # fmt: skip
 def test_senseless_data(S, Y, message):
@@ -510,6 +510,6 @@ def test_data_that_are_no_numbers():
 
 def test_one_example_has_no_variance():
     net = Network((1, 2, 1), batch_norm=True)
-    with pytest.raises(ValueError, match="one example was given; batch normalisation in training needs at least 2"):
+    with pytest.raises(ValueError, match="S has 1 row; expected at least 2"):
         risk_gradient(net, net.init(0), [[1.0]], [1.0], training=True)
     assert np.isfinite(risk(net, net.init(0), [[1.0]], [1.0]))  # predicting does not need it
