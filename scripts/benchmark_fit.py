@@ -24,11 +24,10 @@ from valueapprox.commands.benchmark import (  # first: it sets one thread for Py
 
 # isort: split
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
-from rich.table import Table
 
 from valueapprox import Adam, Network, fit
+from valueapprox.cli.charts import new_table
 from valueapprox.cli.terminal import announce_compile, command_line, errors_in_one_line, note
 from valueapprox.seeding import sequence
 
@@ -54,7 +53,7 @@ class Benchmark:
     network: str = "17-128-128-1"
     """Sizes of the layers, inputs first."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of weights and data."""
+    """dtype of weights and data."""
     examples: int = 2048
     """Number of pairs (s, y)."""
     batch_size: int = 32
@@ -66,7 +65,7 @@ class Benchmark:
     rounds: int = 15
     """How often each is timed."""
     seed: int = 0
-    """Of the weights, the pairs and the order."""
+    """Seed of the weights, the pairs and the order."""
 
 
 @dataclass(frozen=True)
@@ -220,13 +219,8 @@ def main(options: Benchmark) -> int:
                 seconds[name].append((time.perf_counter() - start) / n_epochs)
 
     n_batches = -(-options.examples // options.batch_size)
-    table = Table(
-        title=f"fit: {options.network}, {options.dtype}, minibatches of {options.batch_size}, Adam",
-        title_justify="left", title_style="bold", box=SIMPLE_HEAD,
-    )  # fmt: skip
-    table.add_column("")
-    for column in ("ms per epoch", "us per minibatch", "times ours", "bar", ""):
-        table.add_column(column, justify="right", no_wrap=True)
+    title = f"fit: {options.network}, {options.dtype}, minibatches of {options.batch_size}, Adam"
+    table = new_table(title, ("",), ("ms per epoch", "us per minibatch", "times ours", "bar", ""), title_style="bold")
     for name, values in sorted(seconds.items(), key=lambda item: float(np.median(item[1]))):
         ratio = np.array(values) / np.array(seconds[OURS])
         bar = BARS.get(name)

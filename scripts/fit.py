@@ -36,14 +36,8 @@ from valueapprox.supervised.table_fit import HISTORY_FILE, MODEL_FILE, Result, S
 from valueapprox.supervised.tables import read_table
 
 PICTURE_FILE, SUMMARY_FILE = "learning_curve.png", "summary.json"
-MAY_CHANGE = (
-    "epochs",
-    "max_iterations",
-    "schedule_epochs",
-    "tolerance",
-    "gradient_tolerance",
-    "early_stopping",
-)  # on a resume
+# On a resume:
+MAY_CHANGE = ("epochs", "max_iterations", "schedule_epochs", "tolerance", "gradient_tolerance", "early_stopping")
 
 
 @dataclass(frozen=True)

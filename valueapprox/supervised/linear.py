@@ -23,20 +23,9 @@ from valueapprox.supervised.objective import Data, as_data
 from valueapprox.supervised.regularizers import Regularizer, SupportsPenalty
 
 __all__ = [
-    "Minimum",
-    "augment",
-    "batch_rule",
-    "gradient_descent",
-    "least_squares",
-    "logistic_regression",
-    "minimise",
-    "per_example_rule",
-    "predict",
-    "risk",
-    "risk_gradient",
-    "softmax_regression",
-    "to_network",
-]
+    "Minimum", "augment", "batch_rule", "gradient_descent", "least_squares", "logistic_regression", "minimise",
+    "per_example_rule", "predict", "risk", "risk_gradient", "softmax_regression", "to_network",
+]  # fmt: skip
 
 FLOAT = np.dtype(np.float64)
 SQUARED = losses.Squared()

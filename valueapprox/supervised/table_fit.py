@@ -22,17 +22,7 @@ from valueapprox.nn.activations import HIDDEN
 from valueapprox.nn.initializers import INITIALISERS
 from valueapprox.nn.network import Network
 from valueapprox.nn.scaling import Scaling, fold_scaling
-from valueapprox.optim import (
-    OPTIMIZERS,
-    Constant,
-    CosineDecay,
-    ExponentialDecay,
-    InverseTime,
-    LinearDecay,
-    Optimizer,
-    Schedule,
-    StepDecay,
-)
+from valueapprox.optim import OPTIMIZERS, Constant, Optimizer, Schedule, schedules
 from valueapprox.seeding import sequence
 from valueapprox.supervised import losses
 from valueapprox.supervised.columns import Treatment
@@ -214,20 +204,18 @@ class Settings:
         updates = min(limit for limit in limits if limit)
         if self.schedule_epochs is not None:
             updates = positive("schedule_epochs", self.schedule_epochs) * per_epoch
-        schedules: dict[str, Schedule] = {
+        known: dict[str, Schedule] = {
             "constant": Constant(),
-            "linear": LinearDecay(updates, final=0.01),
-            "cosine": CosineDecay(updates, final=0.01),
-            "inverse-time": InverseTime(max(1, updates // 10)),
-            "step": StepDecay(max(1, updates // 5), decay=0.5),
-            "exponential": ExponentialDecay(updates, decay=0.01),
+            "linear": schedules.LinearDecay(updates, final=0.01),
+            "cosine": schedules.CosineDecay(updates, final=0.01),
+            "inverse-time": schedules.InverseTime(max(1, updates // 10)),
+            "step": schedules.StepDecay(max(1, updates // 5), decay=0.5),
+            "exponential": schedules.ExponentialDecay(updates, decay=0.01),
         }
-        schedule = schedules[one_of("schedule", self.schedule, schedules)]
+        schedule = known[one_of("schedule", self.schedule, known)]
         cls = OPTIMIZERS[one_of("optimizer", self.optimizer, OPTIMIZERS)]
-        if not self.alpha:
-            return cls(schedule=schedule, clip_norm=self.clip_norm)
-        alpha = self.alpha if len(self.alpha) > 1 else self.alpha[0]
-        return cls(alpha, schedule=schedule, clip_norm=self.clip_norm)
+        alpha: dict[str, Any] = {"alpha": self.alpha if len(self.alpha) > 1 else self.alpha[0]} if self.alpha else {}
+        return cls(**alpha, schedule=schedule, clip_norm=self.clip_norm)
 
 
 # --- fitting --------------------------------------------------------------------------------------------------------

@@ -11,19 +11,6 @@ from valueapprox.supervised.losses.log_loss import LogLoss, LogLossFromLogits
 from valueapprox.supervised.losses.nll import NLL, NLLFromLogits
 
 __all__ = [
-    "LOSSES",
-    "MSE",
-    "NLL",
-    "Custom",
-    "Function",
-    "HalfSquared",
-    "Huber",
-    "LogLoss",
-    "LogLossFromLogits",
-    "Loss",
-    "NLLFromLogits",
-    "Squared",
-    "get",
-    "register",
-    "stored",
-]
+    "LOSSES", "MSE", "NLL", "Custom", "Function", "HalfSquared", "Huber", "LogLoss", "LogLossFromLogits", "Loss",
+    "NLLFromLogits", "Squared", "get", "register", "stored",
+]  # fmt: skip
