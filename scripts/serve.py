@@ -23,6 +23,7 @@ from valueapprox.cli.terminal import (
     plain,
     typed,
 )
+from valueapprox.nn.scaling import Scaling, fold_scaling
 from valueapprox.optim import OPTIMIZERS, STREAM_ADAM, Adam
 from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
 
@@ -318,31 +319,23 @@ def control_service(path: Path, options: Serve, operation: dict[str, Any]) -> Se
 
 
 def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
-    """An ordinary network with the agent's normalisers built in: states and values in the environment's own units.
+    """The agent's value network with its normalisers built in: states and values in the environment's own units.
 
-    x = (s - mean) / sd, and values are of rewards r / c. So W' = W / sd and b' = b - (mean / sd) W in the first layer,
-    W' = c W and b' = c b in the last. In float64, since mean / sd may be large. A time feature stays as it is.
+    x = (s - mean) / sd, and values are of rewards r / c. In float64, since mean / sd may be large. A time feature stays
+    as it is.
     """
     from valueapprox.agents.layout import NORMALISE, OBSERVATIONS_SEEN, REWARD_SPREAD, REWARDS_SEEN, SCALE, STATISTICS
 
-    net, w = replace(agent.first.net, dtype="float64"), agent.first.w.astype(np.float64)
-    layers = [(weights.copy(), None if biases is None else biases.copy()) for weights, biases in net.unpack(w)]
-    memory, d = agent.memory, agent.encode.size
+    net, memory, d = agent.first.net, agent.memory, agent.encode.size
+    inputs, outputs = Scaling.none(net.n_inputs), Scaling.none(net.n_outputs)
     if agent.settings[NORMALISE]:
         n = memory[OBSERVATIONS_SEEN]
         mean, spread = memory[STATISTICS : STATISTICS + d], memory[STATISTICS + d : STATISTICS + 2 * d]
-        sd = np.sqrt((spread / (n - 1.0) if n > 1 else np.ones(d)) + EPSILON)
-        weights, biases = layers[0]
-        assert biases is not None, "the agents' networks have biases"
-        biases -= (mean / sd) @ weights[:d]
-        weights[:d] /= sd[:, None]
+        inputs.mean[:d], inputs.scale[:d] = mean, np.sqrt((spread / (n - 1.0) if n > 1 else np.ones(d)) + EPSILON)
     if agent.settings[SCALE]:
         n = memory[REWARDS_SEEN]
-        scale = np.sqrt((memory[REWARD_SPREAD] / (n - 1.0) if n > 1 else 1.0) + EPSILON)
-        for part in layers[-1]:
-            if part is not None:
-                part *= scale
-    return net, net.pack(layers)
+        outputs.scale[:] = np.sqrt((memory[REWARD_SPREAD] / (n - 1.0) if n > 1 else 1.0) + EPSILON)
+    return fold_scaling(net, agent.first.w, inputs, outputs)
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------
