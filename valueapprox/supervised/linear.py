@@ -47,14 +47,14 @@ class Minimum(NamedTuple):
 def _finite(name: str, value: ArrayLike) -> np.ndarray:
     array = np.asarray(as_numbers(name, value), FLOAT)
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds {array[~np.isfinite(array)][0]}; finite numbers are wanted")
+        raise ValueError(f"{name} holds {array[~np.isfinite(array)][0]}; expected finite numbers")
     return array
 
 
 def _states(S: ArrayLike) -> np.ndarray:
     array = as_numbers("S", S)
     if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"S has shape {array.shape}; (n, d) is wanted, a row for each example")
+        raise ValueError(f"S has shape {array.shape}; expected (n, d), a row for each example")
     return array
 
 
@@ -73,7 +73,7 @@ def _weights(w: ArrayLike, d: int, k: int | None) -> np.ndarray:
 
 def _not_negative(name: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} is {value}; a finite number that is not negative is wanted")
+        raise ValueError(f"{name} is {value}; expected a finite number that is not negative")
     return float(value)
 
 
@@ -97,7 +97,7 @@ def augment(S: ArrayLike) -> np.ndarray:
     """
     array = _finite("S", S)
     if array.ndim not in (1, 2):
-        raise ValueError(f"S has shape {array.shape}; (n, d), or (d,) for one state, is wanted")
+        raise ValueError(f"S has shape {array.shape}; expected (n, d), or (d,) for one state")
     return np.concatenate([np.ones((*array.shape[:-1], 1)), array], axis=-1)
 
 
@@ -205,10 +205,10 @@ def per_example_rule(w: ArrayLike, s: ArrayLike, y: ArrayLike, alpha: float) -> 
     """
     y = np.asarray(as_numbers("y", y))
     if y.ndim > 1:
-        raise ValueError(f"y has shape {y.shape}; a number, or (k,) for w (d + 1, k), is wanted")
+        raise ValueError(f"y has shape {y.shape}; expected a number, or (k,) for w (d + 1, k)")
     state = as_numbers("s", s)
     if state.ndim != 1:
-        raise ValueError(f"s has shape {state.shape}; (d,) is wanted, the state of one example")
+        raise ValueError(f"s has shape {state.shape}; expected (d,), the state of one example")
     return batch_rule(w, state[None], y[None], alpha)
 
 
@@ -252,11 +252,11 @@ def gradient_descent(
         "batch": one `batch_rule` per iteration. "per-example": `per_example_rule` for each example in the order that
         they have. "stochastic": the same in a new random order every iteration.
     max_iterations
-        Iterations at most; note 004's 1000 if not given.
+        Maximum number of iterations; note 004's 1000 if not given.
     tolerance
         Converged when no weight changes by more than this in an iteration; None runs to max_iterations.
     seed
-        Of the random orders.
+        Seed of the random orders.
     start
         Where to begin, "any point in the parameter space"; 0 if not given.
 
@@ -382,7 +382,7 @@ def to_network(w: ArrayLike, dtype: str = "float64") -> tuple[Network, np.ndarra
     """
     own = _finite("w", w)
     if own.ndim not in (1, 2) or len(own) < 2 or own.size == 0:
-        raise ValueError(f"w has shape {own.shape}; (d + 1,) or (d + 1, k) is wanted, w_0 first")
+        raise ValueError(f"w has shape {own.shape}; expected (d + 1,) or (d + 1, k), w_0 first")
     columns = own.reshape(len(own), -1)
     net = Network((len(own) - 1, columns.shape[1]), dtype=dtype)
     return net, net.pack([(columns[1:], columns[0])])
@@ -408,7 +408,7 @@ def logistic_regression(
     S, y
         Examples (n, d) and labels 0 or 1, (n,), or (n, k) for k labels on their own; probabilities are labels too.
     regularizer
-        `regularizers.L2`, ..., biases left out by default. L1 wants proximal=True: by its derivative it steps over 0
+        `regularizers.L2`, ..., biases left out by default. L1 needs proximal=True: by its derivative it steps over 0
         until all iterations are made. With an object of your own give an optimizer too: L leaves its curvature out.
     options
         Of `fit`, in place of what is said above: optimizer=Adam(0.1), gradient_tolerance, max_iterations, validation,
@@ -465,8 +465,8 @@ def softmax_regression(
         n_classes = labels.shape[1] if labels.ndim == 2 else max(2, len(np.unique(labels)))
         if labels.ndim == 1 and labels.max(initial=0) >= n_classes:
             raise ValueError(
-                f"y holds {len(np.unique(labels))} different classes, the largest {labels.max():g}; 0, 1, ... without "
-                "gaps are wanted, or n_classes"
+                f"y holds {len(np.unique(labels))} different classes, the largest {labels.max():g}; expected 0, 1, ... "
+                "without gaps, or n_classes"
             )
     data = _pairs(S, y, losses.NLL(), positive("n_classes", n_classes, at_least=2))
     net = Network((data.states.shape[1], n_classes), output="softmax", dtype="float64")

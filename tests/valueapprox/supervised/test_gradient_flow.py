@@ -401,13 +401,13 @@ def test_errors_say_what_is_wanted():
         diagnose(net, w, S, Y, most_lost=50)
     with pytest.raises(ValueError, match=r"S has shape \(60, 2\); \(n, 3\) is wanted"):
         measure(net, w, S[:, :2], Y)
-    with pytest.raises(ValueError, match="the output activation must be sigmoid"):
+    with pytest.raises(ValueError, match="output is linear; expected sigmoid"):
         measure(net, w, S, Y > 0, "log_loss")
     w[5] = np.nan
     with pytest.raises(ValueError, match=r"w\[5\] is infinite or NaN"):
         measure(net, w, S, Y)
     normed = deep(2, 4, batch_norm=True)
-    with pytest.raises(ValueError, match="needs at least 2"):
+    with pytest.raises(ValueError, match="expected at least 2"):
         measure(normed, normed.init(0), S[:1], Y[:1])
 
 

@@ -343,13 +343,13 @@ FITTERS = {
 def test_bad_examples_are_clear_errors(fitter):
     fitter = FITTERS[fitter]
     fitter(POINTS, VALUES)
-    with pytest.raises(ValueError, match="S has no rows; at least one example is wanted"):
+    with pytest.raises(ValueError, match="S has no rows; expected at least one example"):
         fitter(EMPTY, [])
-    with pytest.raises(ValueError, match=r"S\[1, 0\] is nan; finite numbers are wanted"):
+    with pytest.raises(ValueError, match=r"S\[1, 0\] is nan; expected finite numbers"):
         fitter(NAN, VALUES)
     with pytest.raises(ValueError, match=r"^Y.*inf"):
         fitter(POINTS, [1.0, np.inf, 4.0, 8.0])
-    with pytest.raises(ValueError, match=r"S has shape \(4,\); \(n, d\) is wanted"):
+    with pytest.raises(ValueError, match=r"S has shape \(4,\); expected \(n, d\)"):
         fitter(POINTS[:, 0], VALUES)
     with pytest.raises(ValueError, match=r"Y has shape \(3,\)"):
         fitter(POINTS, VALUES[:3])
@@ -373,7 +373,7 @@ BAD = {
     "rule": (lambda: linear.gradient_descent(POINTS, VALUES, 0.1, "bach"), "did you mean 'batch'"),
     "seed": (lambda: linear.gradient_descent(POINTS, VALUES, 0.1, seed=-1), "seed is -1"),
     "a batch as one example": (lambda: linear.per_example_rule([0.0, 0.0], POINTS, 1.0, 0.1), r"s has shape \(4, 1\)"),
-    "one label": (lambda: linear.logistic_regression(POINTS, [0, 1, 2, 1]), "Y holds 2; for log_loss"),
+    "one label": (lambda: linear.logistic_regression(POINTS, [0, 1, 2, 1]), "Y holds 2; expected labels"),
     "a gap in the classes": (lambda: linear.softmax_regression(POINTS, [0, 1, 7, 1]), "3 different classes"),
     "a class below 0": (lambda: linear.softmax_regression(POINTS, [0, 1, -1, 1]), "-1"),
     "half a class": (lambda: linear.softmax_regression(POINTS, [0, 1, 0.5, 1]), "0.5"),
