@@ -515,7 +515,10 @@ def test_without_early_stopping_the_best_epoch_is_named(start, tmp_path):
     write(tmp_path / "t.csv", ("a", "b", "c", "y"), rows)
     result = start("t.csv", "--target", "y", "--alpha", 0.01, "--epochs", 60, "--out", "run", "--quiet")
     best = json.loads(Path("run/summary.json").read_text())["best_epoch"]
-    assert f"least in epoch {best}; the model is of epoch 60. --early-stopping 20 keeps the best." in result.stdout
+    assert (
+        f"at its minimum in epoch {best}; the model is of epoch 60. --early-stopping 20 keeps the best."
+        in result.stdout
+    )
 
 
 def test_an_end_before_the_first_epoch_leaves_no_picture(start, tmp_path):

@@ -144,7 +144,7 @@ def test_note_002_line_by_line(notes, column):
 
 
 def test_note_002_quotes_twolayer_as_it_stands(notes):
-    source = (SCRIPT.parents[1] / "valueapprox" / "twolayer.py").read_text()
+    source = (SCRIPT.parents[1] / "valueapprox" / "nn" / "twolayer.py").read_text()
     for line in (
         *("psi = s @ A", "x = f_A(psi)", "theta = x @ B", "yhat = f_B(theta)", "delta_B = dL_dyhat * df_B(p.theta)"),
         *("grad_B = np.outer(p.x, delta_B)", "delta_A = (B @ delta_B) * df_A(p.psi)"),

@@ -361,7 +361,7 @@ BAD = {
     "weights": (lambda: linear.risk([1.0], POINTS, VALUES), r"w has shape \(1,\); \(2,\) is wanted"),
     "weights of several outputs": (lambda: linear.predict(np.ones((3, 2)), POINTS), r"\(2, 2\) is wanted"),
     "weights not finite": (lambda: linear.predict([np.nan, 1.0], POINTS), "w holds nan"),
-    "weights for a network": (lambda: linear.to_network([1.0]), r"w has shape \(1,\); \(d \+ 1,\)"),
+    "weights for a network": (lambda: linear.to_network([1.0]), r"w has shape \(1,\); expected \(d \+ 1,\)"),
     "alpha": (lambda: linear.gradient_descent(POINTS, VALUES, -0.1), "alpha is -0.1"),
     "alpha not finite": (lambda: linear.batch_rule([0.0, 0.0], POINTS, VALUES, np.nan), "alpha is nan"),
     "eta": (lambda: linear.minimise(lambda t: t, [1.0], np.inf), "eta is inf"),
