@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import platform
@@ -26,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from valueapprox import Adam, Network
-from valueapprox.agents.console import announce_compile, command, command_line, errors_in_one_line, plain
 from valueapprox.checks import positive
+from valueapprox.cli.terminal import announce_compile, command, command_line, errors_in_one_line, plain
 from valueapprox.service import Client, ServiceSettings, Transitions
 from valueapprox.service.bodies import NPY, NPZ, write_npy, write_npz
 
@@ -45,24 +46,24 @@ class Benchmark:
     """Time a 4-64-1 value service: one server process, and clients that are connections of this process.
 
     The clients write prepared bytes and count answers, so that the load costs little beside the server, with which it
-    shares the machine. Shown are the median over the rounds and their quartiles, and how they compare with the bar that
-    is aimed at.
+    shares the machine. Shown are the median over the rounds and their quartiles, and how they compare with the bar, the
+    project's own goal.
     """
 
     seconds: float = 2.0
-    """Of a timing."""
+    """Seconds of a timing."""
     rounds: int = 7
-    """How often each is timed, in turns."""
+    """Number of timings of each, in turns."""
     clients: int = 16
-    """Connections at a time."""
+    """Number of connections at a time."""
     states: int = 4096
-    """States in a large request for values."""
+    """Number of states in a large request for values."""
     batch: int = 256
-    """Transitions in a batch."""
+    """Number of transitions in a batch."""
     ray: bool = False
-    """The Ray actor too."""
+    """Time the Ray actor too."""
     soak: float = 0.0
-    """Instead: minutes of mixed load over 2,000 streams, with the server's resident memory along the way (Linux)."""
+    """Instead: minutes of mixed load over 2,000 streams, showing the server's resident memory as it goes (Linux)."""
 
 
 @dataclass
@@ -73,74 +74,41 @@ class Load:
     median: float  # seconds until an answer
     p99: float
 
+    @classmethod
+    def of(cls, times: list[float], seconds: float) -> Load:
+        """From the time that each answer took."""
+        return cls(len(times) / seconds, float(np.median(times)), float(np.percentile(times, 99)))
 
-class _Connection(asyncio.Protocol):
-    """One client: sends the next request as soon as the last is answered."""
 
-    def __init__(self, requests: Iterator[bytes], begin: float, end: float, times: list[float]) -> None:
-        self.requests, self.begin, self.end, self.times = requests, begin, end, times
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.buffer = bytearray()
-        self.wanted = -1
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self._next()
-
-    def _next(self) -> None:
-        self.sent = time.perf_counter()
-        self.transport.write(next(self.requests))
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        if self.wanted < 0:
-            head = self.buffer.find(b"\r\n\r\n")
-            if head < 0:
-                return
-            if not self.buffer.startswith(b"HTTP/1.1 200"):
-                self.done.set_exception(RuntimeError(bytes(self.buffer[:2000]).decode("latin-1")))
-                self.transport.close()
-                return
-            length = re.search(rb"content-length: (\d+)", self.buffer)
-            assert length is not None, "every answer says how long it is"
-            self.wanted = head + 4 + int(length[1])
-        if len(self.buffer) < self.wanted:
-            return
+async def client(requests: Iterator[bytes], port: int, begin: float, end: float, times: list[float]) -> None:
+    """One client: sends the next request as soon as the last is answered; those since `begin` count."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while (sent := time.perf_counter()) < end:
+        writer.write(next(requests))
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length is not None, "every answer says how long it is"
+        body = await reader.readexactly(int(length[1]))
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError((head + body).decode("latin-1"))
         now = time.perf_counter()
-        if self.begin <= now <= self.end:
-            self.times.append(now - self.sent)
-        self.buffer.clear()
-        self.wanted = -1
-        if now < self.end:
-            self._next()
-        elif not self.done.done():
-            self.transport.close()
-            self.done.set_result(None)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(error or ConnectionError("the server hung up"))
+        if begin <= now <= end:
+            times.append(now - sent)
+    writer.close()
 
 
 def load(port: int, clients: list[Iterator[bytes]], seconds: float) -> Load:
     """Let clients ask for some seconds."""
-
-    async def run() -> Load:
-        times: list[float] = []
-        begin = time.perf_counter() + WARM
-        loop = asyncio.get_running_loop()
-        made = [
-            loop.create_connection(lambda c=c: _Connection(c, begin, begin + seconds, times), "127.0.0.1", port)  # type: ignore[misc]
-            for c in clients
-        ]
-        connections = [protocol for _, protocol in await asyncio.gather(*made)]
-        await asyncio.gather(*(connection.done for connection in connections))
-        return Load(len(times) / seconds, float(np.median(times)), float(np.percentile(times, 99)))
-
     import uvloop
 
+    async def run() -> list[float]:
+        times: list[float] = []
+        begin = time.perf_counter() + WARM
+        await asyncio.gather(*(client(each, port, begin, begin + seconds, times) for each in clients))
+        return times
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run())
+        return Load.of(runner.run(run()), seconds)
 
 
 def request(path: str, body: bytes, kind: str = "application/json") -> bytes:
@@ -170,41 +138,38 @@ def server(*options: str) -> Iterator[int]:
         process.communicate()
 
 
-def forever(body: bytes) -> Iterator[bytes]:
-    """The same request again and again."""
-    while True:
-        yield body
-
-
 class Streams:
-    """Streams that go on from timing to timing, as learning wants it."""
+    """Streams that continue from timing to timing."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.next: dict[str, int] = {}
         self.state = np.random.default_rng(0).normal(size=(100_001, 4)).astype(np.float32)
 
+    def take(self, name: str, n: int) -> int:
+        """The number of the next transition of a stream; n are taken."""
+        self.next[name] = self.next.get(name, 0) + n
+        return self.next[name] - n
+
     def singles(self, i: int) -> Iterator[bytes]:
         """Requests of one transition each, as JSON."""
         name = f"{self.prefix}{i}"
         rows = [row.tolist() for row in self.state[:1001]]
         while True:
-            t = self.next.get(name, 0)
-            self.next[name] = t + 1
+            t = self.take(name, 1)
             row = {"stream": name, "sequence": t, "state": rows[t % 1000], "reward": 1.0}
             row |= {"next_state": rows[t % 1000 + 1], "terminated": t % 100 == 99}
             yield request("/v1/transitions", json.dumps(row).encode())
 
     def batches(self, i: int, n: int) -> Iterator[bytes]:
         """Requests of n transitions of one stream, as npz."""
-        name = f"{self.prefix}batch-{i}"
+        name = np.array(f"{self.prefix}batch-{i}")
         while True:
-            t = self.next.get(name, 0)
-            self.next[name] = t + n
-            yield request("/v1/transitions", write_npz({"stream": np.array(name), **self.arrays(t, n)}), NPZ)
+            yield request("/v1/transitions", write_npz({"stream": name, **self.arrays(str(name), n)}), NPZ)
 
-    def arrays(self, t: int, n: int) -> dict[str, np.ndarray]:
-        """n transitions of a stream."""
+    def arrays(self, name: str, n: int) -> dict[str, np.ndarray]:
+        """The next n transitions of a stream."""
+        t = self.take(name, n)
         start = t % (100_000 - n)
         return {
             "sequence": np.arange(t, t + n),
@@ -243,17 +208,17 @@ def http_rows(options: Benchmark, batch_port: int, every_port: int) -> list[Row]
             began = time.perf_counter()
             client.values(states[:1])
             times.append(time.perf_counter() - began)
-        return Load(len(times) / sum(times), float(np.median(times)), float(np.percentile(times, 99)))
+        return Load.of(times, sum(times))
 
     def at(port: int, clients: list[Iterator[bytes]]) -> Callable[[], Load]:
         return lambda: load(port, clients, seconds)
 
     return [
-        Row(f"values, {n} clients", "requests", 1, 2000, 0.008, at(batch_port, [forever(one)] * n)),
-        Row("values, 1 client", "requests", 1, 0, 0.001, at(batch_port, [forever(one)])),
+        Row(f"values, {n} clients", "requests", 1, 2000, 0.008, at(batch_port, [itertools.repeat(one)] * n)),
+        Row("values, 1 client", "requests", 1, 0, 0.001, at(batch_port, [itertools.repeat(one)])),
         Row("values, 1 Python Client", "requests", 1, 0, 0.001, python_client),
         Row(f"values, npy of {options.states}, 2 clients", "values", options.states, 1e6, None,
-            at(batch_port, [forever(large)] * 2)),
+            at(batch_port, [itertools.repeat(large)] * 2)),
         Row(f"learn, npz of {options.batch}, 4 clients, batch", "transitions", options.batch, 5000, None,
             at(batch_port, [batch.batches(i, options.batch) for i in range(4)])),
         Row(f"learn, one at a time, {n} clients, batch", "transitions", 1, 0, None,
@@ -289,15 +254,12 @@ def ray_rows(options: Benchmark, folder: Path) -> Iterator[list[Row]]:
                     sent, future = waiting.popleft()
                     future.result(60)
                     times.append(time.perf_counter() - sent)
-                seconds = time.perf_counter() - began
-                return Load(len(times) / seconds, float(np.median(times)), float(np.percentile(times, 99)))
+                return Load.of(times, time.perf_counter() - began)
 
             return run
 
         def batch() -> Any:
-            t = streams.next.get("r", 0)
-            streams.next["r"] = t + n
-            return actor.submit(Transitions.of("r", **streams.arrays(t, n)))
+            return actor.submit(Transitions.of("r", **streams.arrays("r", n)))
 
         state = streams.state[:1]
         try:
@@ -310,23 +272,14 @@ def ray_rows(options: Benchmark, folder: Path) -> Iterator[list[Row]]:
             actor.stop()
 
 
-def rounds(options: Benchmark, rows: list[Row]) -> list[list[Load]]:
-    """Time them in turns."""
-    loads: list[list[Load]] = [[] for _ in rows]
-    for _ in range(options.rounds):
-        for row, found in zip(rows, loads, strict=True):
-            found.append(row.time())
-    return loads
-
-
 def soak(options: Benchmark, port: int) -> None:
     """Learn, repeat, ask for values, gradients and metrics, and send nonsense; print the server's memory as it goes."""
     client, streams = Client(f"http://127.0.0.1:{port}"), Streams("soak")
-    pid, n, began, shown, round_number = client.health()["pid"], options.batch, time.monotonic(), -1, 0
+    pid, began, shown = client.health()["pid"], time.monotonic(), -1
     table = Table(title="The server's memory under mixed load", title_justify="left", box=SIMPLE_HEAD)
     for column in ("minute", "transitions", "resident MB"):
         table.add_column(column, justify="right")
-    while True:
+    for i in itertools.count():
         minutes = (time.monotonic() - began) / 60
         done = minutes >= options.soak
         if int(10 * minutes / options.soak) > shown or done:
@@ -337,19 +290,16 @@ def soak(options: Benchmark, port: int) -> None:
             table.add_row(f"{minutes:.2f}", f"{client.health()['version']:,}", f"{int(memory[1]) / 1024:.1f}")
         if done:
             break
-        name = f"soak-{round_number % 2000}"
-        t = streams.next.get(name, 0)
-        streams.next[name] = t + n
-        batch = Transitions.of(name, **streams.arrays(t, n))
+        name = f"soak-{i % 2000}"
+        batch = Transitions.of(name, **streams.arrays(name, options.batch))
         client.learn(batch)
         client.learn(batch)  # delivered twice
         client.values(streams.state[:64])
         client.gradients(streams.state[:16])
-        if round_number % 10 == 0:
+        if i % 10 == 0:
             with contextlib.suppress(ValueError):
                 client.values([[1.0, 2.0]])
             client.health()
-        round_number += 1
     console.print(table)
 
 
@@ -357,33 +307,38 @@ def main(options: Benchmark) -> int:
     """Time, print; returns the exit code."""
     for name in ("rounds", "clients", "states", "batch"):
         positive(name, getattr(options, name))
-    for name, least in (("seconds", 1e-3), ("soak", 0.0)):
-        if not least <= getattr(options, name) < math.inf:
-            raise ValueError(f"{name} is {getattr(options, name)}; a number of at least {least:g} is wanted")
+    for name, minimum in (("seconds", 1e-3), ("soak", 0.0)):
+        if not minimum <= getattr(options, name) < math.inf:
+            raise ValueError(f"{name} is {getattr(options, name)}; expected a number of at least {minimum:g}")
     announce_compile()
-    if options.soak > 0:
-        with tempfile.TemporaryDirectory() as folder, server("--data", folder) as port:
-            soak(options, port)
-        console.print(f"Command: {plain(command('benchmark_service.py', *sys.argv[1:]))}")
-        return 0
     with tempfile.TemporaryDirectory() as folder:
-        no_log = ("--log-every", "0")
-        with (
-            server("--data", f"{folder}/batch", "--durability", "batch", *no_log) as batch_port,
-            server("--data", f"{folder}/every", "--durability", "every", *no_log) as every_port,
-        ):
-            rows = http_rows(options, batch_port, every_port)
-            show("HTTP, one server process, 4-64-1, float32", rows, rounds(options, rows))
-        if options.ray:
-            with ray_rows(options, Path(folder) / "ray") as rows:
-                show("Ray actor, 4-64-1, float32", rows, rounds(options, rows))
+        if options.soak > 0:
+            with server("--data", folder) as port:
+                soak(options, port)
+        else:
+            benchmark(options, folder)
     console.print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
     console.print(f"Command: {plain(command('benchmark_service.py', *sys.argv[1:]))}")
     return 0
 
 
-def show(title: str, rows: list[Row], loads: list[list[Load]]) -> None:
-    """The table."""
+def benchmark(options: Benchmark, folder: str) -> None:
+    """The tables of what is timed over HTTP, and of the Ray actor."""
+    no_log = ("--log-every", "0")
+    with (
+        server("--data", f"{folder}/batch", "--durability", "batch", *no_log) as batch_port,
+        server("--data", f"{folder}/every", "--durability", "every", *no_log) as every_port,
+    ):
+        rows = http_rows(options, batch_port, every_port)
+        show("HTTP, one server process, 4-64-1, float32", rows, options.rounds)
+    if options.ray:
+        with ray_rows(options, Path(folder) / "ray") as rows:
+            show("Ray actor, 4-64-1, float32", rows, options.rounds)
+
+
+def show(title: str, rows: list[Row], rounds: int) -> None:
+    """Time the rows in turns, and print the table."""
+    loads = list(zip(*([row.time() for row in rows] for _ in range(rounds)), strict=True))
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("", "per second (quartiles)", "median ms", "p99 ms", "of the bar"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Serve a value function over HTTP: it answers what states are worth, learns from what arrives, survives crashes."""
+"""Serve a value function over HTTP: it predicts values, learns from what arrives, survives crashes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from valueapprox import Network, checkpoint
-from valueapprox.cli.terminal import (
-    announce_compile,
-    command,
-    command_line,
-    console,
-    errors_in_one_line,
-    plain,
-    typed,
-)
+from valueapprox.cli.terminal import announce_compile, command, command_line, console, errors_in_one_line, plain, typed
 from valueapprox.nn.scaling import Scaling, fold_scaling
 from valueapprox.optim import OPTIMIZERS, STREAM_ADAM, Adam
 from valueapprox.service import JournalError, Service, ServiceError, ServiceSettings
@@ -36,10 +28,6 @@ else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
-OPERATION = (
-    "durability", "on_gap", "max_streams", "max_known_streams", "max_batch", "max_queue", "checkpoint_seconds",
-    "retain_bytes",
-)  # fmt: skip
 CHECKPOINT_FILE = "checkpoint.npz"  # in a run's folder, and in a service's
 CONTROL_RUN = "control run"  # kind of its checkpoints: agents.control_training.KIND, which would load Ray
 LOG_FOLDER = "log"  # in the data folder
@@ -48,13 +36,13 @@ EPSILON = 1e-8  # that the agents' normalisers add to a variance
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a value function over HTTP: it answers what states are worth, and learns from the transitions it is sent.
+    """Serve a value function over HTTP: it predicts the values of states, and learns from the transitions it is sent.
 
-    What a run has learned, read-only; or with --data, going on from there:
+    What a run has learned, read-only; or with --data, learning on from there:
       serve.py --checkpoint runs/NAME
       serve.py --checkpoint runs/NAME --data service/
 
-    A new one, which learns from what arrives; and the same one again after it was stopped, or has crashed:
+    A new one, which learns from what arrives; and the same one again after it was stopped or has crashed:
       serve.py --new --inputs 4 --hidden 64 --gamma 0.99 --lam 0.9 --data service/
       serve.py --data service/
 
@@ -62,84 +50,97 @@ class Serve:
       serve.py --new --inputs 8 --gamma 0 0.9 0.99 --names now soon later --data service/
 
     Its address, an example to paste, and where to read on are printed when it is ready. Ctrl-C or SIGTERM ends it:
-    what has come is finished, a checkpoint written. Others than this machine are let in with --host and --token-file.
+    requests that have arrived are answered, a checkpoint is written. Other machines can reach it with --host and
+    --token-file.
     """
 
     checkpoint: Path | None = None
-    """A run's folder, its checkpoint file, or what ValueFunction.save wrote; of a control run, its critic or q."""
+    """A run's folder, its checkpoint file, or a file of ValueFunction.save; of a control run, its critic or q."""
     new: bool = False
-    """Start with a new network, if --data does not hold a service already."""
+    """Start with a new network, unless --data holds a service already."""
     data: Path | None = None
-    """Folder of journal, checkpoint and log. What lies there already goes on. Without it nothing is kept."""
+    """Folder of journal, checkpoint and log; a service that is in it is continued. Without it nothing is kept."""
 
     inputs: int | None = None
-    """New: length of a state."""
+    """New: number of inputs, the length of a state."""
     hidden: tuple[int, ...] = (64,)
-    """New: units of each hidden layer; none for a linear function."""
+    """New: sizes of the hidden layers; none for a linear function."""
     activation: str = "relu"
-    """New: of the hidden layers: linear, relu, leaky_relu, elu, sigmoid, tanh, softplus."""
+    """New: activation of the hidden layers: linear, relu, leaky_relu, elu, sigmoid, tanh, softplus."""
     layer_norm: bool = False
     """New: normalise the pre-activations of hidden layers."""
     dtype: Literal["float32", "float64"] = "float32"
-    """New: of weights and arithmetic."""
+    """New: dtype of weights and arithmetic."""
     gamma: tuple[float, ...] = (0.99,)
     """New: discount of each prediction, in [0, 1]."""
     lam: tuple[float, ...] = (0.9,)
     """New: trace decay of each prediction, or one for all, in [0, 1]."""
     names: tuple[str, ...] = ()
-    """New: what the predictions are called."""
+    """New: names of the predictions."""
     separate: bool = False
     """New: a network for each prediction instead of one for all."""
     optimizer: OptimizerName = "adam"
-    """New: turns delta times the trace into an update."""
+    """New: optimizer, which turns delta times the trace into an update."""
     alpha: float | None = None
-    """New: step size; the optimizer's own if not given."""
+    """New: step size; by default the optimizer's own."""
     seed: int = 0
-    """New: of the initial weights."""
+    """New: seed of the initial weights."""
 
     durability: Literal["batch", "every", "none"] | None = None
-    """Before an answer: a write forced to disk for all that wait (batch, the default), for every one, or none."""
+    """What is forced to disk before an answer: one write for all that wait (batch, the default), one each, or none."""
     on_gap: Literal["reject", "cut"] | None = None
     """When numbers are missing in a stream: reject the transition (the default), or cut the trace and learn it."""
     max_streams: int | None = None
-    """Streams that have a trace, 256 by default; beyond it the one not used for longest loses its trace."""
+    """Maximum number of streams with a trace, 256 by default; beyond it the least recently used loses its trace."""
     max_known_streams: int | None = None
-    """Streams whose last number is kept, 100,000 by default; beyond it no further one is taken."""
+    """Maximum number of streams that are known, 100,000 by default; beyond it new ones are refused."""
     max_batch: int | None = None
-    """Transitions in a request; 65,536 by default."""
+    """Maximum number of transitions in a request; 65,536 by default."""
     max_queue: int | None = None
-    """Transitions that may wait, 262,144 by default; beyond it the answer is 429."""
+    """Maximum number of transitions that wait, 262,144 by default; beyond it the answer is 429."""
     checkpoint_seconds: float | None = None
     """Seconds between two checkpoints while something is learned; 60 by default."""
     retain_bytes: int | None = None
-    """How much of the journal is kept that the last checkpoint covers; 0 by default."""
+    """Bytes of the journal that are kept although the last checkpoint covers them; 0 by default."""
 
     max_states: int = 65_536
-    """States in a request for values."""
+    """Maximum number of states in a request for values."""
     max_body: int = 16 * 2**20
-    """Bytes of a request's body."""
+    """Maximum size of a request's body in bytes."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all of this machine's, which requires a token."""
+    """Address to listen on; 0.0.0.0 for all addresses of this machine, which requires a token."""
     port: int = 8800
     """Port to listen on; 0 takes a free one."""
     token_file: Path | None = None
     """File with a token that requests must carry: authorization: Bearer TOKEN."""
     ray_serve: str | None = None
-    """Serve the Ray actor of this name under Ray Serve; --new or --data starts it, if there is none."""
+    """Serve the Ray actor of this name under Ray Serve; --new or --data starts it if there is none."""
     ray_address: str | None = None
-    """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
+    """Ray cluster to join: host:port, or auto. Without it, Ray is started on this machine."""
     replicas: tuple[int, int] = (1, 2)
-    """Of Ray Serve: at least and at most how many, as the load asks for."""
+    """Minimum and maximum number of Ray Serve's replicas, depending on the load."""
     log_every: float = 10.0
-    """Seconds between two points of the TensorBoard log in the data folder; 0 for no log."""
+    """Seconds between two points of the TensorBoard log in the data folder; 0 turns it off."""
     log_json: bool = False
     """Log in JSON, one object per line."""
     log_requests: bool = False
     """Log every request."""
 
 
+#: Settings that say how a service operates and nothing about what is learned.
+OPERATION = [f.name for f in fields(ServiceSettings) if getattr(Serve, f.name, "") is None]
+
+
 def main(options: Serve) -> int:
     """Serve until asked to stop; returns the exit code."""
+    try:
+        return run(options)
+    except (ServiceError, JournalError) as error:
+        raise ValueError(str(error)) from error
+
+
+def run(options: Serve) -> int:
+    """Serve as the options say."""
     try:
         from valueapprox.service import server
         from valueapprox.service.schemas import Limits
@@ -151,7 +152,7 @@ def main(options: Serve) -> int:
     token = None if options.token_file is None else server.read_token(options.token_file)
     if token is None and not server.is_loopback(options.host):
         raise ValueError(
-            f"--host {options.host} lets other machines in; --token-file FILE is required for that "
+            f"--host is {options.host}, which other machines can reach; expected --token-file FILE with it "
             "((umask 077; openssl rand -hex 32 > FILE) makes one)"
         )
     if options.ray_serve is not None:
@@ -159,11 +160,8 @@ def main(options: Serve) -> int:
     with ExitStack() as stack:
         listener = server.listen(options.host, options.port)  # before the seconds that loading may take
         stack.callback(listener.close)
-        try:
-            service = make_service(options)
-        except (ServiceError, JournalError) as error:
-            raise ValueError(str(error)) from error
-        stack.callback(close, service)
+        service = make_service(options)
+        stack.callback(service.close)
         for notice in service.notices:
             server.log.info(notice)
         if options.data is not None and options.log_every > 0 and not service.settings.read_only:
@@ -186,18 +184,10 @@ def main(options: Serve) -> int:
     return 0
 
 
-def close(service: Service) -> None:
-    """Finish what waits and write the checkpoint."""
-    try:
-        service.close()
-    except ServiceError as error:
-        raise OSError(str(error)) from error
-
-
 def make_service(options: Serve) -> Service:
     """The service that the options describe."""
     if options.new and options.checkpoint is not None:
-        raise ValueError("--new and --checkpoint were given; one of them is wanted")
+        raise ValueError("--new and --checkpoint were given; expected one of them")
     operation = chosen(options)
     if options.new:
         return Service(new_settings(options, operation), options.data)
@@ -210,11 +200,11 @@ def make_service(options: Serve) -> Service:
         return Service.from_checkpoint(path, options.data, **operation)
     if options.data is not None:
         return Service.open(options.data, **operation)
-    raise ValueError("there is nothing to serve: --checkpoint runs/NAME, --new --inputs N, or --data FOLDER is wanted")
+    raise ValueError("nothing to serve was given; expected --checkpoint runs/NAME, --new --inputs N, or --data FOLDER")
 
 
 def chosen(options: Serve) -> dict[str, Any]:
-    """How it operates, as far as that was given: the rest stays as it was in a folder that goes on."""
+    """How it operates, as far as that was given: the rest stays as it was in a folder that is continued."""
     path = None if options.data is None else options.data / CHECKPOINT_FILE
     before: dict[str, Any] = {} if path is None or not path.exists() else checkpoint.load(path).meta.get("settings", {})
     given = {name: getattr(options, name) for name in OPERATION}
@@ -225,30 +215,19 @@ def chosen(options: Serve) -> dict[str, Any]:
 def new_settings(options: Serve, operation: dict[str, Any]) -> ServiceSettings:
     """What a new service learns."""
     if options.inputs is None:
-        raise ValueError("--new was given without --inputs, the length of a state")
+        raise ValueError("--new was given without --inputs; expected the length of a state")
     k = len(options.gamma)
     lams = options.lam * k if len(options.lam) == 1 else options.lam
-    if len(lams) != k:
-        raise ValueError(f"--gamma has {k} numbers and --lam {len(lams)}; one for each prediction is wanted")
-    if not k:
-        raise ValueError("--gamma has no numbers; one for each prediction is wanted")
+    if len(lams) != k or not k:
+        raise ValueError(f"--gamma has {k} numbers and --lam {len(lams)}; expected one for each prediction")
     cls = OPTIMIZERS[options.optimizer]
     optimizer = STREAM_ADAM if cls is Adam else cls()
     if options.alpha is not None:
         optimizer = replace(optimizer, alpha=options.alpha)
-    outputs = 1 if options.separate else k
-    sizes = (options.inputs, *options.hidden, outputs)
+    sizes = (options.inputs, *options.hidden, 1 if options.separate else k)
     net = Network(sizes, options.activation, layer_norm=options.layer_norm, dtype=options.dtype)
-    return ServiceSettings(
-        net=net,
-        optimizer=optimizer,
-        discounts=options.gamma,
-        lams=lams,
-        names=options.names or (("value",) if k == 1 else ()),
-        separate=options.separate,
-        seed=options.seed,
-        **operation,
-    )
+    names = options.names or (("value",) if k == 1 else ())
+    return ServiceSettings(net, optimizer, options.gamma, lams, names, options.separate, options.seed, **operation)
 
 
 # --- Ray Serve --------------------------------------------------------------------------------------------------------
@@ -260,7 +239,7 @@ def serve_on_ray(options: Serve, name: str, token: str | None, limits: Any) -> i
     from valueapprox.service import ray_actor, ray_serve, server
 
     if options.checkpoint is not None:
-        raise ValueError("--checkpoint is served by one process; with --ray-serve, --new or --data is wanted")
+        raise ValueError("--checkpoint was given with --ray-serve; expected --new or --data")
     if options.new and options.inputs is None:
         new_settings(options, {})  # says what is missing, before Ray starts
     server.listen(options.host, options.port).close()  # a port that is taken is said at once
@@ -297,7 +276,8 @@ def control_service(path: Path, options: Serve, operation: dict[str, Any]) -> Se
     """The critic of a control run, or the values of its actions; read-only."""
     if options.data is not None:
         raise ValueError(
-            f"{path} is of a control run, whose values are of a policy that learned along; it is served without --data"
+            f"--data was given with {path}, a control run; expected --checkpoint alone, since its values are those of "
+            "a policy that was learning too"
         )
     from valueapprox.agents.control_training import (
         ControlRun,  # and Ray and Gymnasium with it, which others need not wait for
@@ -307,14 +287,8 @@ def control_service(path: Path, options: Serve, operation: dict[str, Any]) -> Se
     net, w = folded(agent)
     k = net.n_outputs
     names = ("value",) if k == 1 else tuple(f"action {i}" for i in range(k))
-    described = ServiceSettings(
-        net=net,
-        discounts=(settings.gamma,) * k,
-        lams=(settings.lam,) * k,
-        names=names,
-        read_only=True,
-        **operation,
-    )
+    gammas, lams = (settings.gamma,) * k, (settings.lam,) * k
+    described = ServiceSettings(net, discounts=gammas, lams=lams, names=names, read_only=True, **operation)
     return Service(described, None, weights=w)
 
 
@@ -338,7 +312,7 @@ def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
     return fold_scaling(net, agent.first.w, inputs, outputs)
 
 
-# --- what a person sees -----------------------------------------------------------------------------------------------
+# --- user output ------------------------------------------------------------------------------------------------------
 
 
 def announce(service: Service | RemoteService, options: Serve, port: int) -> None:
@@ -358,7 +332,7 @@ def announce(service: Service | RemoteService, options: Serve, port: int) -> Non
     if settings.read_only:
         console.print("Learns      nothing: read-only")
     elif options.data is None:
-        console.print("Learns      from /v1/transitions, and keeps nothing: --data FOLDER would")
+        console.print("Learns      from /v1/transitions, and keeps nothing; with --data FOLDER it would")
     else:
         kept = f"kept in {plain(options.data)}, durability {settings.durability}"
         console.print(f"Learns      from /v1/transitions; {kept}")
@@ -372,7 +346,7 @@ def announce(service: Service | RemoteService, options: Serve, port: int) -> Non
         transition = {"stream": "try", "sequence": 0, "state": state, **signals, "next_state": state}
         teach = json.dumps({**transition, "terminated": False})
         console.print(f"Teach it    curl -s {key}{url}/v1/transitions -d '{teach}'", markup=False)
-    console.print(f"Read on     {url}/docs   (Ctrl-C ends it)\n")
+    console.print(f"Read on     {url}/docs   (Ctrl-C stops it)\n")
     sys.stdout.flush()
 
 

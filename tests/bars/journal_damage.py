@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from valueapprox import Adam, Network
-from valueapprox.service.journal import JournalError
-from valueapprox.service.messages import DUPLICATE, ServiceSettings, StorageError, Transitions
-from valueapprox.service.service import Service
+from valueapprox.service import JournalError, Service, ServiceSettings, StorageError, Transitions
+from valueapprox.service.messages import DUPLICATE
 
 SETTINGS = ServiceSettings(Network((3, 8, 2), dtype="float64"), Adam(), discounts=(0.5, 0.9), lams=(0.0, 0.8))
 KINDS = ("zeroed blocks", "zeroed end", "cut", "cut at a record", "overwritten", "removed", "torn, not acknowledged")
@@ -128,7 +127,7 @@ def trial(folder, kind, acknowledged, weights, rng):
         if kind == "torn, not acknowledged":
             return "REFUSED NEEDLESSLY"
         if named is None:
-            return "refused" if re.search("in record|its header", str(error)) else "REFUSED FOR NO REASON"
+            return "refused" if re.search("in record|expected the header", str(error)) else "REFUSED FOR NO REASON"
         first, last = int(named[1]), int(named[2] or named[1])
         return "refused" if [*range(first, last + 1)] == lost[:-1] else "REFUSED WITH WRONG NUMBERS"
     with service:

@@ -21,7 +21,7 @@ from valueapprox.agents import control_training, training
 from valueapprox.agents import layout as kernels
 from valueapprox.agents.control_training import ControlRun, ControlSettings
 from valueapprox.agents.training import Run, Settings
-from valueapprox.service import Client, ReadOnly, Service, Transitions, service
+from valueapprox.service import Client, ReadOnlyError, Service, Transitions, store
 from valueapprox.telemetry import read_metrics
 
 SERVE = Path(__file__).parents[2] / "scripts" / "serve.py"
@@ -187,7 +187,7 @@ def test_a_prediction_run_is_served_and_not_changed(tmp_path):
         values = served.client.values(states)
         assert values.values[:, 0].tolist() == pytest.approx(learned.predict(states).tolist(), abs=1e-14)
         assert values.version == 500
-        with pytest.raises(ReadOnly):
+        with pytest.raises(ReadOnlyError):
             served.client.learn(**one)
         code, out, err = served.end()
     assert code == 0
@@ -219,7 +219,7 @@ def test_a_control_run_is_served_in_the_environment_s_own_units(tmp_path, agent,
         assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4 * np.abs(wanted).max())
         assert service.names == (("value",) if outputs == 1 else ("action 0", "action 1"))
         assert service.settings.read_only
-    with pytest.raises(ValueError, match="served without --data"):
+    with pytest.raises(ValueError, match="expected --checkpoint alone"):
         script.make_service(script.Serve(checkpoint=folder, data=tmp_path / "service"))
 
 
@@ -229,16 +229,16 @@ def test_what_a_person_can_mend_is_said(tmp_path):
     strong = tmp_path / "strong"
     strong.write_text("0123456789abcdef")
     wrong = [
-        ((), "there is nothing to serve: --checkpoint"),
+        ((), "nothing to serve was given; expected --checkpoint"),
         (("--new",), "--new was given without --inputs"),
-        (("--new", "--inputs", "2", "--checkpoint", "x"), "one of them is wanted"),
+        (("--new", "--inputs", "2", "--checkpoint", "x"), "expected one of them"),
         ((*NEW, "--gamma", "1.5"), r"\[0, 1\]"),
-        ((*NEW, "--gamma", "0.5", "0.9", "--lam", "0.1", "0.2", "0.3"), "--gamma has 2 numbers and --lam 3"),
-        ((*NEW, "--host", "0.0.0.0"), "--token-file FILE is required"),
-        ((*NEW, "--token-file", str(weak)), "holds no token"),
-        ((*NEW, "--token-file", str(tmp_path / "none")), "there is no token file at"),
+        ((*NEW, "--gamma", "0.5", "0.9", "--lam", "0.1", "0.2", "0.3"), "--lam 3; expected one for each"),
+        ((*NEW, "--host", "0.0.0.0"), "expected --token-file FILE"),
+        ((*NEW, "--token-file", str(weak)), "is not valid; expected one line"),
+        ((*NEW, "--token-file", str(tmp_path / "none")), "the token file .* does not exist"),
         ((*NEW, "--max-body", "0"), "max_body is 0"),
-        ((*NEW, "--token-file", str(strong), "--host", "no.such.host.invalid"), "is no address to listen on"),
+        ((*NEW, "--token-file", str(strong), "--host", "no.such.host.invalid"), "expected one of this machine"),
         (("--checkpoint", str(tmp_path / "none.npz")), "there is no checkpoint at"),
         (("--data", str(tmp_path / "none")), "there is no checkpoint at"),
     ]
@@ -249,7 +249,7 @@ def test_what_a_person_can_mend_is_said(tmp_path):
 
 @pytest.mark.parametrize("port", ["65536", "-1"])
 def test_a_port_that_does_not_exist_is_not_another_one(port):
-    with pytest.raises(ConnectionError, match=f"port {port} is none"):
+    with pytest.raises(ConnectionError, match=f"port is {port}; expected 0 to 65535"):
         script.main(tyro.cli(script.Serve, args=[*NEW, "--port", port]))
 
 
@@ -272,7 +272,7 @@ def test_it_starts_without_ray_and_gymnasium():
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     assert script.CONTROL_RUN == control_training.KIND
-    assert script.CHECKPOINT_FILE == training.CHECKPOINT_FILE == service.CHECKPOINT
+    assert script.CHECKPOINT_FILE == training.CHECKPOINT_FILE == store.CHECKPOINT
 
 
 def test_a_folder_that_goes_on_operates_as_before_unless_told_otherwise(tmp_path):

@@ -10,36 +10,23 @@ import contextlib
 import http.client
 import json
 import time
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox.checks import as_numbers, positive
+from valueapprox.service import errors
 from valueapprox.service.bodies import JSON, NPY, NPZ, read_npy, read_npz, write_npy, write_npz
-from valueapprox.service.messages import (
-    Closed,
-    Gradients,
-    InvalidTransitions,
-    LearnResult,
-    Norms,
-    QueueFull,
-    ReadOnly,
-    ServiceError,
-    StorageError,
-    Transitions,
-    Values,
-    Weights,
-    without_gap,
-)
+from valueapprox.service.errors import InvalidRequestError, QueueFullError, ServiceError
+from valueapprox.service.messages import Gradients, LearnResult, Norms, Transitions, Values, Weights, without_gap
 
 __all__ = ["Client"]
 
 SMALL = 64  # numbers that are sent as JSON; npy has a header that costs more to read
 BACK_OFF = 0.05  # seconds before the second try, doubled before each further one
 LOST = (ConnectionError, http.client.HTTPException, TimeoutError)  # what a request can end with instead of an answer
-ERRORS = {error.__name__: error for error in (Closed, ReadOnly, StorageError, ServiceError)}
 
 
 class Client:
@@ -48,14 +35,14 @@ class Client:
     Parameters
     ----------
     url
-        Of the service: http://HOST:PORT, or https; a path behind it is put before every request's.
+        Of the service: http://HOST:PORT, or https; a path after it is put before that of every request.
     token
         What its --token-file holds.
     timeout
         Seconds that one try may take.
     retries
-        How often a request is sent again when its answer was lost, or when the service has no room for it (then after
-        as many seconds as it says).
+        How often a request is sent again when its answer was lost, or when the service cannot take it now (then
+        after as many seconds as it says).
 
     Examples
     --------
@@ -69,7 +56,7 @@ class Client:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url is {url!r}; http://HOST:PORT is wanted")
+            raise ValueError(f"url is {url!r}; expected http://HOST:PORT")
         self.url, self.timeout, self.retries = url, float(timeout), positive("retries", retries, at_least=0)
         self._token = token
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -105,12 +92,12 @@ class Client:
 
         Raises
         ------
-        Gap
+        GapError
             If transitions are missing in a stream: `expected` is the number that is due, `result` says what was
             learned.
-        InvalidTransitions
-            If they are not what the service wants; its `field` says what is wrong.
-        QueueFull, StorageError, ReadOnly
+        InvalidRequestError
+            If they are not well formed; its `field` says what is wrong.
+        QueueFullError, StorageError, ReadOnlyError
             If the service cannot take them, now or at all.
         ConnectionError
             If no answer came. What was sent may have been learned: sending it again is safe, and then says
@@ -119,21 +106,10 @@ class Client:
         if batch is None:
             batch = Transitions.of(**parts)
         elif parts:
-            raise TypeError("a batch and parts were given; one of them is wanted")
+            raise TypeError(f"a batch and {', '.join(parts)} were given; expected one or the other")
         if any("\0" in name for name in batch.names):  # an array of text drops it at a name's end
-            raise InvalidTransitions("stream", "a stream's name holds a zero byte; printable characters are wanted")
-        arrays = {
-            "names": np.array(batch.names, np.str_),
-            "stream": np.asarray(batch.stream),
-            "sequence": np.asarray(batch.sequence),
-            "state": np.asarray(batch.state),
-            "cumulants": np.asarray(batch.cumulants),
-            "next_state": np.asarray(batch.next_state),
-            "terminated": _flags(batch.terminated),
-            "truncated": _flags(batch.truncated),
-        }
-        if batch.discounts is not None:
-            arrays["discounts"] = np.asarray(batch.discounts)
+            raise InvalidRequestError("stream", "holds a zero byte; expected printable characters")
+        arrays = {name: np.asarray(value) for name, value in vars(batch).items() if value is not None}
         answer = self._ask("POST", "/v1/transitions", write_npz(arrays), NPZ, accept=NPZ, fine=(200, 409))
         found = read_npz(answer.body)
         result = LearnResult(answer.version, found["status"], found["td_errors"], found["expected"])
@@ -148,7 +124,7 @@ class Client:
         return Weights(w, int(found["version"]), blocks, found["net"], tuple(found["names"]))
 
     def load_weights(self, weights: ArrayLike) -> int:
-        """Go on with other weights, (P,) or (m, P); returns the new version. Sent once: a second time counts again."""
+        """Continue with other weights, (P,) or (m, P); returns the new version. Sent only once."""
         body = write_npy(as_numbers("weights", weights))
         return int(self._ask("PUT", "/v1/weights", body, NPY, repeat=False).json()["version"])
 
@@ -213,7 +189,7 @@ class Client:
                 if answer.status in fine:
                     return answer
                 if answer.status not in (429, 503) or not repeat or tries == self.retries:
-                    raise answer.error(self.url, path == "/v1/transitions")
+                    raise answer.error(self.url)
                 pause = max(pause, answer.retry_after)
             tries += 1
             time.sleep(min(pause, self.timeout))
@@ -240,11 +216,12 @@ class Client:
         return answer
 
 
-class _Answer:
+class _Answer(NamedTuple):
     """A response that was read."""
 
-    def __init__(self, status: int, headers: Any, body: bytes) -> None:
-        self.status, self.headers, self.body = status, headers, body
+    status: int
+    headers: Any
+    body: bytes
 
     @property
     def version(self) -> int:
@@ -261,31 +238,23 @@ class _Answer:
     def array(self, name: str) -> np.ndarray:
         return read_npy(self.body, name).copy()
 
-    def error(self, url: str, learning: bool) -> Exception:
+    def error(self, url: str) -> Exception:
         """What a Service in this process would have raised."""
         try:
             problem = self.json()["error"]
             field, message, kind = problem["field"], problem["message"], problem["type"]
         except (ValueError, TypeError, KeyError):
             return ConnectionError(f"{url} answered {self.status}, and not as a value service does")
+        if kind == "InvalidRequestError":
+            return InvalidRequestError(field, message, status=self.status)
+        if kind == "QueueFullError":
+            return QueueFullError(message, self.retry_after)
+        if kind in ("ClosedError", "ReadOnlyError", "ServiceError", "StorageError"):
+            return getattr(errors, kind)(message)
         text = f"{field} {message}" if field else str(message)
-        if kind == "InvalidTransitions" or (learning and kind == "Invalid"):
-            return InvalidTransitions(field or "transitions", text)
-        if kind == "QueueFull":
-            return QueueFull(message, self.retry_after)
-        if kind in ERRORS:
-            return ERRORS[kind](message)
         if self.status in (401, 403):
             return PermissionError(text)
-        if self.status in (400, 409, 413, 415, 422):
-            return ValueError(text)
         return ServiceError(f"{url} answered {self.status}: {text}")
-
-
-def _flags(value: ArrayLike) -> np.ndarray:
-    """Ones and zeros as booleans; anything else as it is, for the service to refuse."""
-    array = np.asarray(value)
-    return array.astype(np.bool_) if array.dtype.kind in "iuf" and np.isin(array, (0, 1)).all() else array
 
 
 def _array(name: str, value: ArrayLike) -> np.ndarray:

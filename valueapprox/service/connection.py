@@ -2,7 +2,7 @@
 
 uvicorn's connection has no such bounds. Every state in which the client has to do something ends after a time that no
 byte restarts; what is read ahead, what waits to be sent, and what waits in a queue is bounded in bytes; and when all
-connections are taken, the one whose client has kept it waiting longest makes room for the next.
+connections are taken, the one whose client has kept it waiting longest gives way to the next.
 """
 # ruff: noqa: D102  (most methods are those of asyncio's and uvicorn's protocols)
 
@@ -16,7 +16,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from valueapprox.service.api import error_answer
+from valueapprox.service.gate import error_answer
 from valueapprox.service.service import Service
 
 __all__ = ["KEEP_ALIVE", "MAX_CONNECTIONS", "MAX_HEAD", "Connection"]
@@ -25,7 +25,7 @@ MAX_CONNECTIONS = 512
 MAX_HEAD = 32 * 2**10  # bytes of a request's address and headers; also of what lies between two parts of its body
 MAX_HEADERS = 100
 MAX_PIPELINED = 16  # requests of one connection that wait for those before them
-HEAD_SECONDS = 10.0  # until the head has come
+HEAD_SECONDS = 10.0  # until the head has arrived
 KEEP_ALIVE = 75.0  # seconds that an idle connection is kept
 LINGER_SECONDS = 5.0  # that the rest of a request which was answered early is read and thrown away,
 LINGER_BYTES = 32 * 2**20  # so that the answer is not lost, and how much of it;
@@ -38,6 +38,7 @@ CLOSE_SECONDS = 10.0  # for the end of an answer on a connection that is being c
 PIECE = 32 * 2**10  # bytes that are parsed at a time: between two pieces, other connections have their turn
 METHOD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,30}) \S+ HTTP/")  # a request, if with an unknown method
 METHODS = "GET, HEAD, OPTIONS, POST and PUT"
+TOO_LARGE = f"the head of the request has more than {MAX_HEAD:,} bytes"
 
 
 class Connection(HttpToolsProtocol):
@@ -62,23 +63,22 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive = KEEP_ALIVE  # type: ignore[assignment]
         self.flow: _Flow = _Flow(self)
         self._closing = _Closing(self)
-        if len(self.connections) > MAX_CONNECTIONS and not self._make_room():
-            self._refuse(503, None, f"there are {MAX_CONNECTIONS} connections with a request already; try again")
+        if len(self.connections) > MAX_CONNECTIONS and not self._free_slot():
+            self._refuse(503, None, f"{MAX_CONNECTIONS} connections have a request already; try again later")
             return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_here()
-        for timer in (self._end_timer, self._unread_timer):
-            if timer is not None:
-                timer.cancel()
+        for timer in filter(None, (self._end_timer, self._unread_timer)):
+            timer.cancel()
         self._unset_keepalive_if_required()
         self._rest = memoryview(b"")
         self.unread.pop(self, None)
-        self._forsake()
+        self._disconnect()
         super().connection_lost(exc)
 
-    def _make_room(self) -> bool:
+    def _free_slot(self) -> bool:
         """End the connection whose client has been waited for longest; whether there is one."""
         waiting = [c for c in self.connections if c is not self and c.waiting_since is not None]  # type: ignore[union-attr]
         if not waiting:
@@ -114,7 +114,7 @@ class Connection(HttpToolsProtocol):
             self._go_on()
 
     def parse_soon(self) -> None:
-        """Go on with what has come already, in the next turn of the event loop."""
+        """Parse what has arrived already, in the next turn of the event loop."""
         if self._rest and not self._parsing_soon:
             self._parsing_soon = True
             self.loop.call_soon(self._go_on)
@@ -143,13 +143,10 @@ class Connection(HttpToolsProtocol):
         if waited and self._head_timer is not None:
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
-                self._refuse(431, None, f"the head of the request has more than {MAX_HEAD:,} bytes")
+                self._refuse(431, None, TOO_LARGE)
         elif not waited and self._head_timer is None and self._between > MAX_HEAD and self._is_incomplete():
-            self._refuse(
-                431,
-                None,
-                f"chunk extensions or trailers have more than {MAX_HEAD:,} bytes; expected a body, or its end",
-            )
+            message = f"chunk extensions or trailers have more than {MAX_HEAD:,} bytes; expected a body, or its end"
+            self._refuse(431, None, message)
 
     def _is_incomplete(self) -> bool:
         """Whether the last request has not come as a whole."""
@@ -184,7 +181,7 @@ class Connection(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > MAX_HEAD:
-            self._refuse_here(431, None, f"the head of the request has more than {MAX_HEAD:,} bytes")
+            self._refuse_here(431, None, TOO_LARGE)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_timer is None:  # trailers, which mean nothing here
@@ -210,7 +207,7 @@ class Connection(HttpToolsProtocol):
         method, version = self.parser.get_method(), self.parser.get_http_version()
         self._bodyless = method == b"HEAD"
         if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > MAX_HEAD:
-            self._refuse_here(431, None, f"the head of the request has more than {MAX_HEAD:,} bytes")
+            self._refuse_here(431, None, TOO_LARGE)
         if version not in ("1.1", "1.0"):
             self._refuse_here(505, None, f"the request is HTTP/{version}; expected HTTP/1.1")
         if method == b"CONNECT":
@@ -259,7 +256,7 @@ class Connection(HttpToolsProtocol):
             self._head_timer = None
 
     def _take_no_more(self) -> None:
-        """Answer what has come, and hang up."""
+        """Answer the requests that have arrived, and hang up."""
         self._last, self._rest = True, memoryview(b"")
         if self.cycle is not None:
             self.cycle.keep_alive = False
@@ -345,7 +342,7 @@ class Connection(HttpToolsProtocol):
         else:
             self.cycle.keep_alive = False
 
-    def _forsake(self) -> None:
+    def _disconnect(self) -> None:
         """Tell the application that nobody waits; uvicorn tells it for the last of several requests only."""
         for cycle in self._cycles:
             if not cycle.response_complete:
@@ -356,12 +353,14 @@ class Connection(HttpToolsProtocol):
         """Answer without the application, and hang up."""
         if self._lingering or self.transport.is_closing():
             return
-        self._forsake()
+        self._disconnect()
         if any(cycle.response_started and not cycle.response_complete for cycle in self._cycles):
             self._head_is_here()
             self.transport.abort()
             return
-        answer = error_answer(status, "Invalid", field, message, self.service.version, {"connection": "close"})
+        answer = error_answer(
+            status, "InvalidRequestError", field, message, self.service.version, {"connection": "close"}
+        )
         lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in answer.raw_headers), b"\r\n"]
         self.transport.write(b"".join(lines if self._bodyless else [*lines, bytes(answer.body)]))
         self._last, self._may_linger = True, LINGER_REFUSED

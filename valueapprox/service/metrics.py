@@ -65,8 +65,9 @@ class _ServiceCollector(Collector):
             if status in health:
                 transitions.add_metric((status,), health[status])
         yield transitions
-        flags = {"ready": "Values are served", "learning": "Transitions are learned"}
-        counts = {
+        gauges = {
+            "ready": "Values are served",
+            "learning": "Transitions are learned",
             "version": "Changes that the weights have had",
             "queued": "Transitions that wait to be learned",
             "queue_limit": "Transitions that may wait",
@@ -79,7 +80,7 @@ class _ServiceCollector(Collector):
             "checkpoint_age_seconds": "Age of the last checkpoint",
             "uptime_seconds": "Since the service started",
         }
-        for name, text in (flags | counts).items():
+        for name, text in gauges.items():
             number = health.get(name)
             if number is not None:
                 yield GaugeMetricFamily(f"valueapprox_{name}", text, value=float(number))

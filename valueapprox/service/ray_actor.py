@@ -22,22 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from valueapprox.checks import as_floats
 from valueapprox.cluster import must_answer  # first, since it sets what Ray reads when it is imported
-from valueapprox.service.messages import (
-    Gradients,
-    LearnResult,
-    Norms,
-    QueueFull,
-    ServiceError,
-    ServiceSettings,
-    StorageError,
-    Transitions,
-    Values,
-    Weights,
-    without_gap,
-)
-from valueapprox.service.service import Service
+from valueapprox.service.errors import QueueFullError, ServiceError, StorageError
+from valueapprox.service.messages import Gradients, LearnResult, Norms, Transitions, Values, Weights, without_gap
+from valueapprox.service.service import Service, outcome, settle, values_of_each
+from valueapprox.service.settings import ServiceSettings
 
 import ray  # isort: skip
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # isort: skip
@@ -48,81 +37,60 @@ __all__ = ["RemoteService", "connect", "start"]
 NAMESPACE = "valueapprox"
 RELEASE_SECONDS = 30.0  # that a restarted actor waits for the folder
 IDLE_SECONDS = 10.0  # after which a thread that sends requests ends
-MOST_ROWS = 16_384  # transitions, or states, in a message, unless one request has more
+MAX_ROWS = 16_384  # transitions, or states, in a message, unless one request has more
 
 
 class _Host:
     """The actor. Its calls run in one event loop; learning itself is done by the service's own thread."""
 
     def __init__(self, settings: ServiceSettings, folder: str | None) -> None:
-        # An error here is kept for whoever asks, since Ray would give the text of it only.
-        self._error: BaseException | None = None
         again = ray.get_runtime_context().was_current_actor_reconstructed
         deadline = time.monotonic() + (RELEASE_SECONDS if again else 0.0)
-        while True:
-            try:
-                self._service = Service(settings, folder)
-            except StorageError as error:  # the process that this one replaces may not quite be gone
-                if time.monotonic() < deadline:
-                    time.sleep(0.1)
-                    continue
-                self._error = error
-            except Exception as error:  # noqa: BLE001
-                self._error = error
-            break
+        # An error is kept for whoever asks, since Ray would give the text of it only.
+        self._service = outcome(Service, settings, folder)
+        while isinstance(self._service, StorageError) and time.monotonic() < deadline:
+            time.sleep(0.1)  # the process that this one replaces may not quite be gone
+            self._service = outcome(Service, settings, folder)
 
-    def _there(self) -> Service:
-        if self._error is not None:
-            raise self._error
+    def _service_or_raise(self) -> Service:
+        if isinstance(self._service, Exception):
+            raise self._service
         return self._service
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """What needs no waiting."""
-        return getattr(self._there(), method)(*arguments)
+        return getattr(self._service_or_raise(), method)(*arguments)
 
     async def wait_for(self, method: str, *arguments: Any) -> Any:
         """What waits for the writer."""
-        return await asyncio.to_thread(getattr(self._there(), method), *arguments)
+        return await asyncio.to_thread(getattr(self._service_or_raise(), method), *arguments)
 
     async def learn(self, batches: list[Transitions]) -> list[LearnResult | BaseException]:
         """Learn in this order: what became of each request, or why not."""
-        service = self._there()
+        service = self._service_or_raise()
         outcomes: list[Any] = []
         for batch in batches:
             before = outcomes[-1] if outcomes else None
             # What follows a request must not overtake it if that was refused.
-            outcomes.append(before if isinstance(before, QueueFull) else _outcome(service.submit, batch))
-        waiting = [asyncio.wrap_future(outcome) for outcome in outcomes if isinstance(outcome, Future)]
+            outcomes.append(before if isinstance(before, QueueFullError) else outcome(service.submit, batch))
+        waiting = [asyncio.wrap_future(found) for found in outcomes if isinstance(found, Future)]
         results = iter(await asyncio.gather(*waiting, return_exceptions=True))
-        return [next(results) if isinstance(outcome, Future) else outcome for outcome in outcomes]
+        return [next(results) if isinstance(found, Future) else found for found in outcomes]
 
-    async def values(self, states: list[np.ndarray]) -> list[Values | BaseException]:
+    async def values(self, states: list[np.ndarray]) -> list[Values | Exception]:
         """Predictions for each of several requests, by one forward pass."""
-        service = self._there()
-        try:
-            values, version = service.values(np.concatenate(states))
-            stops = np.cumsum([len(s) for s in states])
-            return [Values(part, version) for part in np.split(values, stops[:-1])]
-        except Exception:  # noqa: BLE001  (somebody's states do not fit)
-            return [_outcome(service.values, s) for s in states]
+        return values_of_each(self._service_or_raise(), states)
 
     async def about(self) -> ServiceSettings:
         """The settings, once the service is there."""
-        return self._there().settings
+        return self._service_or_raise().settings
 
 
-def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except Exception as error:  # noqa: BLE001
-        return error
-
-
-class _Lane:
+class OrderedSender:
     """Requests in the order in which they came: all that wait go as one call, and one call is on its way at a time."""
 
-    def __init__(self, name: str, call: Callable[[list[Any]], Any], most_waiting: int) -> None:
-        self._name, self._call, self._most = name, call, most_waiting
+    def __init__(self, name: str, call: Callable[[list[Any]], Any], max_waiting: int) -> None:
+        self._name, self._call, self._max = name, call, max_waiting
         self._wake = threading.Condition()
         self._queue: deque[tuple[Any, Future[Any]]] = deque()
         self._rows = 0
@@ -132,12 +100,15 @@ class _Lane:
         """Put a request into the queue."""
         future: Future[Any] = Future()
         with self._wake:
-            if self._rows and self._rows + len(request) > self._most:
-                raise QueueFull(f"{self._rows} transitions or states wait to be sent, and {self._most} may; try again")
+            if self._rows and self._rows + len(request) > self._max:
+                raise QueueFullError(
+                    f"{self._rows} transitions or states are waiting to be sent, and max_queue is {self._max}; try "
+                    "again later"
+                )
             self._queue.append((request, future))
             self._rows += len(request)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._send, name="valueapprox-lane", daemon=True)
+                self._thread = threading.Thread(target=self._send, name="valueapprox-sender", daemon=True)
                 self._thread.start()
             self._wake.notify()
         return future
@@ -150,7 +121,7 @@ class _Lane:
                     return
                 group = [self._queue.popleft()]
                 rows = len(group[0][0])
-                while self._queue and rows + len(self._queue[0][0]) <= MOST_ROWS:
+                while self._queue and rows + len(self._queue[0][0]) <= MAX_ROWS:
                     group.append(self._queue.popleft())
                     rows += len(group[-1][0])
                 self._rows -= rows
@@ -160,17 +131,14 @@ class _Lane:
                     outcomes = _get(self._call([request for request, _ in group]), None, self._name)
                 except BaseException as error:  # noqa: BLE001  (it belongs to those who wait)
                     outcomes = [error] * len(group)
-                for (_, future), outcome in zip(group, outcomes, strict=True):
-                    if isinstance(outcome, BaseException):
-                        future.set_exception(outcome)
-                    else:
-                        future.set_result(outcome)
+                for (_, future), found in zip(group, outcomes, strict=True):
+                    settle(future, found)
 
 
 class RemoteService:
     """A service in a Ray actor, with the methods of `Service`; made by `start` and `connect`.
 
-    It can be handed to Ray tasks and actors. Errors arrive as what they were: InvalidTransitions, QueueFull, ....
+    It can be handed to Ray tasks and actors. Errors arrive as what they were: InvalidRequestError, QueueFullError, ....
     While the actor restarts, calls wait; `timeout` bounds that, in seconds, with a TimeoutError.
     """
 
@@ -179,8 +147,8 @@ class RemoteService:
         self.net, self.names = settings.net, settings.names
         self.n_inputs, self.n_predictions = settings.net.n_inputs, len(settings.names)
         self._actor = actor
-        self._learning = _Lane(name, actor.learn.remote, settings.max_queue)
-        self._reading = _Lane(name, actor.values.remote, settings.max_queue)
+        self._learning = OrderedSender(name, actor.learn.remote, settings.max_queue)
+        self._reading = OrderedSender(name, actor.values.remote, settings.max_queue)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteService, (self.name, self._actor, self.settings, self.timeout)
@@ -203,7 +171,7 @@ class RemoteService:
 
     def submit_values(self, states: ArrayLike) -> Future[Values]:
         """`values` without waiting for the answer; the states of several calls may share one forward pass."""
-        return self._reading.submit(as_floats("states", states, np.dtype(self.net.dtype), (None, self.n_inputs)))
+        return self._reading.submit(np.atleast_1d(np.asarray(states)))
 
     def gradients(self, states: ArrayLike, output: int = 0) -> Gradients:
         """How prediction `output` changes with each input: d v / d s (n, d) at states (n, d)."""
@@ -219,7 +187,7 @@ class RemoteService:
         return Norms(*self._get(self._actor.call.remote("norms")))
 
     def load_weights(self, weights: str | Path | ArrayLike) -> int:
-        """Go on with other weights; a path is one on the actor's machine. See `Service.load_weights`."""
+        """Continue with other weights; a path is one on the actor's machine. See `Service.load_weights`."""
         given = str(weights) if isinstance(weights, str | Path) else np.asarray(weights)
         return int(self._get(self._actor.wait_for.remote("load_weights", given)))
 
@@ -280,22 +248,18 @@ def start(
         If there is an actor of this name already, or settings and folder do not fit.
     """
     _join(ray_address)
-    options: dict[str, Any] = {
-        "max_restarts": 0 if folder is None else -1,
-        "max_task_retries": 0 if folder is None else -1,
-    }
+    options = dict.fromkeys(("max_restarts", "max_task_retries"), 0 if folder is None else -1)
     if not shared_folder:
         here = ray.get_runtime_context().get_node_id()
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
-    place = None if folder is None else str(Path(folder).absolute())
+    path = None if folder is None else str(Path(folder).absolute())
     try:
-        actor = (
-            ray.remote(_Host)
-            .options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, **options)
-            .remote(settings, place)
-        )
+        kind = ray.remote(_Host).options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, **options)
+        actor = kind.remote(settings, path)
     except ValueError:
-        raise ValueError(f"there is a service called {name!r} already; connect to it, or choose another name") from None
+        raise ValueError(
+            f"the name {name!r} is taken by a running service; connect to it, or choose another name"
+        ) from None
     try:
         return RemoteService(name, actor, _get(actor.about.remote(), timeout, name), timeout)
     except BaseException:
@@ -327,14 +291,11 @@ def connect(name: str, ray_address: str | None = None, *, timeout: float | None 
     try:
         actor = ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
-        there = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if _is_ours(entry)]
-        known = f"there are {', '.join(sorted(there))}" if there else "there are none"
-        raise LookupError(f"no service is called {name!r} on this cluster; {known}") from None
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        known = ", ".join(sorted(entry["name"] for entry in actors if entry["namespace"] == NAMESPACE))
+        message = f"expected one of {known}" if known else "none is running"
+        raise LookupError(f"no service on this cluster is called {name!r}; {message}") from None
     return RemoteService(name, actor, _get(actor.about.remote(), timeout, name), timeout)
-
-
-def _is_ours(entry: dict[str, str]) -> bool:
-    return entry["namespace"] == NAMESPACE
 
 
 def _join(address: str | None) -> None:

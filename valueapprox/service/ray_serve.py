@@ -1,15 +1,13 @@
-"""The HTTP door under Ray Serve: many replicas that read with weights of their own, and one learner, a Ray actor.
+"""The HTTP interface under Ray Serve: many replicas that read with weights of their own, and one learner, a Ray actor.
 
 A replica asks the learner at an interval whether its weights have changed, and takes them over; every answer names the
-version that it was computed with. Transitions go through to the learner. For one machine, one process of `serve` is an
-order of magnitude quicker; this is for more than one.
+version that it was computed with. Transitions go through to the learner. For one machine, one process of `serve` is ten
+times as fast; this is for more than one.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -17,23 +15,18 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 
-from valueapprox.service.api import LOOPBACK, create_app
-from valueapprox.service.messages import (
-    Gradients,
-    LearnResult,
-    Norms,
-    ServiceSettings,
-    Transitions,
-    Values,
-    Weights,
-)
+from valueapprox.service.api import create_app
+from valueapprox.service.gate import LOOPBACK
+from valueapprox.service.messages import Gradients, LearnResult, Norms, Transitions, Values, Weights
 from valueapprox.service.ray_actor import RemoteService, connect
 from valueapprox.service.schemas import Limits
+from valueapprox.service.server import Repeating
 from valueapprox.service.service import Service
+from valueapprox.service.settings import ServiceSettings
 
 __all__ = ["Follower", "deploy", "withdraw"]
 
-KEPT_VERSIONS = 1000
+MAX_VERSIONS = 1000
 log = logging.getLogger("valueapprox.service")
 
 
@@ -49,7 +42,7 @@ class Follower:
     """
 
     def __init__(self, learner: RemoteService, seconds: float = 0.2) -> None:
-        self._learner, self.seconds = learner, seconds
+        self._learner = learner
         self.settings: ServiceSettings = learner.settings
         self.net, self.names = learner.net, learner.names
         self.n_inputs, self.n_predictions = learner.n_inputs, learner.n_predictions
@@ -57,24 +50,22 @@ class Follower:
         self._reader = Service(replace(self.settings, read_only=True), weights=first.w)
         self._versions = {self._reader.version: first.version}  # ours -> the learner's
         self._problem = ""
-        self._stop = threading.Event()
-        threading.Thread(target=self._follow, name="follower", daemon=True).start()
+        self._following = Repeating("follower", seconds, self._follow)
 
     def _follow(self) -> None:
-        while not self._stop.wait(self.seconds):
-            try:
-                if self._learner.version != self.version:
-                    self._take(self._learner.weights())
-                self._problem = ""
-            except Exception as error:  # noqa: BLE001  (the learner may be starting again: values are served meanwhile)
-                if not self._problem:
-                    log.warning("the learner does not answer", extra={"reason": str(error)})
-                self._problem = f"the learner does not answer: {error}"
+        try:
+            if self._learner.version != self.version:
+                self._take(self._learner.weights())
+            self._problem = ""
+        except Exception as error:  # noqa: BLE001  (the learner may be starting again: values are served meanwhile)
+            if not self._problem:
+                log.warning("the learner does not answer", extra={"reason": str(error)})
+            self._problem = f"the learner does not answer: {error}"
 
     def _take(self, weights: Weights) -> None:
         own = self._reader.version + 1
         self._versions[own] = weights.version  # first: an answer with the new weights looks for it
-        self._versions.pop(own - KEPT_VERSIONS, None)
+        self._versions.pop(own - MAX_VERSIONS, None)
         self._reader.load_weights(weights.w)
 
     @property
@@ -128,20 +119,9 @@ class Follower:
             return {}
 
     def close(self) -> None:
-        """Stop following. The learner goes on."""
-        self._stop.set()
+        """Stop following. The learner continues."""
+        self._following.close()
         self._reader.close()
-
-
-def _builder(
-    name: str, seconds: float, token: str | None, hosts: tuple[str, ...] | None, limits: Limits | None
-) -> Callable[[], FastAPI]:
-    """What makes the application, in each replica."""
-
-    def build() -> FastAPI:
-        return create_app(Follower(connect(name, timeout=10.0), seconds), token=token, hosts=hosts, limits=limits)
-
-    return build
 
 
 def deploy(
@@ -163,16 +143,16 @@ def deploy(
     host, port
         Where Serve's proxies listen, on every node that runs a replica.
     replicas
-        At least and at most how many; Serve starts and stops them as the load asks for.
+        Minimum and maximum number of them; Serve starts and stops them depending on the load.
     seconds
         How old the weights of a replica may be.
     token, limits
-        See `create_app`. Without a token only this machine is let in.
+        See `create_app`. Without a token only this machine can reach it.
 
     Raises
     ------
     ValueError
-        If other machines are let in without a token, or Ray Serve is not installed.
+        If other machines could reach it without a token, or Ray Serve is not installed.
     LookupError
         If there is no such actor.
     """
@@ -183,22 +163,25 @@ def deploy(
             f"Ray Serve is not installed: pip install 'valueapprox[ray-serve]' ({error.name} is missing)"
         ) from None
     if token is None and host not in LOOPBACK:
-        raise ValueError(f"listening on {host} lets other machines in; a token is required for that")
+        raise ValueError(f"host is {host}, which other machines can reach; expected a token with it")
     connect(name, timeout=10.0)  # fails here, with a sentence, rather than in every replica
     serve.start(http_options={"host": host, "port": port})
-    application = serve.ingress(_builder(name, seconds, token, LOOPBACK, limits))(_Replica)
+
+    def build() -> FastAPI:  # in each replica
+        return create_app(Follower(connect(name, timeout=10.0), seconds), token=token, limits=limits)
+
     deployment = serve.deployment(
         name="values",
         autoscaling_config={"min_replicas": replicas[0], "max_replicas": replicas[1], "target_ongoing_requests": 8},
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": 1},
         logging_config={"enable_access_log": False},
-    )(application)
+    )(serve.ingress(build)(_Replica))
     serve.run(deployment.bind(), name=_application(name), route_prefix="/")
 
 
 def withdraw(name: str) -> None:
-    """End what `deploy` started; the actor goes on."""
+    """Stop what `deploy` started; the actor continues."""
     from ray import serve
 
     serve.delete(_application(name))

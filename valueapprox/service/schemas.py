@@ -1,37 +1,30 @@
 """What JSON bodies hold: models of answers, and models of requests made from one service's shapes.
 
 So the OpenAPI description says exactly what is taken: how many numbers a state has, how large they may be, and which
-fields there are. Arrays in npz bodies are checked here too, by the same rules.
+fields there are. The models check the form, of which arrays are made; what these hold is checked by the service, in the
+same place as what comes in npy and npz bodies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, create_model
 
 from valueapprox.checks import positive
-from valueapprox.service.bodies import BodyError, numbers
-from valueapprox.service.messages import (
-    STATUS_NAMES,
-    Gradients,
-    LearnResult,
-    Norms,
-    ServiceSettings,
-    Transitions,
-    Values,
-    Weights,
-)
+from valueapprox.service import messages
+from valueapprox.service.errors import InvalidRequestError
+from valueapprox.service.messages import STATUS_NAMES, Transitions
+from valueapprox.service.settings import ServiceSettings
 
 __all__ = ["ARRAYS_TEXT", "Limits", "Requests", "Served", "parse", "transitions_from"]
 
-LATEST_SEQUENCE = 2**63 - 1
-MOST_COLONS = 250  # of an object: a transition has nine fields, and the name of its stream may hold 200
-MOST_PROBLEMS = 1000  # that are looked at one by one
+MAX_COLONS = 250  # of an object: a transition has nine fields, and the name of its stream may hold 200
+MAX_PROBLEMS = 1000  # that are looked at one by one
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -45,11 +38,11 @@ class Served(Protocol):
 
     @property
     def version(self) -> int: ...  # noqa: D102
-    def submit(self, batch: Transitions) -> Future[LearnResult]: ...  # noqa: D102
-    def values(self, states: np.ndarray) -> Values: ...  # noqa: D102
-    def gradients(self, states: np.ndarray, output: int = 0) -> Gradients: ...  # noqa: D102
-    def weights(self) -> Weights: ...  # noqa: D102
-    def norms(self) -> Norms: ...  # noqa: D102
+    def submit(self, batch: Transitions) -> Future[messages.LearnResult]: ...  # noqa: D102
+    def values(self, states: np.ndarray) -> messages.Values: ...  # noqa: D102
+    def gradients(self, states: np.ndarray, output: int = 0) -> messages.Gradients: ...  # noqa: D102
+    def weights(self) -> messages.Weights: ...  # noqa: D102
+    def norms(self) -> messages.Norms: ...  # noqa: D102
     def load_weights(self, weights: np.ndarray) -> int: ...  # noqa: D102
     def health(self) -> dict[str, Any]: ...  # noqa: D102
     def diagnostics(self) -> dict[str, float]: ...  # noqa: D102
@@ -86,61 +79,55 @@ class Problem(BaseModel):
     message: str
 
 
-class Error(BaseModel):
+class VersionAnswer(BaseModel):
+    """The version of the weights that the answer is of."""
+
+    version: int
+
+
+class Error(VersionAnswer):
     """The body of every answer that is no success."""
 
     error: Problem
-    version: int
 
 
-class ValuesAnswer(BaseModel):
+class ValuesAnswer(VersionAnswer):
     """The predictions at each state."""
 
     values: list[list[float | None]] = Field(description="(n, k); null where a number is too large for the network")
-    version: int = Field(description="of the weights, the same for all of the answer")
 
 
-class GradientsAnswer(BaseModel):
+class GradientsAnswer(VersionAnswer):
     """How a prediction changes with each input."""
 
     gradients: list[list[float | None]] = Field(description="(n, d), d v / d s")
-    version: int
 
 
-class NormsAnswer(BaseModel):
+class NormsAnswer(VersionAnswer):
     """Euclidean norm of each layer's weights."""
 
     norms: dict[str, float]
-    version: int
 
 
-class WeightsAnswer(BaseModel):
+class WeightsAnswer(VersionAnswer):
     """The weights w, one row per network, and where each block lies in a row."""
 
     w: list[list[float]]
     blocks: dict[str, list[Any]] = Field(description="name: [where it starts in a row, its shape]")
     net: dict[str, Any]
     names: list[str]
-    version: int
 
 
-class VersionAnswer(BaseModel):
-    """The version of the weights from now on."""
-
-    version: int
-
-
-class OneLearned(BaseModel):
+class OneLearned(VersionAnswer):
     """What became of a transition."""
 
     status: Literal[STATUS_NAMES]  # type: ignore[valid-type]
     td_errors: list[float] | None = Field(description="one per prediction, before the update; null if not learned")
     expected: int | None = Field(description="the sequence number that was due, after a gap")
-    version: int
     error: Problem | None = None
 
 
-class ManyLearned(BaseModel):
+class ManyLearned(VersionAnswer):
     """What became of transitions, in their order."""
 
     learned: int
@@ -150,27 +137,24 @@ class ManyLearned(BaseModel):
     status: list[Literal[STATUS_NAMES]]  # type: ignore[valid-type]
     td_errors: list[list[float] | None]
     expected: list[int | None]
-    version: int
     error: Problem | None = None
 
 
-class Alive(BaseModel):
+class Alive(VersionAnswer):
     """The process answers."""
 
     status: Literal["ok"]
-    version: int
 
 
-class Ready(BaseModel):
+class Ready(VersionAnswer):
     """Whether values are served, and whether anything is learned."""
 
     ready: bool
     learning: bool
     reason: str | None
-    version: int
 
 
-class About(BaseModel):
+class About(VersionAnswer):
     """What is served."""
 
     inputs: int
@@ -185,7 +169,6 @@ class About(BaseModel):
     max_batch: int = Field(description="transitions in a request")
     max_states: int = Field(description="states in a request")
     max_body: int = Field(description="bytes of a body")
-    version: int
 
 
 # --- requests ---
@@ -196,6 +179,11 @@ def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
+def _described(kind: Any, **schema: Any) -> Any:
+    """A type whose bounds the description states; the service checks them."""
+    return Annotated[kind, Field(json_schema_extra=schema)]
+
+
 class Requests:
     """The models of requests to one service: how many numbers a state has is part of them.
 
@@ -204,54 +192,48 @@ class Requests:
     """
 
     def __init__(self, service: Served, limits: Limits) -> None:
-        d, k = service.n_inputs, service.n_predictions
-        most = float(np.finfo(service.settings.net.dtype).max)
-        number: Any = Annotated[float, Field(ge=-most, le=most, allow_inf_nan=False)]
-        unit: Any = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+        d, k, max_batch = service.n_inputs, service.n_predictions, service.settings.max_batch
+        limit = float(np.finfo(service.settings.net.dtype).max)
+        number: Any = _described(float, minimum=-limit, maximum=limit)
+        unit: Any = _described(float, minimum=0, maximum=1)
         # Lists end at their first wrong entry: every one of a million would cost seconds and gigabytes to describe.
         state: Any = Annotated[list[number], Field(min_length=d, max_length=d), FailFast()]
-        states: Any = Annotated[list[state], Field(min_length=1, max_length=limits.max_states), FailFast()]
-        signals: dict[str, Any]
-        if k == 1:
-            signals = {
-                "reward": (number, Field(description="what is summed up, from state to next_state")),
-                "discount": (unit | None, Field(None, description="of this transition, instead of the service's")),
-            }
-        else:
+        states: Any = Annotated[_described(list[state], minItems=1, maxItems=limits.max_states), FailFast()]
+        own = "of this transition, instead of the service's"
+        signals: dict[str, Any] = {
+            "reward": (number, Field(description="what is summed up, from state to next_state")),
+            "discount": (unit | None, Field(None, description=own)),
+        }
+        if k > 1:
+            exactly = Field(min_length=k, max_length=k)
             signals = {
                 "cumulants": (
-                    Annotated[list[number], Field(min_length=k, max_length=k)],
-                    Field(description=f"the signals of {', '.join(service.names)}"),
+                    Annotated[list[number], exactly], Field(description=f"the signals of {', '.join(service.names)}"),
                 ),
-                "discounts": (
-                    Annotated[list[unit], Field(min_length=k, max_length=k)] | None,
-                    Field(None, description="of this transition, instead of the service's"),
-                ),
-            }
+                "discounts": (Annotated[list[unit], exactly] | None, Field(None, description=own)),
+            }  # fmt: skip
         self.states = create_model("States", __config__=STRICT, states=(states, ...))
-        name = Field(min_length=1, max_length=200, description="printable", json_schema_extra={"format": "printable"})
+        sequence: Any = Annotated[_described(int, minimum=0, maximum=messages.MAX_SEQUENCE), BeforeValidator(_whole)]
         transition: Any = create_model(
             "Transition",
             __config__=STRICT,
-            stream=(Annotated[str, name], ...),
+            stream=(_described(str, minLength=1, maxLength=messages.MAX_NAME_LENGTH, format="printable"), ...),
             sequence=(
-                Annotated[int, Field(ge=0, le=LATEST_SEQUENCE), BeforeValidator(_whole)],
-                Field(description="number of the transition in its stream; the next one has the next number"),
+                sequence, Field(description="number of the transition in its stream; the next one has the next number"),
             ),
             state=(state, ...),
             **signals,
             next_state=(state, Field(description="at an ending the last observation, not the one after the reset")),
             terminated=(bool, Field(False, description="next_state is terminal: its value is 0")),
             truncated=(bool, Field(False, description="cut off here: next_state has a value, and the trace ends")),
-        )
+        )  # fmt: skip
         self.transition = transition
-        most_rows = Field(min_length=1, max_length=service.settings.max_batch)
-        many: Any = Annotated[list[transition], most_rows, FailFast()]
+        many: Any = Annotated[_described(list[transition], minItems=1, maxItems=max_batch), FailFast()]
         self.transitions: Any = create_model("Transitions", __config__=STRICT, transitions=(many, ...))
         # Only whether `transitions` is there: a look at it costs no object per entry, however long it is.
-        there: Any = Literal["not there"]
-        self.single: Any = create_model("Single", transitions=(there, "not there"))
-        self.k, self.discounts = k, service.settings.discounts
+        absent: Any = Literal["absent"]
+        self.single: Any = create_model("Single", transitions=(absent, "absent"))
+        self.d, self.k, self.discounts = d, k, service.settings.discounts
 
     def is_single(self, body: bytes) -> bool:
         """Whether a body is one transition rather than {"transitions": [...]}; also if it is neither."""
@@ -271,11 +253,7 @@ class Requests:
         return found
 
     def arrays(self, rows: list[Any]) -> Transitions:
-        """Transitions from validated rows."""
-        n = len(rows)
-        places: dict[str, int] = {}
-        for row in rows:
-            places.setdefault(row.stream, len(places))
+        """Transitions from parsed rows."""
         if self.k == 1:
             cumulants = [[row.reward] for row in rows]
             given = [None if row.discount is None else [row.discount] for row in rows]
@@ -284,105 +262,60 @@ class Requests:
         discounts = None
         if any(row is not None for row in given):
             discounts = np.array([self.discounts if row is None else row for row in given], np.float64)
-        return Transitions(
-            names=tuple(places),
-            stream=np.fromiter((places[row.stream] for row in rows), np.int64, n),
-            sequence=np.fromiter((row.sequence for row in rows), np.int64, n),
-            state=np.array([row.state for row in rows], np.float64),
-            cumulants=np.array(cumulants, np.float64),
-            next_state=np.array([row.next_state for row in rows], np.float64),
-            terminated=np.fromiter((row.terminated for row in rows), np.bool_, n),
-            truncated=np.fromiter((row.truncated for row in rows), np.bool_, n),
-            discounts=discounts,
+        n, d = len(rows), self.d
+        return Transitions.of(
+            [row.stream for row in rows],
+            [row.sequence for row in rows],
+            np.array([row.state for row in rows], np.float64).reshape(n, d),
+            np.array(cumulants, np.float64).reshape(n, self.k),
+            np.array([row.next_state for row in rows], np.float64).reshape(n, d),
+            [row.terminated for row in rows],
+            [row.truncated for row in rows],
+            discounts,
         )
 
+    def in_json(self, error: InvalidRequestError, single: bool) -> InvalidRequestError:
+        """The same error of an array, with the path of the field in a JSON body."""
+        field, indices = error.field, error.indices
+        if self.k == 1 and field in SINGULAR:
+            field, indices = SINGULAR[field], indices[:1]
+        if indices:
+            field, indices = field if single else f"transitions[{indices[0]}].{field}", indices[1:]
+        return InvalidRequestError(field, error.message, indices)
 
-ARRAYS = ("stream", "sequence", "state", "cumulants", "next_state", "terminated", "truncated", "discounts", "names")
+
+SINGULAR = {"cumulants": "reward", "discounts": "discount"}  # fields of a transition with one prediction
+REQUIRED = ("stream", "sequence", "state", "cumulants", "next_state")
+ARRAYS = (*REQUIRED, "terminated", "truncated", "discounts", "names")
 ARRAYS_TEXT = """an npz file as `np.savez` writes it, of n transitions: `stream` (n,) text, or one name for all, or \
 (n,) indices into `names`; `sequence` (n,) integers; `state`, `next_state` (n, d); `cumulants` (n, k), the rewards; \
-and, if wanted, `terminated`, `truncated` (n,) booleans and `discounts` (n, k)."""
+and, optionally, `terminated`, `truncated` (n,) booleans and `discounts` (n, k)."""
 
 
-def transitions_from(arrays: Mapping[str, np.ndarray], service: Served) -> Transitions:
-    """Transitions from the arrays of an npz body, each named if it is wrong."""
+def transitions_from(arrays: Mapping[str, np.ndarray]) -> Transitions:
+    """Transitions from the arrays of an npz body: the arguments of `Transitions.of`, and `names`."""
     for name in arrays:
         if name not in ARRAYS:
-            raise BodyError(422, name[:80], f"is not known; there are {', '.join(ARRAYS)}")
-    for name in ("stream", "sequence", "state", "cumulants", "next_state"):
+            raise InvalidRequestError(name[:80], f"is not a known array; expected {', '.join(ARRAYS)}")
+    for name in REQUIRED:
         if name not in arrays:
-            raise BodyError(422, name, "is missing")
-    d, k, dtype = service.n_inputs, service.n_predictions, service.settings.net.dtype
-    state = numbers("state", arrays["state"], dtype, (None, d))
-    n = len(state)
-    if not 1 <= n <= service.settings.max_batch:
-        raise BodyError(422, "state", f"has {n} transitions; 1 to {service.settings.max_batch} are taken at a time")
-    cumulants = arrays["cumulants"]
-    if k == 1 and cumulants.ndim == 1:
-        cumulants = cumulants[:, None]
-    names, stream = _streams(arrays, n)
-    discounts = None
-    if "discounts" in arrays:
-        given = arrays["discounts"]
-        discounts = numbers("discounts", given[:, None] if k == 1 and given.ndim == 1 else given, np.float64, (n, k))
-    return Transitions(
-        names=names,
-        stream=stream,
-        sequence=_integers("sequence", arrays["sequence"], n),
-        state=state,
-        cumulants=numbers("cumulants", cumulants, np.float64, (n, k)),
-        next_state=numbers("next_state", arrays["next_state"], dtype, (n, d)),
-        terminated=_booleans("terminated", arrays.get("terminated"), n),
-        truncated=_booleans("truncated", arrays.get("truncated"), n),
-        discounts=discounts,
-    )
-
-
-def _must_fill(field: str, names: np.ndarray) -> None:
-    """Refuse names that end in zero bytes, if that can be seen: NumPy takes them for shorter ones."""
-    width = names.dtype.itemsize // 4
-    if names.size and width > 1 and max(map(len, names.ravel().tolist())) < width:
-        raise BodyError(
-            422, field, f"is {names.dtype}, and every name in it is shorter: zero bytes at the end of a name would be "
-            f"lost; expected an array as wide as its longest name, np.array({field}.tolist())",
+            raise InvalidRequestError(name, "is missing")
+    parts: dict[str, Any] = dict(arrays)
+    stream, names = parts.pop("stream"), parts.pop("names", None)
+    text, dimensions = ("stream", (0, 1)) if names is None else ("names", (1,))
+    found = stream if names is None else names
+    if found.dtype.kind != "U" or found.ndim not in dimensions:
+        raise InvalidRequestError(text, f"is {found.dtype} {found.shape}; expected text, or indices and names")
+    # Names that end in zero bytes, if that can be seen: NumPy takes them for shorter ones.
+    width = found.dtype.itemsize // 4
+    if found.size and width > 1 and max(map(len, found.ravel().tolist())) < width:
+        raise InvalidRequestError(
+            text, f"is {found.dtype}, and every name in it is shorter: zero bytes at the end of a name would be "
+            f"lost; expected an array as wide as its longest name, np.array({text}.tolist())",
         )  # fmt: skip
-
-
-def _streams(arrays: Mapping[str, np.ndarray], n: int) -> tuple[tuple[str, ...], np.ndarray]:
-    stream = arrays["stream"]
-    if "names" in arrays:
-        names = arrays["names"]
-        if names.dtype.kind != "U" or names.ndim != 1:
-            raise BodyError(422, "names", f"is {names.dtype} {names.shape}; text (m,) is wanted")
-        _must_fill("names", names)
-        index = _integers("stream", stream, n)
-        if index.max() >= len(names):
-            raise BodyError(422, "stream", f"holds {index.max()}; there are {len(names)} names")
-        return tuple(names.tolist()), index
-    if stream.dtype.kind != "U" or stream.shape not in ((), (n,)):
-        raise BodyError(422, "stream", f"is {stream.dtype} {stream.shape}; text () or ({n},) is wanted, or names too")
-    _must_fill("stream", stream)
-    if stream.shape == ():
-        return (str(stream),), np.zeros(n, np.int64)
-    found, index = np.unique(stream, return_inverse=True)
-    return tuple(found.tolist()), index.astype(np.int64)
-
-
-def _integers(field: str, array: np.ndarray, n: int) -> np.ndarray:
-    if array.dtype.kind not in "iu" or array.shape != (n,):
-        raise BodyError(422, field, f"is {array.dtype} {array.shape}; integers ({n},) are wanted")
-    wrong = (array < 0) | (array > LATEST_SEQUENCE)
-    if wrong.any():
-        place = int(np.argmax(wrong))
-        raise BodyError(422, f"{field}[{place}]", f"is {array[place]}; 0 to {LATEST_SEQUENCE} are taken")
-    return array.astype(np.int64)
-
-
-def _booleans(field: str, array: np.ndarray | None, n: int) -> np.ndarray:
-    if array is None:
-        return np.zeros(n, np.bool_)
-    if array.dtype.kind != "b" or array.shape != (n,):
-        raise BodyError(422, field, f"is {array.dtype} {array.shape}; booleans ({n},) are wanted")
-    return array.copy()
+    if names is None:
+        return Transitions.of(stream.tolist(), **parts)
+    return replace(Transitions.of("", **parts), names=tuple(names.tolist()), stream=stream)
 
 
 def parse(model: Any, body: bytes) -> Any:
@@ -390,33 +323,35 @@ def parse(model: Any, body: bytes) -> Any:
 
     Raises
     ------
-    BodyError
+    InvalidRequestError
         400 if it is no JSON, 422 with the field if it is not what the model says.
     """
-    if body.count(b":") > MOST_COLONS * max(1, body.count(b"{")):  # before every one of a million fields is described
-        raise BodyError(422, None, f"has more fields than there are; there are {', '.join(_fields(model))}")
+    if body.count(b":") > MAX_COLONS * max(1, body.count(b"{")):  # before every one of a million fields is described
+        raise InvalidRequestError(None, f"the body has too many fields; expected {', '.join(_fields(model))}")
     try:
         return model.__pydantic_validator__.validate_json(body)
     except ValidationError as error:
         raise _first(error, model, body) from None
 
 
-def _first(error: ValidationError, model: Any, body: bytes) -> BodyError:
-    if error.error_count() > MOST_PROBLEMS:  # so many in one object can only be its fields
+def _first(error: ValidationError, model: Any, body: bytes) -> InvalidRequestError:
+    if error.error_count() > MAX_PROBLEMS:  # so many in one object can only be its fields
         known = ", ".join(_fields(model))
-        return BodyError(
-            422, None, f"has {error.error_count():,} fields that are wrong or not known; there are {known}"
-        )
+        count = f"{error.error_count():,}"
+        return InvalidRequestError(None, f"the body has {count} fields that are wrong or not known; expected {known}")
     problems = error.errors(include_url=False, include_input=True)
     if problems[0]["type"] == "json_invalid":
-        if not body.strip():
-            return BodyError(400, None, "the body is empty; JSON is wanted")
-        return BodyError(400, None, problems[0]["msg"].replace("Invalid JSON", "the body is not JSON"))
+        reason = problems[0]["msg"].removeprefix("Invalid JSON: ")
+        message = f"the body is not JSON: {reason}" if body.strip() else "the body is empty; expected JSON"
+        return InvalidRequestError(None, message, status=400)
     # A name that nobody knows is more telling than the field that is then missing.
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return BodyError(422, field[:200] if problem["loc"] else None, _reason(problem, model) + more)
+    message = _reason(problem, model) + more
+    if not problem["loc"]:
+        return InvalidRequestError(None, f"the body {message}")
+    return InvalidRequestError(field[:200], message)
 
 
 def _fields(model: Any) -> list[str]:
@@ -426,17 +361,14 @@ def _fields(model: Any) -> list[str]:
 
 
 def _reason(problem: Any, model: Any) -> str:
-    given, context = problem["input"], problem.get("ctx", {})
-    kind = problem["type"]
+    given, context, kind = problem["input"], problem.get("ctx", {}), problem["type"]
     if kind == "extra_forbidden":
         fields = _fields(model) if len(problem["loc"]) > 1 else list(model.model_fields)
-        return f"is not a known field; there are {', '.join(fields)}"
+        return f"is not a known field; expected {', '.join(fields)}"
     if kind == "missing":
         return "is missing"
     if kind in ("too_short", "too_long"):
-        low, high = context.get("min_length"), context.get("max_length")
-        wanted = f"at least {low}" if high is None else f"at most {high}"
-        return f"has {context.get('actual_length', len(given))} entries; {wanted} are wanted"
+        expected = context.get("min_length", context.get("max_length"))
+        return f"has {context.get('actual_length', len(given))} entries; expected {expected}"
     shown = repr(given) if isinstance(given, str | int | float | bool | None) else type(given).__name__
-    message = problem["msg"].replace("Input should", "it should").replace("Object should", "it should")
-    return f"is {shown[:60]}; {message[0].lower()}{message[1:]}"
+    return f"is {shown[:60]}; expected {problem['msg'].removeprefix('Input should be ')}"

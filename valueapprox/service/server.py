@@ -1,7 +1,7 @@
 """The process that serves: a socket, limits on connections, logs, an orderly end; and the same under Ray Serve.
 
-SIGTERM and Ctrl-C end it in order: nobody new is let in, requests that have come are answered, the service writes its
-checkpoint. A second Ctrl-C does not wait for requests.
+SIGTERM and Ctrl-C end it in order: new connections are refused, requests that have arrived are answered, the service
+writes its checkpoint. A second Ctrl-C does not wait for requests.
 """
 
 from __future__ import annotations
@@ -22,19 +22,27 @@ from typing import Any
 
 import uvicorn
 
-from valueapprox.service.api import LOOPBACK, create_app
+from valueapprox.service.api import create_app
 from valueapprox.service.connection import MAX_CONNECTIONS, Connection
+from valueapprox.service.gate import LOOPBACK
 from valueapprox.service.schemas import Limits
 from valueapprox.service.service import Service
 
-__all__ = ["Running", "TelemetryLog", "listen", "read_token", "serve", "set_up_logs"]
+__all__ = ["Repeating", "Running", "TelemetryLog", "listen", "read_token", "serve", "set_up_logs"]
 
 END_SECONDS = 30  # that requests have to be finished when the process is asked to end
-SHORTEST_TOKEN = 16
-ACCEPTORS = 32  # connections that are let in in a turn of the event loop
+MIN_TOKEN = 16
+ACCEPTORS = 32  # connections that are accepted in a turn of the event loop
 SEND_BUFFER = 2**19  # bytes of an answer that the system keeps for each connection; by itself it may take megabytes
 MAX_TOKEN_FILE = 2**15  # bytes that are looked at
 WATCH_SECONDS = 1.0
+CHARTS = {
+    "gradient norm per layer": [r"value/grad_norm/.*"],
+    "trace norm per layer": [r"value/trace_norm/.*"],
+    "update / weight norm per layer": [r"value/update_ratio/.*"],
+    "weight norm per layer": [r"value/weight_norm/.*"],
+    "error": [r"value/td_error/rms.*"],
+}
 log = logging.getLogger("valueapprox.service")
 
 
@@ -54,14 +62,14 @@ def read_token(path: str | Path) -> str:
             text = file.read(MAX_TOKEN_FILE).strip()
             others = os.fstat(file.fileno()).st_mode & 0o077
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no token file at {path}") from None
-    if len(text) < SHORTEST_TOKEN or not text.isascii() or not text.isprintable() or " " in text:
+        raise FileNotFoundError(f"the token file {path} does not exist") from None
+    if len(text) < MIN_TOKEN or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError(
-            f"{path} holds no token: one line of at least {SHORTEST_TOKEN} letters, digits or signs is wanted, as "
-            "`openssl rand -hex 32` prints"
+            f"the token in {path} is not valid; expected one line of at least {MIN_TOKEN} letters, digits or signs, "
+            "such as `openssl rand -hex 32` prints"
         )
     if others:
-        log.warning("others on this machine may open the token file", extra={"help": f"chmod 600 {path}"})
+        log.warning("other users of this machine can open the token file", extra={"help": f"chmod 600 {path}"})
     return text
 
 
@@ -74,11 +82,11 @@ def listen(host: str, port: int) -> socket.socket:
         If the address is taken, or not one of this machine.
     """
     if not 0 <= port <= 65535:  # getaddrinfo would take what is left of it after 65536
-        raise ConnectionError(f"port {port} is none; 0 to 65535 are")
+        raise ConnectionError(f"port is {port}; expected 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, OverflowError, UnicodeError) as error:
-        raise ConnectionError(f"{host}:{port} is no address to listen on ({error})") from None
+        raise ConnectionError(f"the address is {host}:{port}; expected one of this machine ({error})") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -87,12 +95,12 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(MAX_CONNECTIONS)
     except OSError as error:
         listener.close()
-        raise ConnectionError(f"cannot listen on {host}:{port} ({error.strerror}); another --port helps") from None
+        raise ConnectionError(f"cannot listen on {host}:{port} ({error.strerror}); try another --port") from None
     return listener
 
 
 def acceptors(listener: socket.socket) -> list[socket.socket]:
-    """The listener, several times: the event loop lets in one connection for each of them in a turn.
+    """The listener, several times: the event loop accepts one connection for each of them in a turn.
 
     With one, whoever opens connections faster than that makes everybody else wait for seconds.
     """
@@ -157,98 +165,87 @@ def set_up_logs(as_json: bool) -> None:
         logger.setLevel(level)
 
 
+class Repeating:
+    """Calls a function every so many seconds, in a thread of its own, until it is closed."""
+
+    def __init__(self, name: str, seconds: float, function: Callable[[], None]) -> None:
+        self._seconds, self._function = seconds, function
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            self._function()
+
+    def close(self) -> None:
+        """Call it no more."""
+        self._stop.set()
+        self._thread.join()
+
+
 class TelemetryLog:
     """A service's diagnostics in TensorBoard's event files and as JSON Lines, at an interval, by a thread of its own.
 
-    The x axis is the version, the number of transitions learned. It lies in a folder of its own, which a restart goes
-    on with.
+    The x axis is the version, the number of transitions learned. It lies in a folder of its own, which a restart
+    continues.
     """
 
     def __init__(self, service: Service, folder: Path, seconds: float) -> None:
         from valueapprox.telemetry import METRICS_FILE, RunLog
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.service, self.seconds = service, seconds
+        self.service = service
         known = (folder / METRICS_FILE).exists()
         self._log = RunLog(folder, resume_step=service.version if known else None)
         if not known:
-            self._log.layout(
-                {
-                    "Value function": {
-                        "gradient norm per layer": [r"value/grad_norm/.*"],
-                        "trace norm per layer": [r"value/trace_norm/.*"],
-                        "update / weight norm per layer": [r"value/update_ratio/.*"],
-                        "weight norm per layer": [r"value/weight_norm/.*"],
-                        "error": [r"value/td_error/rms.*"],
-                    }
-                }
-            )
-        self._logged = self._version = service.version
-        self._when = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
-        self._thread.start()
+            self._log.layout({"Value function": CHARTS})
+        self._version, self._when = service.version, time.monotonic()
+        self._writer = Repeating("telemetry", seconds, self._try)
 
-    def _run(self) -> None:
-        while not self._stop.wait(self.seconds):
-            try:
-                self.write()
-            except OSError as error:  # a full disk must not end the thread: there may be room again
-                log.warning("the diagnostics could not be logged", extra={"reason": str(error)})
+    def _try(self) -> None:
+        try:
+            self.write()
+        except OSError as error:  # a full disk must not end the thread: there may be space again
+            log.warning("the diagnostics could not be logged", extra={"reason": str(error)})
 
     def write(self) -> None:
         """Log where the service is, if it has learned something since the last time."""
         health, now = self.service.health(), time.monotonic()
         version = int(health["version"])
-        if version == self._logged:
+        if version == self._version:
             return
         values = {f"value/{tag}": number for tag, number in self.service.diagnostics().items()}
         values["time/steps_per_second"] = (version - self._version) / max(now - self._when, 1e-9)
-        for name in ("queued", "n_streams", "journal_bytes"):
-            if health.get(name) is not None:
-                values[f"service/{name}"] = float(health[name])
+        values |= {f"service/{name}": float(health[name]) for name in ("queued", "n_streams", "journal_bytes")}
         self._log.scalars(version, values)
         self._log.flush()
-        self._logged = self._version = version
-        self._when = now
+        self._version, self._when = version, now
 
     def close(self) -> None:
         """Log the last values and close the files."""
-        self._stop.set()
-        self._thread.join()
+        self._writer.close()
         try:
             self.write()
         finally:
             self._log.close()
 
 
-class _Watch:
-    """Logs when learning stops, and when it goes on: a full disk, a checkpoint that cannot be written."""
+def watch(service: Service) -> Repeating:
+    """Log when learning stops, and when it resumes: a full disk, a checkpoint that cannot be written."""
+    names = {"reason": "learning", "checkpoint_error": "checkpoints"}
+    seen = {name: service.health()[name] for name in names}
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self._seen = self._look()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
+    def look() -> None:
+        health = service.health()
+        for name, what in names.items():
+            if health[name] and health[name] != seen[name]:
+                log.error(f"{what} stopped", extra={"reason": health[name]})
+            elif seen[name] and not health[name]:
+                log.info(f"{what} resumed")
+            seen[name] = health[name]
 
-    def _look(self) -> tuple[str, str]:
-        health = self.service.health()
-        return str(health.get("reason") or ""), str(health.get("checkpoint_error") or "")
-
-    def _run(self) -> None:
-        while not self._stop.wait(WATCH_SECONDS):
-            now = self._look()
-            for what, before, reason in zip(("learning", "checkpoints"), self._seen, now, strict=True):
-                if reason and reason != before:
-                    log.error(f"{what} stopped", extra={"reason": reason})
-                elif before and not reason:
-                    log.info(f"{what} go on" if what == "checkpoints" else f"{what} goes on")
-            self._seen = now
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+    return Repeating("watch", WATCH_SECONDS, look)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
@@ -300,17 +297,10 @@ class Running:
 def _server(service: Service, host: str, options: dict[str, Any]) -> _Server:
     app = create_app(service, **options)
     config = uvicorn.Config(
-        app,
-        http=type("_Connection", (Connection,), {"service": service, "unread": {}}),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=MAX_CONNECTIONS,
+        app, http=type("_Connection", (Connection,), {"service": service, "unread": {}}), ws="none", lifespan="off",
+        log_config=None, access_log=False, server_header=False, proxy_headers=False, backlog=MAX_CONNECTIONS,
         timeout_graceful_shutdown=END_SECONDS,
-    )
+    )  # fmt: skip
     return _Server(config)
 
 
@@ -323,7 +313,7 @@ def serve(
     log_requests: bool = False,
     on_start: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until a signal comes, then finish what has come. The service stays open.
+    """Serve until a signal comes, then answer the requests that have arrived. The service stays open.
 
     Parameters
     ----------
@@ -345,10 +335,10 @@ def serve(
     """
     host, port = listener.getsockname()[:2]
     if token is None and not is_loopback(host):
-        raise ValueError(f"listening on {host} lets other machines in; --token-file is required for that")
+        raise ValueError(f"host is {host}, which other machines can reach; expected a --token-file with it")
     server = _server(service, host, {"token": token, "limits": limits, "log_requests": log_requests})
     on_start()
     log.info("serving", extra={"host": host, "port": port, "version": service.version})
-    with contextlib.closing(_Watch(service)):
+    with contextlib.closing(watch(service)):
         server.run(acceptors(listener))
     log.info("stopped", extra={"version": service.version})

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from valueapprox import Adam, Network
-from valueapprox.service.journal import read
-from valueapprox.service.messages import DUPLICATE, Plan, ServiceSettings, Transitions, decode
-from valueapprox.service.service import Service
+from valueapprox.service import Service, ServiceSettings, Transitions
+from valueapprox.service.messages import DUPLICATE
+from valueapprox.service.records import Plan, decode
+from valueapprox.service.segments import read
 from valueapprox.td.predictions import Predictions
 
 THREADS, MOST = 4, 12  # transitions in a request

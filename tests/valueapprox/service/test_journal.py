@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from valueapprox.service.journal import COPIES, HEADER, RECORD, Journal, JournalError, owner, read
+from valueapprox.service.journal import Journal
+from valueapprox.service.segments import COPIES, HEADER_SIZE, RECORD, JournalError, owner, read
 
 
 def payloads(folder, position=0):
@@ -39,13 +40,13 @@ def test_what_was_appended_is_read_back(tmp_path):
     assert payloads(tmp_path, 3) == expected[3:]
     assert payloads(tmp_path, 5) == payloads(tmp_path, 99) == []
     file = tmp_path / "journal-00000000000000000000.log"
-    assert file.stat().st_size == HEADER.size + 5 * (RECORD.size + 16)
+    assert file.stat().st_size == HEADER_SIZE + 5 * (RECORD.size + 16)
     # The last two records, 3 and 4, once more.
     assert sorted(contents(tmp_path)) == [file.name, "journal-end-0", "journal-end-1"]
     data = file.read_bytes()
     for number in (3, 4):
         copy = (tmp_path / COPIES[number % 2]).read_bytes()
-        assert copy[HEADER.size :] == data[40 + 40 * number : 80 + 40 * number]
+        assert copy[HEADER_SIZE:] == data[40 + 40 * number : 80 + 40 * number]
 
 
 def test_an_empty_payload_is_a_record(tmp_path):
@@ -151,7 +152,7 @@ def test_an_acknowledged_last_record_cut_anywhere_comes_from_its_copy(tmp_path):
     assert payloads(tmp_path) == [*expected, (3, b"on")]
 
 
-@pytest.mark.parametrize("size", range(HEADER.size + 1))
+@pytest.mark.parametrize("size", range(HEADER_SIZE + 1))
 def test_a_segment_cut_in_its_header_is_begun_again(tmp_path, size):
     expected = written(tmp_path, 3, segment_bytes=100)
     file = tmp_path / "journal-00000000000000000002.log"
@@ -159,7 +160,7 @@ def test_a_segment_cut_in_its_header_is_begun_again(tmp_path, size):
     file.write_bytes(header)
     assert payloads(tmp_path) == expected  # record 2 lies in its copy
     Journal(tmp_path).close()
-    assert file.stat().st_size == HEADER.size + 40
+    assert file.stat().st_size == HEADER_SIZE + 40
     (tmp_path / "journal-end-0").unlink()  # now as if it had not been acknowledged
     file.write_bytes(header)
     assert payloads(tmp_path) == expected[:2]
@@ -177,7 +178,7 @@ def test_zeros_behind_the_end_are_cut_off(tmp_path):
         end.write(bytes(4096))
     assert payloads(tmp_path) == expected
     assert len(Journal(tmp_path).notices) == 1
-    assert file.stat().st_size == HEADER.size + 3 * 40
+    assert file.stat().st_size == HEADER_SIZE + 3 * 40
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def test_a_large_record_is_not_written_twice_and_yet_not_lost_silently(tmp_path)
     for payload in (b"small", bytes(2**20), b"small"):
         journal.append(payload)
     journal.close()
-    assert (tmp_path / "journal-end-1").stat().st_size == HEADER.size
+    assert (tmp_path / "journal-end-1").stat().st_size == HEADER_SIZE
     (file,) = tmp_path.glob("*.log")
     whole = file.read_bytes()
     file.write_bytes(whole[: 40 + 32 + 24 + 2**20])
@@ -286,13 +287,13 @@ def test_what_is_missing_can_be_given_up_by_moving_the_copies_away(tmp_path):
     expected = written(tmp_path, 5)
     (file,) = tmp_path.glob("*.log")
     file.write_bytes(file.read_bytes()[:130])
-    with pytest.raises(JournalError, match="to go on without, move journal-end-0 and journal-end-1 away, which say so"):
+    with pytest.raises(JournalError, match="to continue without, move journal-end-0 and journal-end-1 away"):
         Journal(tmp_path)
     for name in COPIES:
         (tmp_path / name).unlink()
     journal = Journal(tmp_path, marked=True)
     assert journal.next == 2
-    assert "whether there were records behind record 1 cannot be told" in journal.notices[0]
+    assert "whether there were records after record 1 cannot be told" in journal.notices[0]
     assert "kept in journal-00000000000000000000.torn-2" in journal.notices[1]
     journal.append(b"on")
     assert payloads(tmp_path) == [*expected[:2], (2, b"on")]
@@ -333,12 +334,12 @@ def test_each_damaged_byte_of_a_header_is_an_error(tmp_path, n):
     written(tmp_path, n)
     (file,) = tmp_path.glob("*.log")
     whole = file.read_bytes()
-    for place in range(HEADER.size):
+    for place in range(HEADER_SIZE):
         data = bytearray(whole)
         data[place] ^= 1 << random.Random(place).randrange(8)
         file.write_bytes(data)
         for reading in (payloads, Journal):
-            with pytest.raises(JournalError, match=rf"{file} is damaged at byte 0: its header"):
+            with pytest.raises(JournalError, match=rf"{file} is damaged at byte 0: expected the header"):
                 reading(tmp_path)
         assert file.read_bytes() == data
 
@@ -347,11 +348,11 @@ def test_any_damaged_byte_before_the_last_record_is_an_error_that_says_where(tmp
     written(tmp_path, 3)
     (file,) = tmp_path.glob("*.log")
     whole = file.read_bytes()
-    for place in range(HEADER.size, len(whole) - 40):
+    for place in range(HEADER_SIZE, len(whole) - 40):
         data = bytearray(whole)
         data[place] ^= 0x10
         file.write_bytes(data)
-        number, within = divmod(place - HEADER.size, 40)
+        number, within = divmod(place - HEADER_SIZE, 40)
         if within >= RECORD.size + 10:
             continue  # padding says nothing
         for reading in (payloads, Journal):
@@ -373,7 +374,7 @@ def test_damage_in_a_segment_before_the_last_is_an_error(tmp_path):
     with pytest.raises(JournalError, match="records 1 to 1 are missing between the segments"):
         payloads(tmp_path)
     first.write_bytes(b"x" + whole[1:])
-    with pytest.raises(JournalError, match="damaged at byte 0: its header"):
+    with pytest.raises(JournalError, match="damaged at byte 0: expected the header"):
         payloads(tmp_path)
     first.unlink()
     with pytest.raises(JournalError, match="records 0 to 1 are missing"):
@@ -415,7 +416,7 @@ def in_old_format(folder):
     """Make a journal one of version 0.1: shorter headers without an identity, no copies."""
     for path in folder.glob("journal-*.log"):
         start = b"VAPXJRN1" + int(path.stem[8:]).to_bytes(8, "little")
-        path.write_bytes(start + zlib.crc32(start).to_bytes(4, "little") + bytes(4) + path.read_bytes()[HEADER.size :])
+        path.write_bytes(start + zlib.crc32(start).to_bytes(4, "little") + bytes(4) + path.read_bytes()[HEADER_SIZE:])
     for name in COPIES:
         (folder / name).unlink(missing_ok=True)
 
@@ -467,13 +468,13 @@ def test_each_damaged_byte_of_a_header_of_version_0_1_is_an_error(tmp_path, n):
         data = bytearray(whole)
         data[place] ^= 4
         file.write_bytes(data)
-        with pytest.raises(JournalError, match="is damaged at byte 0: its header"):
+        with pytest.raises(JournalError, match="is damaged at byte 0: expected the header"):
             payloads(tmp_path)
 
 
 def test_a_file_of_another_name_is_an_error(tmp_path):
     (tmp_path / "journal-copy.log").write_bytes(b"")
-    with pytest.raises(JournalError, match="its name holds no record number"):
+    with pytest.raises(JournalError, match=r"is not that of a segment; expected journal-NUMBER\.log"):
         Journal(tmp_path)
 
 
@@ -482,7 +483,8 @@ def test_a_file_of_another_name_is_an_error(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from valueapprox.service.journal import Journal, read
+from valueapprox.service.journal import Journal
+from valueapprox.service.segments import read
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

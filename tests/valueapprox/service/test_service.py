@@ -18,24 +18,23 @@ import pytest
 from test_journal import in_old_format
 
 from valueapprox import SGD, Adam, CheckpointError, Network, ValueFunction, checkpoint
-from valueapprox.service.journal import JournalError, read
-from valueapprox.service.messages import Gap, decode, encode, encode_weights
-from valueapprox.service.service import (
-    DIVERGED,
-    DUPLICATE,
-    GAP,
-    LEARNED,
-    Closed,
-    InvalidTransitions,
-    Job,
-    QueueFull,
-    ReadOnly,
+from valueapprox.service import (
+    ClosedError,
+    GapError,
+    InvalidRequestError,
+    JournalError,
+    QueueFullError,
+    ReadOnlyError,
     Service,
     ServiceError,
     ServiceSettings,
     StorageError,
     Transitions,
 )
+from valueapprox.service.messages import DIVERGED, DUPLICATE, GAP, LEARNED
+from valueapprox.service.records import decode, encode
+from valueapprox.service.segments import read
+from valueapprox.service.service import Job
 from valueapprox.td.predictions import Predictions
 
 ROOT = Path(__file__).parents[3]
@@ -144,7 +143,7 @@ def test_a_repeated_delivery_is_acknowledged_and_not_learned_twice(service):
 
 def test_a_gap_is_rejected_with_the_number_that_was_expected(service):
     service.learn(transitions("a", 3, 2))  # a stream may begin anywhere
-    with pytest.raises(Gap, match="sequence is 7; expected 5, the next number of stream 'a'") as gap:
+    with pytest.raises(GapError, match="sequence is 7; expected 5, the next number of stream 'a'") as gap:
         service.learn(transitions("a", 7, 2))
     assert (gap.value.stream, gap.value.sequence, gap.value.expected, gap.value.index) == ("a", 7, 5, 0)
     result = gap.value.result
@@ -160,7 +159,7 @@ def test_a_gap_is_rejected_with_the_number_that_was_expected(service):
 def test_after_a_gap_the_rest_of_that_stream_is_rejected_and_others_go_on(service):
     service.learn(together(transitions("a", 0, 1), transitions("b", 0, 1)))
     mixed = together(*(transitions(*x) for x in (("a", 1, 1), ("a", 3, 1), ("b", 1, 1), ("a", 2, 1), ("a", 0, 1))))
-    with pytest.raises(Gap) as gap:
+    with pytest.raises(GapError) as gap:
         service.learn(mixed)
     assert (gap.value.stream, gap.value.expected, gap.value.index) == ("a", 2, 1)
     result = gap.value.result
@@ -244,7 +243,10 @@ def test_too_many_streams_are_refused(tmp_path):
         futures = [service.submit(transitions(name, 1, 1)) for name in "acb"]
         release.set()
         assert [futures[i].result().learned for i in (0, 2)] == [1, 1]
-        with pytest.raises(InvalidTransitions, match="2 streams are known, as many as max_known_streams allows"):
+        with pytest.raises(
+            InvalidRequestError,
+            match="stream is new; expected one of those that are known, since max_known_streams is 2",
+        ):
             futures[1].result()
         assert service.version == 4
 
@@ -262,7 +264,7 @@ def crashed(service, **changes):
 
 def state(service):
     """All that was learned, without the sums for the log."""
-    arrays, _ = service._learner.state_dict()
+    arrays, _ = service._state.learner.state_dict()
     learned = {name: array.copy() for name, array in arrays.items() if name not in ("stats", "errors")}
     return {**learned, "version": service.version}
 
@@ -271,8 +273,8 @@ def assert_same(service, other):
     expected = state(service)
     for name, array in state(other).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
-    assert other._streams.last == service._streams.last
-    assert list(other._streams.traces.items()) == list(service._streams.traces.items())
+    assert other._state.streams.last == service._state.streams.last
+    assert list(other._state.streams.slots.items()) == list(service._state.streams.slots.items())
 
 
 @pytest.mark.parametrize("durability", ["batch", "every"])
@@ -328,7 +330,7 @@ def test_divergences_and_cuts_are_the_same_when_they_are_learned_again(tmp_path)
         service.learn(transitions("a", 9, 5))
         with crashed(service, on_gap="reject") as again:
             assert_same(service, again)
-            with pytest.raises(Gap):
+            with pytest.raises(GapError):
                 again.learn(transitions("a", 15, 1))
 
 
@@ -402,9 +404,12 @@ def test_the_number_of_traces_may_change_between_runs(tmp_path, places):
 def test_what_is_learned_may_not_change_between_runs(tmp_path):
     Service(SETTINGS, tmp_path).close()
     for changed, message in (
-        ({"discounts": (0.5, 0.8)}, r"discounts is \(0.5, 0.8\); the service .* was started with \(0.5, 0.9\)"),
+        (
+            {"discounts": (0.5, 0.8)},
+            r"discounts is \(0.5, 0.8\); expected \(0.5, 0.9\): the service in .* has learned with that",
+        ),
         ({"optimizer": SGD()}, "optimizer is SGD"),
-        ({"net": Network((3, 9, 2))}, r"net is 3-9-2 .*started with 3-8-2"),
+        ({"net": Network((3, 9, 2))}, r"net is 3-9-2 .*; expected 3-8-2"),
     ):
         with pytest.raises(ValueError, match=message):
             Service(replace(SETTINGS, **changed), tmp_path)
@@ -429,7 +434,10 @@ def test_a_folder_that_cannot_be_used_is_an_error(tmp_path):
 
 
 def test_a_folder_belongs_to_one_service(tmp_path):
-    with Service(SETTINGS, tmp_path), pytest.raises(StorageError, match=rf"another service has {tmp_path}; end it"):
+    with (
+        Service(SETTINGS, tmp_path),
+        pytest.raises(StorageError, match=rf"another service is using {tmp_path}; stop it"),
+    ):
         Service(SETTINGS, tmp_path)
     Service(SETTINGS, tmp_path).close()
 
@@ -587,7 +595,7 @@ def test_the_journal_of_another_service_of_version_0_1_is_an_error_where_it_show
     for folder in (mine, others):
         in_version_0_1(folder)
     shutil.copy(others / "journal-00000000000000000000.log", mine)
-    with pytest.raises(JournalError, match=r"record 0 .* the journal is of another one"):
+    with pytest.raises(JournalError, match=r"record 0 .*: it holds .*; expected .*: the journal is of another service"):
         Service.open(mine)
 
 
@@ -673,7 +681,7 @@ import json, resource, signal, sys
 import numpy as np
 sys.path.append(sys.argv[2])
 from test_service import SETTINGS, transitions, crashed, assert_same
-from valueapprox.service.service import Service, StorageError
+from valueapprox.service import Service, StorageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 service = Service(SETTINGS, sys.argv[1])
@@ -823,7 +831,9 @@ def test_a_full_queue_refuses_with_a_time_to_wait(tmp_path):
     with Service(replace(SETTINGS, max_queue=10), tmp_path) as service:
         release = blocked(service)
         first = service.submit(transitions("a", 0, 20))  # what is larger than the queue still gets in when it is empty
-        with pytest.raises(QueueFull, match="20 transitions wait to be learned, and 10 may") as caught:
+        with pytest.raises(
+            QueueFullError, match="20 transitions are waiting to be learned, and max_queue is 10"
+        ) as caught:
             service.submit(transitions("b", 0, 1))
         assert 0 < caught.value.retry_after <= 60
         assert (service.health()["queued"], service.health()["refused"]) == (20, 1)
@@ -841,7 +851,7 @@ def test_closing_finishes_what_waits(tmp_path):
     closer.start()
     while service.health()["reason"] != "the service is closing":
         threading.Event().wait(0.01)
-    with pytest.raises(Closed, match="the service was closed"):
+    with pytest.raises(ClosedError, match="the service was closed"):
         service.submit(transitions("a", 20, 1))
     with pytest.raises(TimeoutError, match=r"has not finished after 0\.01 seconds"):
         service.close(0.01)
@@ -892,7 +902,7 @@ def test_after_an_error_of_its_own_the_service_learns_no_more_and_nobody_waits(t
     service.learn(transitions("a", 0, 5))
     expected = state(service)
     with monkeypatch.context() as patch:
-        patch.setattr(service._learner, "_learn", lambda *_: 1 / 0)
+        patch.setattr(service._state.learner, "_learn", lambda *_: 1 / 0)
         release = blocked(service)
         futures = [service.submit(transitions(name, 5 * (name == "a"), 5)) for name in "abcdef"]
         assert futures[4].cancel()
@@ -913,9 +923,9 @@ def test_after_an_error_of_its_own_the_service_learns_no_more_and_nobody_waits(t
 def test_an_error_in_the_middle_of_a_group_leaves_no_checkpoint_of_half_of_it(tmp_path, monkeypatch):
     settings = replace(SETTINGS, max_streams=1, checkpoint_transitions=1)  # one call of the learner for each stream
     service = Service(settings, tmp_path)
-    learn, calls = service._learner._learn, []
+    learn, calls = service._state.learner._learn, []
     monkeypatch.setattr(
-        service._learner, "_learn", lambda *rows: calls.append(1) or (learn if calls == [1] else 1 / 0)(*rows)
+        service._state.learner, "_learn", lambda *rows: calls.append(1) or (learn if calls == [1] else 1 / 0)(*rows)
     )
     with pytest.raises(Exception, match="stopped learning"):
         service.learn(together(transitions("a", 0, 3), transitions("b", 0, 3)))
@@ -932,7 +942,7 @@ def test_weights_that_are_in_the_journal_and_could_not_be_used_are_in_no_checkpo
     service = Service(SETTINGS, tmp_path)
     w = np.random.default_rng(0).normal(size=SETTINGS.net.size)
     with monkeypatch.context() as patch:
-        patch.setattr(service._learner, "restart", lambda _: 1 / 0)
+        patch.setattr(service._state.learner, "restart", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             service.load_weights(w)
     wait_for(lambda: not service.health()["learning"])
@@ -948,7 +958,7 @@ def test_a_last_checkpoint_that_cannot_be_made_is_an_error_of_close(tmp_path, mo
     service = Service(SETTINGS, tmp_path)
     service.learn(transitions("a", 0, 5))
     with monkeypatch.context() as patch:
-        patch.setattr(service._learner, "state_dict", lambda *_: 1 / 0)
+        patch.setattr(service._state.learner, "state_dict", lambda *_: 1 / 0)
         with pytest.raises(StorageError, match="the last checkpoint could not be written: division by zero"):
             service.close()
     with Service.open(tmp_path) as again:
@@ -1048,7 +1058,7 @@ def test_a_trained_value_function_is_served(tmp_path):
         np.testing.assert_array_equal(values[:, 0], v.predict(s))
         assert version == 50
         assert (service.settings.discounts, service.settings.lams) == ((0.9,), (0.8,))
-        with pytest.raises(ReadOnly, match="only answers"):
+        with pytest.raises(ReadOnlyError, match="read-only"):
             service.submit(Transitions.of("a", 0, np.ones(3), 1.0, np.ones(3)))
         assert service.health()["learning"] is False
         assert service.load_weights(tmp_path / "v.npz") == 51
@@ -1069,7 +1079,7 @@ def test_a_trained_value_function_is_served(tmp_path):
 def test_what_cannot_be_learned_here_is_refused(tmp_path):
     ValueFunction(Network((3, 1)), method="n-step", n=3).save(tmp_path / "v.npz")
     Service.from_checkpoint(tmp_path / "v.npz").close()
-    with pytest.raises(ValueError, match=r"was learned by n-step; the service learns by TD\(lambda\) only"):
+    with pytest.raises(ValueError, match=r"the method of .* is n-step; expected td, by which a service learns"):
         Service.from_checkpoint(tmp_path / "v.npz", tmp_path / "s")
     checkpoint.save(tmp_path / "other.npz", {"w": np.zeros(3)}, {"kind": "other"})
     with pytest.raises(CheckpointError, match="holds no value function"):
@@ -1097,10 +1107,13 @@ def test_a_service_may_begin_at_given_weights(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (np.zeros(5), r"weights has shape \(1, 5\); \(1, 50\) is wanted"),
-        (np.full(50, np.nan), r"weights\[0, 0\] is nan; finite numbers are wanted"),
-        (["a"] * 50, "weights holds <U1; real numbers are wanted"),
-        (np.full(50, 1e200), r"weights go up to 1e\+200; up to 5.64e\+102 is wanted"),  # 1.8e308 ^ (1/3)
+        (np.zeros(5), r"weights has shape \(1, 5\); .*\(1, 50\)"),
+        (np.full(50, np.nan), r"weights\[0\]\[0\] is nan; expected a number of at most 5.64e\+102"),
+        (["a"] * 50, "weights holds <U1; .*real numbers"),
+        (
+            np.full(50, 1e200),
+            r"weights\[0\]\[0\] is 1e\+200; expected a number of at most 5.64e\+102 in magnitude",
+        ),  # 1.8e308 ^ (1/3)
     ],
 )
 def test_weights_that_do_not_fit_are_refused(service, weights, message):
@@ -1111,7 +1124,7 @@ def test_weights_that_do_not_fit_are_refused(service, weights, message):
 
 def test_weights_of_another_network_are_refused(service, tmp_path):
     ValueFunction(Network((3, 8, 1))).save(tmp_path / "v.npz")
-    with pytest.raises(CheckpointError, match=r"holds weights of 3-8-1 .*; this service has 3-8-2"):
+    with pytest.raises(CheckpointError, match=r"the network of .* is 3-8-1 .*; expected 3-8-2"):
         service.load_weights(tmp_path / "v.npz")
 
 
@@ -1125,9 +1138,9 @@ def test_weights_can_be_read_by_name_and_not_be_changed(service):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_states_that_are_not_finite_are_refused(service, bad):
-    with pytest.raises(ValueError, match=r"states\[1, 2\] is (nan|inf); a finite number is wanted"):
+    with pytest.raises(ValueError, match=r"states\[1\]\[2\] is (nan|inf); expected a finite number of float64"):
         service.values([[0, 0, 0], [0, 0, bad]])
-    with pytest.raises(ValueError, match=r"states has shape \(3,\); \(n, 3\) is wanted"):
+    with pytest.raises(ValueError, match=r"states has shape \(3,\); .*\(n, 3\)"):
         service.gradients([0, 0, 0])
 
 
@@ -1173,44 +1186,56 @@ def test_transitions_from_what_is_at_hand():
     assert several.terminated.tolist() == [False, False]
     mixed = Transitions.of(["b", "a", "b"], [1, 1, 2], np.ones((3, 3)), np.ones((3, 2)), np.ones((3, 3)))
     assert (mixed.names, mixed.stream.tolist()) == (("b", "a"), [0, 1, 0])
-    with pytest.raises(InvalidTransitions, match=r"stream holds \['a'\]; names are wanted"):
+    with pytest.raises(InvalidRequestError, match=r"stream holds \['a'\]; expected names"):
         Transitions.of([["a"]], 1, np.ones((1, 3)), np.ones(1), np.ones((1, 3)))
-    with pytest.raises(InvalidTransitions, match="sequence is one number; with several streams each wants its own"):
+    with pytest.raises(
+        InvalidRequestError, match="sequence is one number; expected 2, since there are several streams"
+    ):
         Transitions.of(["b", "a"], 1, np.ones((2, 3)), np.ones(2), np.ones((2, 3)))
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message", "index"),
     [
-        ("state", [[0, 0, 0], [0, np.nan, 0]], r"state\[1, 1\] is nan; a finite number of float64 is wanted", 1),
-        ("state", [[0, 0]], r"state has shape \(1, 2\); \(n, 3\) is wanted", None),
-        ("state", [["a", "b", "c"]] * 2, "state holds <U1; real numbers are wanted", None),
-        ("next_state", [[0, 0, 0], [-np.inf, 0, 0]], r"next_state\[1, 0\] is -inf", 1),
-        ("next_state", [[0, 0, 0]], r"next_state has shape \(1, 3\); \(2, 3\) is wanted", None),
-        ("cumulants", [[0, np.inf], [0, 0]], r"cumulants\[0, 1\] is inf", 0),
-        ("cumulants", [[0], [0]], r"cumulants has shape \(2, 1\); \(2, 2\) is wanted", None),
-        ("discounts", [[0, 0], [1.5, 0]], r"discounts\[1, 0\] is 1.5; a number in \[0, 1\] is wanted", 1),
-        ("terminated", [0, 2], r"terminated\[1\] is 2; a boolean is wanted", 1),
-        ("truncated", [0], r"truncated has shape \(1,\); \(2,\) is wanted", None),
-        ("sequence", [0, -1], r"sequence\[1\] is -1; a whole number from 0", 1),
-        ("sequence", [0, 0.5], "sequence holds float64; whole numbers are wanted", None),
-        ("sequence", [True, False], "sequence holds bool; whole numbers are wanted", None),
-        ("sequence", np.array([0, 2**63], np.uint64), r"sequence\[1\] is 9223372036854775808; a whole number from", 1),
-        ("sequence", [0, 2.0**63], r"sequence\[1\] is 9.22\d*e\+18; a whole number from 0 to 9007199254740992", 1),
-        ("stream", [0, 1], r"stream\[1\] is 1; a whole number from 0 to 0", 1),
-        ("names", ("",), "stream is ''; a name of 1 to 200 printable characters is wanted", 0),
-        ("names", ("a\nb",), r"stream is 'a\\nb'", 0),
-        ("names", ("x" * 201,), "a name of 1 to 200 printable", 0),
-        ("names", (7,), "stream is 7", 0),
-        ("names", ("a", "a"), "names holds one name twice", None),
+        ("state", [[0, 0, 0], [0, np.nan, 0]], r"state\[1\]\[1\] is nan; expected a finite number of float64", 1),
+        ("state", [[0, 0]], r"state has shape \(1, 2\); .*\(n, 3\)", None),
+        ("state", [["a", "b", "c"]] * 2, "state holds <U1; .*real numbers", None),
+        ("next_state", [[0, 0, 0], [-np.inf, 0, 0]], r"next_state\[1\]\[0\] is -inf", 1),
+        ("next_state", [[0, 0, 0]], r"next_state has shape \(1, 3\); .*\(2, 3\)", None),
+        ("cumulants", [[0, np.inf], [0, 0]], r"cumulants\[0\]\[1\] is inf", 0),
+        ("cumulants", [[0], [0]], r"cumulants has shape \(2, 1\); .*\(2, 2\)", None),
+        ("discounts", [[0, 0], [1.5, 0]], r"discounts\[1\]\[0\] is 1.5; expected a number in \[0, 1\]", 1),
+        ("terminated", [0, 2], r"terminated\[1\] is 2; expected a boolean", 1),
+        ("truncated", [0], r"truncated has shape \(1,\); expected \(2,\)", None),
+        ("sequence", [0, -1], r"sequence\[1\] is -1; expected a whole number from 0", 1),
+        ("sequence", [0, 0.5], "sequence holds float64; expected whole numbers", None),
+        ("sequence", [True, False], "sequence holds bool; expected whole numbers", None),
+        (
+            "sequence",
+            np.array([0, 2**63], np.uint64),
+            r"sequence\[1\] is 9223372036854775808; expected a whole number from",
+            1,
+        ),
+        (
+            "sequence",
+            [0, 2.0**63],
+            r"sequence\[1\] is 9.22\d*e\+18; expected a whole number from 0 to 9007199254740992",
+            1,
+        ),
+        ("stream", [0, 1], r"stream\[1\] is 1; expected a whole number from 0 to 0", 1),
+        ("names", ("",), r"stream\[0\] is ''; expected a name of 1 to 200 printable characters", 0),
+        ("names", ("a\nb",), r"stream\[0\] is 'a\\nb'", 0),
+        ("names", ("x" * 201,), "expected a name of 1 to 200 printable", 0),
+        ("names", (7,), r"stream\[0\] is 7", 0),
+        ("names", ("a", "a"), "names holds a name twice", None),
     ],
 )
 def test_transitions_that_are_not_well_formed_are_refused(service, field, value, message, index):
     good = Transitions.of("a", 0, np.zeros((2, 3)), np.zeros((2, 2)), np.zeros((2, 3)))
     value = value if field == "names" else np.asarray(value)
-    with pytest.raises(InvalidTransitions, match=message) as caught:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
         service.submit(replace(good, **{field: value}))
-    assert caught.value.field == ("stream" if field == "names" else field)
+    assert caught.value.field == ("stream" if field == "names" and index is not None else field)
     assert caught.value.index == index
     assert service.learn(good).learned == 2
 
@@ -1219,14 +1244,17 @@ def test_numbers_too_large_for_the_network_are_refused():
     with Service(ServiceSettings(Network((1, 1)))) as service:
         for field in ("state", "next_state", "cumulants"):
             good = Transitions.of("a", 0, [0.0], 0.0, [0.0])
-            with pytest.raises(InvalidTransitions, match=rf"{field}\[0, 0\] is .*; a finite number of float32"):
+            with pytest.raises(
+                InvalidRequestError,
+                match=rf"{field}\[0\]\[0\] is 1e\+39; expected a (finite )?number of (float32|at most 3.4e\+38)",
+            ):
                 service.submit(replace(good, **{field: np.array([[1e39]])}))
 
 
 def test_too_many_transitions_in_a_request_are_refused():
     with Service(replace(SETTINGS, max_batch=3)) as service:
         assert service.learn(transitions("a", 0, 3)).learned == 3
-        with pytest.raises(InvalidTransitions, match="4 transitions were given; at most 3 are taken") as caught:
+        with pytest.raises(InvalidRequestError, match="transitions has 4 entries; expected at most 3") as caught:
             service.submit(transitions("a", 3, 4))
         assert caught.value.field == "transitions"
         assert service.learn(transitions("a", 3, 0)).status.shape == (0,)
@@ -1240,7 +1268,7 @@ def test_streams_may_have_odd_names(tmp_path):
         service.learn(together(*(transitions(name, 2, 2) for name in names)))
         with crashed(service) as again:
             assert_same(service, again)
-            assert list(again._streams.last) == names
+            assert list(again._state.streams.last) == names
 
 
 def test_a_record_holds_what_was_put_in():
@@ -1266,9 +1294,9 @@ def test_a_record_holds_what_was_put_in():
                 np.testing.assert_array_equal(getattr(back, name), getattr(given, name))
             assert back.state.dtype == dtype
         w = np.random.default_rng(0).normal(size=(2, 5)).astype(dtype)
-        np.testing.assert_array_equal(decode(encode_weights(w)), w)
+        np.testing.assert_array_equal(decode(encode(w)), w)
     with pytest.raises(ValueError, match="a record of kind 9"):
-        decode(b"\x09" + encode_weights(w)[1:])
+        decode(b"\x09" + encode(w)[1:])
 
 
 @pytest.mark.parametrize(
@@ -1276,9 +1304,9 @@ def test_a_record_holds_what_was_put_in():
     [
         ({"durability": "bach"}, "did you mean 'batch'"),
         ({"on_gap": "ignore"}, "on_gap is 'ignore'"),
-        ({"max_streams": 0}, "max_streams is 0; a whole number of at least 1"),
-        ({"max_known_streams": 5, "max_streams": 6}, "max_known_streams is 5, less than max_streams, 6"),
-        ({"checkpoint_seconds": 0}, "checkpoint_seconds is 0; a positive, finite number is wanted"),
+        ({"max_streams": 0}, "max_streams is 0; "),
+        ({"max_known_streams": 5, "max_streams": 6}, "max_known_streams is 5; expected at least max_streams, 6"),
+        ({"checkpoint_seconds": 0}, "checkpoint_seconds is 0; expected a positive, finite number"),
         ({"checkpoint_seconds": np.inf}, "checkpoint_seconds is inf"),
         ({"seed": -1}, "seed is -1"),
         ({"retain_bytes": -1}, "retain_bytes is -1"),

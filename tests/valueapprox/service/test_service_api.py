@@ -6,6 +6,7 @@ import errno
 import http.client
 import io
 import json
+import os
 import re
 import socket
 import threading
@@ -20,9 +21,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from valueapprox import SGD, Network
-from valueapprox.service import Service, ServiceSettings
-from valueapprox.service.api import Batcher
-from valueapprox.service.bodies import NPY, NPZ, BodyError, read_npy, read_npz, write_npy, write_npz
+from valueapprox.service import InvalidRequestError, Service, ServiceSettings
+from valueapprox.service.batcher import Batcher
+from valueapprox.service.bodies import NPY, NPZ, read_npy, read_npz, write_npy, write_npz
 from valueapprox.service.schemas import Limits
 from valueapprox.service.server import Running
 
@@ -95,7 +96,7 @@ def test_a_body_that_is_wrong_everywhere_costs_no_more_than_one_that_is_wrong_on
     # Describing every mistake of 10 MB took 20 s and 3 GB.
     _, url = learner
     wrong = [["a", "b"]] * 60_000
-    assert post(url, "/v1/values", {"states": wrong}).error["message"] == "is 'a'; it should be a valid number"
+    assert post(url, "/v1/values", {"states": wrong}).error["message"] == "is 'a'; expected a valid number"
     answer = post(url, "/v1/transitions", {"transitions": [{"x": 1}] * 60_000})
     assert answer.error["field"] == "transitions[0].x"
     assert answer.error["message"].endswith("(and 5 more)")  # of the same transition: x, and five fields are missing
@@ -103,8 +104,12 @@ def test_a_body_that_is_wrong_everywhere_costs_no_more_than_one_that_is_wrong_on
     nested = {f"{i:x}": {} for i in range(100_000)}
     for path, body in (("values", unknown), ("transitions", unknown), ("transitions", {"transitions": [unknown]})):
         message = post(url, f"/v1/{path}", body).error["message"]
-        assert message.startswith("has more fields than there are; there are st")
-    assert post(url, "/v1/values", nested).error["message"].startswith("has 100,001 fields that are wrong or not known")
+        assert message.startswith("the body has too many fields; expected st")
+    assert (
+        post(url, "/v1/values", nested)
+        .error["message"]
+        .startswith("the body has 100,001 fields that are wrong or not known")
+    )
 
 
 def test_names_full_of_colons_are_no_fields(learner):
@@ -117,7 +122,7 @@ def test_names_full_of_colons_are_no_fields(learner):
 def test_a_large_network_computes_few_states_in_the_event_loop(sizes, most):
     # 64-1024-1024-1 has 64 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 + 1 = 1,117,185 weights; 2^24 / 1,117,185 = 15.02
     net = Network(sizes)
-    assert Batcher(SimpleNamespace(settings=SimpleNamespace(net=net))).most == most
+    assert Batcher(SimpleNamespace(settings=SimpleNamespace(net=net))).max_states == most
 
 
 @pytest.mark.parametrize("name", ["max_body", "max_reading", "max_states"])
@@ -191,7 +196,7 @@ def test_weights_are_replaced(learner):
     answer = ask(url, "PUT", "/v1/weights", raw_npy(np.array([5.0, 7.0])), NPY)
     assert (answer.status, answer.json) == (200, {"version": 1})
     assert service.weights().w.tolist() == [[5.0, 7.0]]
-    assert ask(url, "PUT", "/v1/weights", raw_npy(np.array([5.0])), NPY).error["field"] == "w"
+    assert ask(url, "PUT", "/v1/weights", raw_npy(np.array([5.0])), NPY).error["field"] == "weights"
     assert ask(url, "PUT", "/v1/weights", b"[5, 7]", "application/json").status == 415
 
 
@@ -240,7 +245,7 @@ def test_a_gap_says_what_is_due_and_is_not_learned(learner):
     assert answer.status == 409
     assert answer.json["expected"] == 8
     assert answer.error == {
-        "type": "Gap",
+        "type": "GapError",
         "field": "sequence",
         "message": "is 9; expected 8, the next number of stream 'a'",
     }
@@ -332,8 +337,10 @@ def test_what_diverges_is_said_and_not_learned(learner):
 def test_weights_that_are_too_large_for_values_are_refused(learner):
     service, url = learner
     answer = ask(url, "PUT", "/v1/weights", raw_npy(np.array([1.5e308, -1.5e308])), NPY)
-    assert (answer.status, answer.error["field"]) == (422, "w")
-    assert answer.error["message"] == "go up to 1.5e+308; up to 1.34e+154 is wanted"  # 1.8e308 ^ (1/2)
+    assert (answer.status, answer.error["field"]) == (422, "weights[0][0]")
+    assert (
+        answer.error["message"] == "is 1.5e+308; expected a number of at most 1.34e+154 in magnitude"
+    )  # 1.8e308 ^ (1/2)
     assert service.version == 0
 
 
@@ -341,7 +348,7 @@ def test_a_service_that_only_answers_refuses_to_learn():
     with make(read_only=True) as service, Running(service) as url:
         assert post(url, "/v1/values", {"states": [[1, 1]]}).status == 200
         answer = post(url, "/v1/transitions", transition(0))
-        assert (answer.status, answer.error["type"]) == (403, "ReadOnly")
+        assert (answer.status, answer.error["type"]) == (403, "ReadOnlyError")
         assert ask(url, "PUT", "/v1/weights", raw_npy(np.zeros(2)), NPY).status == 403
     key = {"Authorization": "Bearer 0123456789abcdef"}
     with make(read_only=True) as service, Running(service, token="0123456789abcdef") as url:
@@ -426,38 +433,50 @@ WRONG = [  # path, body, status, field, words of the message
     ("/v1/values", b"[" * 10_000, 400, None, "not JSON"),
     ("/v1/values", b"3", 422, None, "object"),
     ("/v1/values", {}, 422, "states", "missing"),
-    ("/v1/values", {"states": []}, 422, "states", "at least 1"),
-    ("/v1/values", {"states": [[1, 2]] * 101}, 422, "states", "at most 100"),
+    ("/v1/values", {"states": []}, 422, "states", "has 0 rows; expected 1 to 100"),
+    ("/v1/values", {"states": [[1, 2]] * 101}, 422, "states", "has 101 rows; expected 1 to 100"),
     ("/v1/values", {"states": [1, 2]}, 422, "states[0]", "array"),
-    ("/v1/values", {"states": [[1, 2], [1]]}, 422, "states[1]", "has 1 entries; at least 2"),
-    ("/v1/values", {"states": [[1, 2, 3]]}, 422, "states[0]", "at most 2"),
-    ("/v1/values", {"states": [[1, "2"]]}, 422, "states[0][1]", "is '2'; it should be a valid number"),
+    ("/v1/values", {"states": [[1, 2], [1]]}, 422, "states[1]", "has 1 entries; expected 2"),
+    ("/v1/values", {"states": [[1, 2, 3]]}, 422, "states[0]", "has 3 entries; expected 2"),
+    ("/v1/values", {"states": [[1, "2"]]}, 422, "states[0][1]", "is '2'; expected a valid number"),
     ("/v1/values", {"states": [[1, True]]}, 422, "states[0][1]", "valid number"),
     ("/v1/values", {"states": [[1, None]]}, 422, "states[0][1]", "valid number"),
     ("/v1/values", b'{"states": [[1, NaN]]}', 422, "states[0][1]", "finite"),
     ("/v1/values", b'{"states": [[1, 1e400]]}', 422, "states[0][1]", "finite"),
     ("/v1/values", b'{"states": [[1, -Infinity]]}', 422, "states[0][1]", "finite"),
-    ("/v1/values", {"states": [[1, 2]], "state": 3}, 422, "state", "not a known field; there are states"),
+    ("/v1/values", {"states": [[1, 2]], "state": 3}, 422, "state", "not a known field; expected states"),
     ("/v1/values?n=3", {"states": [[1, 2]]}, 422, "n", "not known"),
     ("/v1/gradients", {"states": [[1, 2]], "output": 0}, 422, "output", "not a known field"),
-    ("/v1/gradients?output=1", {"states": [[1, 2]]}, 422, "output", "0 is wanted"),
+    ("/v1/gradients?output=1", {"states": [[1, 2]]}, 422, "output", "is '1'; expected 0"),
     ("/v1/transitions", WITHOUT, 422, "next_state", "missing"),
     ("/v1/transitions", {"transitions": [T, WITHOUT]}, 422, "transitions[1].next_state", "missing"),
-    ("/v1/transitions", {"transitions": []}, 422, "transitions", "at least 1"),
-    ("/v1/transitions", {"transitions": [T] * 51}, 422, "transitions", "at most 50"),
+    ("/v1/transitions", {"transitions": []}, 422, "transitions", "is empty; expected at least one transition"),
+    ("/v1/transitions", {"transitions": [T] * 51}, 422, "transitions", "has 51 entries; expected at most 50"),
     ("/v1/transitions", {"transitions": T}, 422, "transitions", "array"),
-    ("/v1/transitions", {"transitions": [T], "stream": "a"}, 422, "stream", "there are transitions"),
-    ("/v1/transitions", {"transitions": [T | {"x": 1}]}, 422, "transitions[0].x", "there are stream, sequence"),
-    ("/v1/transitions", T | {"sequence": -1}, 422, "sequence", "greater than or equal to 0"),
-    ("/v1/transitions", T | {"sequence": 2**63}, 422, "sequence", "less than or equal"),
+    ("/v1/transitions", {"transitions": [T], "stream": "a"}, 422, "stream", "expected transitions"),
+    ("/v1/transitions", {"transitions": [T | {"x": 1}]}, 422, "transitions[0].x", "expected stream, sequence"),
+    (
+        "/v1/transitions",
+        T | {"sequence": -1},
+        422,
+        "sequence",
+        "is -1; expected a whole number from 0 to 9223372036854775807",
+    ),
+    (
+        "/v1/transitions",
+        T | {"sequence": 2**63},
+        422,
+        "sequence",
+        "is 9223372036854775808; expected a whole number from 0 to",
+    ),
     ("/v1/transitions", T | {"sequence": "1"}, 422, "sequence", "integer"),
     ("/v1/transitions", T | {"sequence": 0.5}, 422, "sequence", "integer"),
-    ("/v1/transitions", T | {"stream": ""}, 422, "stream", "at least 1"),
-    ("/v1/transitions", T | {"stream": "x" * 201}, 422, "stream", "at most 200"),
+    ("/v1/transitions", T | {"stream": ""}, 422, "stream", "is ''; expected a name of 1 to 200 printable characters"),
+    ("/v1/transitions", T | {"stream": "x" * 201}, 422, "stream", "expected a name of 1 to 200 printable characters"),
     ("/v1/transitions", T | {"stream": "a\nb"}, 422, "stream", "printable"),
     ("/v1/transitions", T | {"stream": 7}, 422, "stream", "string"),
     ("/v1/transitions", T | {"terminated": 1}, 422, "terminated", "boolean"),
-    ("/v1/transitions", T | {"discount": 1.1}, 422, "discount", "less than or equal to 1"),
+    ("/v1/transitions", T | {"discount": 1.1}, 422, "discount", "is 1.1; expected a number in [0, 1]"),
     ("/v1/transitions", T | {"cumulants": [1.0]}, 422, "cumulants", "not a known field"),
 ]
 
@@ -482,23 +501,24 @@ GOOD = {
 NPZ_PARTS = {name: write_npy(array) for name, array in GOOD.items()}
 WRONG_ARRAYS = [
     ({"state": None}, "state", "missing"),
-    ({"state": np.zeros((3, 3))}, "state", "(n, 2) is wanted"),
-    ({"state": np.array([["a", "b"]] * 3)}, "state", "numbers are wanted"),
+    ({"state": np.zeros((3, 3))}, "state", "(n, 2)"),
+    ({"state": np.array([["a", "b"]] * 3)}, "state", "real numbers"),
     ({"state": np.array([[0, 0], [0, np.nan], [0, 0]])}, "state[1][1]", "is nan"),
-    ({"state": np.zeros((0, 2)), "next_state": np.zeros((0, 2))}, "state", "1 to 50"),
-    ({"sequence": np.zeros(3)}, "sequence", "integers (3,) are wanted"),
+    ({"state": np.zeros((0, 2)), "next_state": np.zeros((0, 2))}, "cumulants", "has shape (3, 1)"),
+    ({name: array[:0] for name, array in GOOD.items() if name != "stream"}, "transitions", "is empty"),
+    ({"sequence": np.full(3, 0.5)}, "sequence", "expected whole numbers"),
     ({"sequence": np.array([0, -1, 2])}, "sequence[1]", "is -1"),
     ({"sequence": np.array([0, 2**63, 2], np.uint64)}, "sequence[1]", "is 9223372036854775808"),
-    ({"cumulants": np.ones((3, 2))}, "cumulants", "(3, 1) is wanted"),
+    ({"cumulants": np.ones((3, 2))}, "cumulants", "(3, 1)"),
     ({"cumulants": np.array([1, np.inf, 1])}, "cumulants[1][0]", "is inf"),
-    ({"next_state": np.zeros((2, 2))}, "next_state", "(3, 2) is wanted"),
-    ({"terminated": np.zeros(3)}, "terminated", "booleans (3,) are wanted"),
-    ({"stream": np.zeros(3, np.int64)}, "stream", "text () or (3,) is wanted"),
-    ({"stream": np.zeros(3, np.int64), "names": np.zeros(0, "U1")}, "stream", "there are 0 names"),
-    ({"stream": np.array(["a", "b"])}, "stream", "text () or (3,) is wanted"),
+    ({"next_state": np.zeros((2, 2))}, "next_state", "(3, 2)"),
+    ({"terminated": np.full(3, 2)}, "terminated[0]", "is 2; expected a boolean"),
+    ({"stream": np.zeros(3, np.int64)}, "stream", "expected text, or indices and names"),
+    ({"stream": np.zeros(3, np.int64), "names": np.zeros(0, "U1")}, "names", "is empty"),
+    ({"stream": np.array(["a", "b"])}, "stream", "expected (3,)"),
     ({"stream": np.array(["a", "", "b"])}, "stream", ""),
     ({"discounts": np.full((3, 1), 1.5)}, "discounts", ""),
-    ({"reward": np.zeros(3)}, "reward", "is not known; there are stream"),
+    ({"reward": np.zeros(3)}, "reward", "is not a known array; expected stream"),
 ]
 
 
@@ -601,7 +621,7 @@ def test_a_directory_of_countless_members_is_not_read():
     with zipfile.ZipFile(file, "w") as members:
         for i in range(5000):
             members.writestr(f"{i}.npy", b"")
-    with pytest.raises(BodyError, match="has 5,000 members; expected at most 64"):
+    with pytest.raises(InvalidRequestError, match="has 5,000 members; expected at most 64"):
         read_npz(file.getvalue())
 
 
@@ -625,7 +645,7 @@ def test_headers_of_npy_that_lie_are_refused_before_anything_is_allocated():
         "__import__('os').abort()",
     ]
     for lie in lies:
-        with pytest.raises(BodyError) as refused:
+        with pytest.raises(InvalidRequestError) as refused:
             read_npy(npy_with(lie), "states")
         assert refused.value.status == 400
 
@@ -633,18 +653,18 @@ def test_headers_of_npy_that_lie_are_refused_before_anything_is_allocated():
 def test_npz_takes_plain_arrays_only():
     file = io.BytesIO()
     np.savez_compressed(file, a=np.zeros(100_000))
-    with pytest.raises(BodyError, match="compressed"):
+    with pytest.raises(InvalidRequestError, match="compressed"):
         read_npz(file.getvalue())
     whole = write_npz({"a": np.arange(3)})
     assert read_npz(whole)["a"].tolist() == [0, 1, 2]
     broken = bytearray(whole)
     broken[whole.index(np.arange(3).tobytes()) + 1] ^= 1  # its checksum tells
-    with pytest.raises(BodyError, match="damaged"):
+    with pytest.raises(InvalidRequestError, match="damaged"):
         read_npz(bytes(broken))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as members:
         members.writestr("a.txt", "x")
-    with pytest.raises(BodyError, match="only arrays"):
+    with pytest.raises(InvalidRequestError, match="only arrays"):
         read_npz(file.getvalue())
 
 
@@ -724,12 +744,12 @@ def test_a_body_that_breaks_off_in_nonsense_is_no_failure_of_the_service(fixed, 
 def test_when_the_disk_is_full_learning_stops_and_values_are_served(tmp_path):
     with make(folder=tmp_path) as service, Running(service) as url:
         post(url, "/v1/transitions", transition(0))
-        append = service._journal.append
+        append = service._store.journal.append
 
         def full(payload):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        service._journal.append = full
+        service._store.journal.append = full
         answer = post(url, "/v1/transitions", transition(1))
         assert (answer.status, answer.error["type"], answer.headers["Retry-After"]) == (503, "StorageError", "5")
         assert "No space left" in answer.error["message"]
@@ -738,7 +758,7 @@ def test_when_the_disk_is_full_learning_stops_and_values_are_served(tmp_path):
         assert (ready.status, ready.json["learning"]) == (200, False)
         assert "No space left" in ready.json["reason"]
         assert samples(ask(url, "GET", "/metrics").body.decode())["valueapprox_learning"] == 0
-        service._journal.append = append
+        service._store.journal.append = append
         assert post(url, "/v1/transitions", transition(1)).json["status"] == "learned"
         assert ask(url, "GET", "/readyz").json["learning"]
 
@@ -760,7 +780,7 @@ def test_a_full_queue_says_when_to_come_again():
         while service.health()["queued"] < 2:
             time.sleep(0.01)
         answer = post(url, "/v1/transitions", transition(0, stream="c"))
-        assert (answer.status, answer.error["type"]) == (429, "QueueFull")
+        assert (answer.status, answer.error["type"]) == (429, "QueueFullError")
         assert int(answer.headers["Retry-After"]) >= 1
         assert post(url, "/v1/values", {"states": [[1, 1]]}).status == 200  # readers wait for nobody
         go.set()
@@ -842,7 +862,7 @@ def test_probes_and_health(learner):
     answer = ask(url, "GET", "/readyz")
     assert (answer.status, answer.json["ready"]) == (503, False)
     answer = post(url, "/v1/transitions", transition(0))
-    assert (answer.status, answer.error["type"], answer.headers["Retry-After"]) == (503, "Closed", "5")
+    assert (answer.status, answer.error["type"], answer.headers["Retry-After"]) == (503, "ClosedError", "5")
 
 
 def test_the_page_loads_nothing_from_elsewhere(fixed):
@@ -970,6 +990,7 @@ def described():
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
+EXAMPLES = int(os.environ.get("VALUEAPPROX_EXAMPLES", "12"))  # tests/bars/description.py tries more
 VALID, INVALID = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 TRIED = [(*one, VALID) for one in OPERATIONS] + [(*one, INVALID) for one in OPERATIONS if one[0] != "GET"]
 
@@ -981,7 +1002,7 @@ def test_the_service_does_what_its_description_says(described, method, path, mod
 
     @given(operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=40, deadline=None, derandomize=True, database=None, phases=(Phase.generate,),
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     def check(case):

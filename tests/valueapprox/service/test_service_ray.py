@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 from test_service import SETTINGS, learner, rows, transitions
 
-from valueapprox.service import Gap, InvalidTransitions, QueueFull, ServiceError, StorageError, connect, start
-from valueapprox.service.journal import read
-from valueapprox.service.messages import decode
+from valueapprox.service import (
+    GapError,
+    InvalidRequestError,
+    QueueFullError,
+    ServiceError,
+    StorageError,
+    connect,
+    start,
+)
+from valueapprox.service.records import decode
+from valueapprox.service.segments import read
 
 pytestmark = pytest.mark.ray
 
@@ -94,37 +102,37 @@ def test_errors_arrive_as_what_they_were(started, tmp_path):
     wrong = replace(transitions("a", 0, 2), state=np.full((2, 3), np.nan))
     futures = [service.submit(batch) for batch in (transitions("a", 0, 2), wrong, transitions("a", 2, 2))]
     assert [futures[i].result().learned for i in (0, 2)] == [2, 2]
-    with pytest.raises(InvalidTransitions, match=r"state\[0, 0\] is nan") as caught:
+    with pytest.raises(InvalidRequestError, match=r"state\[0\]\[0\] is nan") as caught:
         futures[1].result()
     assert (caught.value.field, caught.value.index) == ("state", 0)
-    with pytest.raises(Gap, match="sequence is 9; expected 4, the next number of stream 'a'") as gap:
+    with pytest.raises(GapError, match="sequence is 9; expected 4, the next number of stream 'a'") as gap:
         service.learn(transitions("a", 9, 2))
     assert (gap.value.expected, gap.value.result.rejected) == (4, 2)
-    with pytest.raises(ValueError, match=r"states\[0, 1\] is inf"):
+    with pytest.raises(ValueError, match=r"states\[0\]\[1\] is inf"):
         service.values([[0, np.inf, 0]])
     with pytest.raises(ValueError, match="output is 2; there are predictions 0 to 1"):
         service.gradients(np.zeros((1, 3)), 2)
     good, bad = service.submit_values(np.zeros((1, 3))), service.submit_values(np.full((1, 3), np.inf))
     assert good.result().values.shape == (1, 2)
-    with pytest.raises(ValueError, match=r"states\[0, 0\] is inf"):
+    with pytest.raises(ValueError, match=r"states\[0\]\[0\] is inf"):
         bad.result()
     batch = transitions("b", 0, 40)
-    with pytest.raises(QueueFull, match="wait to be sent, and 50 may"):
+    with pytest.raises(QueueFullError, match="are waiting to be sent, and max_queue is 50"):
         _ = [service.submit(batch) for _ in range(1000)]
 
 
 def test_a_name_is_asked_for_and_given_once(started, tmp_path):
     started("one", folder=tmp_path)
-    with pytest.raises(ValueError, match="there is a service called 'one' already; connect to it"):
+    with pytest.raises(ValueError, match="the name 'one' is taken by a running service; connect to it"):
         start("one", SETTINGS, tmp_path / "other")
-    with pytest.raises(LookupError, match="no service is called 'two' on this cluster; there are one"):
+    with pytest.raises(LookupError, match="no service on this cluster is called 'two'; expected one of one"):
         connect("two")
-    with pytest.raises(StorageError, match="another service has"):
+    with pytest.raises(StorageError, match="another service is using"):
         start("two", SETTINGS, tmp_path)
     started("two", folder=tmp_path / "two").stop()
     with pytest.raises(ValueError, match="discounts is"):
         start("three", replace(SETTINGS, discounts=(0.1, 0.2)), tmp_path / "two")
-    with pytest.raises(LookupError, match="there are one"):  # what failed has left no actor
+    with pytest.raises(LookupError, match="expected one of one"):  # what failed has left no actor
         connect("three")
 
 
@@ -189,6 +197,6 @@ def test_a_stopped_service_can_be_started_again(started, tmp_path):
     service = started("again", folder=tmp_path)
     service.learn(transitions("a", 0, 5))
     service.stop()
-    with pytest.raises(LookupError, match="no service is called 'again'"):
+    with pytest.raises(LookupError, match="no service on this cluster is called 'again'"):
         connect("again")
     assert started("again", folder=tmp_path).version == 5

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from valueapprox import SGD, Network
-from valueapprox.service import Client, ReadOnly, Service, ServiceSettings, StorageError, Transitions
+from valueapprox.service import Client, ReadOnlyError, Service, ServiceSettings, StorageError, Transitions
 from valueapprox.service.ray_serve import Follower
 from valueapprox.service.server import Running
 
@@ -97,7 +97,7 @@ def test_values_are_served_while_the_learner_is_away():
         follower.close()
     with make(read_only=True) as learner:
         follower = Follower(learner)
-        with pytest.raises(ReadOnly):
+        with pytest.raises(ReadOnlyError):
             follower.submit(ONE)
         follower.close()
 
