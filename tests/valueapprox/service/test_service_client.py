@@ -187,19 +187,26 @@ def test_weights_are_replaced(pair):
 def test_what_is_wrong_raises_what_the_service_raises(pair, changes, field):
     service, client = pair
     batch = Transitions.of(**{**ONE, **changes})
+    said = []
     for who in (service, client):
         with pytest.raises(InvalidRequestError) as wrong:
             who.learn(batch)
         assert wrong.value.field.startswith(field)
+        said.append(str(wrong.value))
+    # There is one check and one sentence; only what an array of text cannot hold is refused by the client.
+    assert said[0] == said[1] or "\0" in batch.names[0]
     assert service.version == 0
 
 
 def test_states_that_are_wrong_are_value_errors(pair):
     service, client = pair
     for states in ([[1.0]], [[np.nan, 1.0]], np.full((100, 2), np.inf)):
+        said = []
         for who in (service, client):
-            with pytest.raises(ValueError, match="states"):
+            with pytest.raises(InvalidRequestError, match="states") as wrong:
                 who.values(states)
+            said.append(str(wrong.value))
+        assert said[0] == said[1]
     with pytest.raises(ValueError, match="output"):
         client.gradients([[1.0, 2.0]], output=2)
 
