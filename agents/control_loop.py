@@ -100,9 +100,7 @@ class CompiledLoop:
     @staticmethod
     def fits(agent: ControlAgent, env: gym.Env[Any, Any], world: World) -> bool:
         """Whether nothing stands between world and agent that the loop does not know."""
-        if isinstance(agent, StreamTD):  # its actions are not the kernel's
-            return False
-        where = env_state(env)
+        where = None if isinstance(agent, StreamTD) else env_state(env)  # whose actions are not the kernel's
         plain = where is not None and all(name in PLAIN for name, _ in where["wrappers"])
         return plain and encoder(env.observation_space).size == world.n_observation
 

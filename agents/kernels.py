@@ -92,7 +92,7 @@ def rollout(
             restart(facts, params, state, uniforms, counts)
 
 
-#: Policies that `rollout` can follow, by name: a new one is a kernel and a line here.
+#: Policies that `rollout` can follow, by name.
 POLICIES = {"random": at_random, "heuristic": by_heuristic}
 
 

@@ -10,6 +10,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gymnasium import spaces
 from valueapprox.agents.spaces import factors
 from valueapprox.checks import one_of, unit_interval
 from valueapprox.compiling import interpreted
-from valueapprox.envs import WORLDS, Acrobot, CartPole, MountainCar, Pendulum, World
+from valueapprox.envs import WORLDS, Acrobot, CartPole, MountainCar, Pendulum, World, find_world
 
 __all__ = ["Policy", "heuristics", "make_policy", "resolve"]
 
@@ -97,6 +98,8 @@ def resolve(name: str, noise: float | None, env_id: str) -> tuple[str, float]:
     ValueError
         If the policy is unknown, or the noise is outside [0, 1].
     """
+    with suppress(Exception):  # whatever it is, making the environment says it better
+        find_world(env_id)
     task, known = task_name(env_id), heuristics()
     if name == "auto":
         name = "heuristic" if task in known else "random"

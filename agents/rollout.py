@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -35,11 +35,7 @@ from valueapprox.seeding import generator_from, generator_state, seed_for, seque
 
 __all__ = ["Block", "CompiledRollout", "GymnasiumRollout", "Task", "make_environment", "make_rollout"]
 
-AUTORESET = {
-    "same-step": AutoresetMode.SAME_STEP,
-    "next-step": AutoresetMode.NEXT_STEP,
-    "disabled": AutoresetMode.DISABLED,
-}
+AUTORESET = {mode.name.lower().replace("_", "-"): mode for mode in AutoresetMode}  # same-step, next-step, disabled
 REPLAY_LIMIT = 200_000  # actions of one episode that are kept so that it can be replayed
 
 
@@ -55,17 +51,12 @@ class Block(NamedTuple):
     restarted: np.ndarray  # (n,)  whether the stream broke off before this block and began a new episode
 
     @staticmethod
-    def zeros(
-        n: int, n_steps: int, n_observation: int, dtype: Any, action_shape: tuple[int, ...], action_dtype: Any
-    ) -> Block:
-        """A block to be filled; nothing restarted."""
-
-        def part(dtype: Any, *shape: int) -> np.ndarray:
-            return np.zeros((n, n_steps, *shape), dtype)
-
-        s, s_next, flag = part(dtype, n_observation), part(dtype, n_observation), np.bool_
-        actions, rewards = part(action_dtype, *action_shape), part(np.float64)
-        return Block(s, actions, rewards, s_next, part(flag), part(flag), np.zeros(n, flag))
+    def zeros(n: int, n_steps: int, observation: tuple[int, Any], action: tuple[tuple[int, ...], Any]) -> Block:
+        """A block to be filled, of observations and actions of some size or shape and type; nothing restarted."""
+        (d, dtype), (shape, action_dtype), flag, all_steps = observation, action, np.bool_, (n, n_steps)
+        seen = (*all_steps, d)
+        shapes = (seen, (*all_steps, *shape), all_steps, seen, all_steps, all_steps, (n,))
+        return Block(*map(np.zeros, shapes, (dtype, action_dtype, np.float64, dtype, flag, flag, flag)))
 
     @staticmethod
     def join(blocks: list[Block]) -> Block:
@@ -73,9 +64,8 @@ class Block(NamedTuple):
         longest = max(block.rewards.shape[1] for block in blocks)
 
         def whole(part: np.ndarray) -> np.ndarray:
-            if part.ndim == 1 or part.shape[1] == longest:
-                return part
-            return np.pad(part, [(0, longest - part.shape[1]) if axis == 1 else (0, 0) for axis in range(part.ndim)])
+            missing = 0 if part.ndim == 1 else longest - part.shape[1]
+            return np.pad(part, [(0, 0), (0, missing), *[(0, 0)] * (part.ndim - 2)]) if missing else part
 
         return Block(*(np.concatenate([whole(part) for part in parts]) for parts in zip(*blocks, strict=True)))
 
@@ -159,10 +149,9 @@ def _helpful(env_id: str) -> Iterator[None]:
         blame(error, f"{env_id}: building it")
         found = fault_of(error)
         raise UserCodeError(f"{env_id} cannot be built: {error}", found.place if found else "") from None
-    except ValueError:  # a world of this package's, which says what is wrong with its arguments; or a user's
-        raise
     except Exception as error:
-        blame(error, f"{env_id}: building it")
+        if not isinstance(error, ValueError):  # of a world, which says what is wrong with its arguments
+            blame(error, f"{env_id}: building it")
         raise
 
 
@@ -173,9 +162,7 @@ def _register_minatar(env_id: str) -> None:
     try:
         from minatar.gym import register_envs
     except ModuleNotFoundError:
-        raise ValueError(
-            f"{env_id} needs a package that is not installed: pip install 'valueapprox[minatar]'"
-        ) from None
+        raise ValueError(f"{env_id} needs a package that is missing: pip install 'valueapprox[minatar]'") from None
     register_envs()
 
 
@@ -214,61 +201,55 @@ class CompiledRollout:
     def __init__(self, task: Task, numbers: list[int], world: envs.World, limit: int, follow: Any) -> None:
         self.world, self.follow, self.params = world, follow, world.params
         self.facts = kernels.facts_of(world, limit, task.noise)
-        self.states = np.zeros((len(numbers), world.n_state))
-        self.elapsed = [0] * len(numbers)
-        # The generators that Gymnasium's environment, seeded with `reset(seed=...)`, and `make_policy` draw from.
-        self.env_rngs = [seeding.np_random(seed_for(task.seed, "environment", i))[0] for i in numbers]
-        self.policy_rngs = [np.random.default_rng(sequence(task.seed, "policy", i)) for i in numbers]
-        for rng, state in zip(self.env_rngs, self.states, strict=True):
-            type(world).reset(self.params, rng.random(world.n_reset_uniforms), state)
+        self.streams = [self._begun(task.seed, number) for number in numbers]
+
+    def _begun(self, seed: int, number: int) -> dict[str, Any]:
+        """Where an environment stands: its state, and the generators that Gymnasium's and `make_policy` draw from."""
+        rng, _ = seeding.np_random(seed_for(seed, "environment", number))
+        state = np.zeros(self.world.n_state)
+        type(self.world).reset(self.params, rng.random(self.world.n_reset_uniforms), state)
+        own = np.random.default_rng(sequence(seed, "policy", number))
+        return {"state": state, "elapsed": 0, "environment": rng, "policy": own}
 
     def collect(self, lengths: int | Sequence[int]) -> tuple[Block, list[dict[str, Any]]]:
         """The next transitions of each environment, and a snapshot from which the next block follows.
 
         `lengths`: how many, of all or of each; the block is as long as the longest, and shorter rows end in zeros.
         """
-        n, world = len(self.states), self.world
+        n, world = len(self.streams), self.world
         lengths = _each(lengths, n)
         action = ((1,), np.float32) if world.continuous else ((), _smallest(0, world.n_actions - 1))
-        block = Block.zeros(n, max(lengths), world.n_observation, np.float32, *action)
-        for i in range(n):
-            counts = np.array([0, self.elapsed[i], 0])
+        block = Block.zeros(n, max(lengths), (world.n_observation, np.float32), action)
+        for i, stream in enumerate(self.streams):
+            counts = np.array([0, stream["elapsed"], 0])
             # Drawn ahead, as many as could be used, then set back to what was.
             most = lengths[i] * (world.n_step_uniforms + world.n_reset_uniforms) + 1
-            uniforms, policy_uniforms = self.env_rngs[i].random(most), self.policy_rngs[i].random(2 * lengths[i])
+            uniforms, policy_uniforms = stream["environment"].random(most), stream["policy"].random(2 * lengths[i])
             self.follow(
-                *(self.facts, self.params, self.states[i], counts, uniforms, policy_uniforms),
+                *(self.facts, self.params, stream["state"], counts, uniforms, policy_uniforms),
                 block.observations[i, : lengths[i]],
                 block.actions[i, : lengths[i]].reshape(-1),  # a continuous action is an array of one number
                 *(part[i, : lengths[i]] for part in block[2:-1]),
             )
-            self.elapsed[i] = int(counts[kernels.ELAPSED])
-            for rng, drawn, used in (
-                (self.env_rngs[i], uniforms, counts[kernels.DRAWS]),
-                (self.policy_rngs[i], policy_uniforms, counts[kernels.POLICY_DRAWS]),
-            ):
-                rng.bit_generator.advance(int(used) - drawn.size)  # type: ignore[attr-defined]
+            stream["elapsed"] = int(counts[kernels.ELAPSED])
+            stream["environment"].bit_generator.advance(int(counts[kernels.DRAWS]) - uniforms.size)
+            stream["policy"].bit_generator.advance(int(counts[kernels.POLICY_DRAWS]) - policy_uniforms.size)
         return block, self.snapshot()
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Where each environment stands."""
         return [
-            {
-                "state": self.states[i].copy(),
-                "elapsed": self.elapsed[i],
-                "environment": generator_state(self.env_rngs[i]),
-                "policy": generator_state(self.policy_rngs[i]),
-            }
-            for i in range(len(self.states))
+            {**s, "state": s["state"].copy(), **{name: generator_state(s[name]) for name in ("environment", "policy")}}
+            for s in self.streams
         ]
 
     def restore(self, snapshots: list[dict[str, Any]]) -> None:
         """Go to where `snapshot` was taken, exactly."""
-        for i, snapshot in enumerate(snapshots):
-            self.states[i] = snapshot["state"]
-            self.elapsed[i] = int(snapshot["elapsed"])
-            self.env_rngs[i] = generator_from(snapshot["environment"])
-            self.policy_rngs[i] = generator_from(snapshot["policy"])
+        for stream, snapshot in zip(self.streams, snapshots, strict=True):
+            stream["state"][:] = snapshot["state"]
+            stream["elapsed"] = int(snapshot["elapsed"])
+            for name in ("environment", "policy"):
+                stream[name] = generator_from(snapshot[name])
 
     def close(self) -> None:
         """Nothing is open."""
@@ -282,20 +263,15 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     into the same array, and SAME_STEP resets before it is read.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.origin: dict[str, Any] | None = None
-        self.actions: list[Any] = []
+    origin: dict[str, Any] | None = None
+    actions: list[Any]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Note the seed, or where the generator stands, and start the episode."""
-        self.origin, self.actions = None, []
-        if seed is not None:
-            self.origin = {"seed": seed}
-        else:
-            bits = self.env.unwrapped.np_random.bit_generator
-            if isinstance(bits, np.random.PCG64):
-                self.origin = {"generator": dict(bits.state)}
+        self.origin, self.actions = None if seed is None else {"seed": seed}, []
+        bits = None if seed is not None else self.env.unwrapped.np_random.bit_generator
+        if isinstance(bits, np.random.PCG64):
+            self.origin = {"generator": dict(bits.state)}
         if self.origin is not None and (statistics := envs.wrapper_states(self.env)):
             self.origin["wrappers"] = statistics
         observation, info = self.env.reset(seed=seed, options=options)
@@ -314,16 +290,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     def replay(self, origin: dict[str, Any], actions: Iterable[Any]) -> Any:
         """Come back to where an episode stood; returns its last observation."""
         envs.restore_wrappers(self.env, origin.get("wrappers", []))
-        if "seed" in origin:
-            observation, _ = self.reset(seed=int(origin["seed"]))
-        else:
+        if "generator" in origin:
             self.env.unwrapped.np_random = generator_from(origin["generator"])
-            observation, _ = self.reset()
+        observation, _ = self.reset(seed=int(origin["seed"]) if "seed" in origin else None)
         for action in actions:
             tick()  # this may take a while
-            observation = self.step(
-                action.item() if np.ndim(action) == 0 and isinstance(action, np.generic) else action
-            )[0]
+            observation = self.step(action.item() if isinstance(action, np.generic) else action)[0]
         return observation
 
 
@@ -345,19 +317,17 @@ class GymnasiumRollout:
                 **{"disable_env_checker": True, **task.env_args},
             )
         self.encode = encoder(self.vector.single_observation_space, task.flatten)
-        self.policy = guarded(
-            make_policy(task.policy, task.noise, task.env, self.vector.single_action_space), task.policy
-        )
+        self.space = self.vector.single_action_space
+        self.policy = guarded(make_policy(task.policy, task.noise, task.env, self.space), task.policy)
         self.policy_rngs = [np.random.default_rng(sequence(task.seed, "policy", i)) for i in numbers]
         seeds: Any = [seed_for(task.seed, "environment", i) for i in numbers]
         observations, _ = self.vector.reset(seed=seeds)
         self.observations = self._split(observations)
-        n = len(numbers)
-        self.dead = [False] * n  # NEXT_STEP: the coming step only resets
-        self.actions: list[Any] = [self.vector.single_action_space.sample() for _ in numbers]  # what a dead step gets
+        self.dead = [False] * len(numbers)  # NEXT_STEP: the coming step only resets
+        self.actions: list[Any] = [self.space.sample() for _ in numbers]  # what a dead step gets
         self.ahead: list[deque[tuple[Any, dict[str, Any]]]] = [deque() for _ in numbers]
-        self.marks: list[dict[str, Any]] = [self._mark(i) for i in range(n)]
-        self.restarted = np.zeros(n, np.bool_)
+        self.marks: list[dict[str, Any]] = [self._mark(i) for i in range(len(numbers))]
+        self.restarted = np.zeros(len(numbers), np.bool_)
 
     def _split(self, observations: Any) -> list[Any]:
         """One observation per environment, that the vector environment will not overwrite."""
@@ -369,12 +339,11 @@ class GymnasiumRollout:
             if not self.dead[i]:
                 self.actions[i] = self.policy(observation, self.policy_rngs[i])
         before = self.observations
-        space = self.vector.single_action_space
-        if space.shape is None:
-            empty: Any = create_empty_array(space, len(self.actions))
-            actions: Any = concatenate(space, self.actions, empty)
+        actions: Any = self.actions
+        if self.space.shape is None:
+            actions = concatenate(self.space, actions, create_empty_array(self.space, len(actions)))  # type: ignore[arg-type]
         else:
-            actions = np.asarray(self.actions, space.dtype)  # as the snapshot will hold them
+            actions = np.asarray(actions, self.space.dtype)  # as the snapshot will hold them
         arrived, rewards, terminated, truncated, info = self.vector.step(actions)
         self.observations = self._split(arrived)
         was_dead, ended = self.dead, terminated | truncated
@@ -398,10 +367,9 @@ class GymnasiumRollout:
         """
         n = len(self.numbers)
         lengths = _each(lengths, n)
-        space = self.vector.single_action_space
-        block = Block.zeros(
-            n, max(lengths), self.encode.size, self.task.dtype, space.shape or (), _action_dtype(space)
-        )._replace(restarted=self.restarted)
+        action = self.space.shape or (), _action_dtype(self.space)
+        block = Block.zeros(n, max(lengths), (self.encode.size, self.task.dtype), action)
+        block = block._replace(restarted=self.restarted)
         self.restarted = np.zeros(n, np.bool_)
         filled = [0] * n
 
@@ -444,7 +412,7 @@ class GymnasiumRollout:
 
         Actions that are not arrays are not kept: from there a new episode begins.
         """
-        space = self.vector.single_action_space
+        space = self.space
 
         def replayed(mark: dict[str, Any]) -> dict[str, Any]:
             if space.shape is None:
@@ -481,12 +449,7 @@ class GymnasiumRollout:
 
     def close(self) -> None:
         """Close the environments, each of them; the first that cannot be raises its error at the end."""
-        failed: list[Exception] = []
-        for env in self.vector.envs:
-            try:
-                env.close()
-            except Exception as error:  # noqa: BLE001  # the user's code
-                failed.append(error)
         self.vector.closed = True
-        if failed:
-            raise failed[0]
+        with ExitStack() as stack:
+            for env in self.vector.envs:
+                stack.callback(env.close)

@@ -10,9 +10,10 @@ from .mountain_car import MountainCar
 from .pendulum import Pendulum
 from .random_walk import RandomWalk
 from .snapshots import env_state, restore_env_state, restore_wrappers, unknown_wrappers, wrapper_states
-from .world import WORLDS, World, WorldEnv, compiled_world, register
+from .world import WORLDS, World, WorldEnv, compiled_world, find_world, register
 
 __all__ = [
     "WORLDS", "Acrobot", "CartPole", "MountainCar", "Pendulum", "RandomWalk", "World", "WorldEnv", "compiled_world",
-    "env_state", "register", "restore_env_state", "restore_wrappers", "unknown_wrappers", "wrapper_states",
+    "env_state", "find_world", "register", "restore_env_state", "restore_wrappers", "unknown_wrappers",
+    "wrapper_states",
 ]  # fmt: skip

@@ -1,7 +1,5 @@
 """Acrobot: Sutton 1996; Sutton & Barto 1998, section 11.3, with the equations of the book."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -103,10 +101,7 @@ class Acrobot(World):
     The state: angle a of the first link from hanging down, angle b of the second from the first, their velocities.
     """
 
-    reset = reset
-    step = step
-    observe = observe
-    heuristic = swing
+    reset, step, observe, heuristic = reset, step, observe, swing
     n_state = 4
     n_actions = 3
     n_reset_uniforms = 4

@@ -1,7 +1,5 @@
 """Cart-pole: Barto, Sutton & Anderson 1983, with the equations of Florian 2007 without friction."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -61,9 +59,7 @@ class CartPole(World):
     pole.
     """
 
-    reset = reset
-    step = step
-    heuristic = lean
+    reset, step, heuristic = reset, step, lean
     n_state = 4
     n_actions = 2
     n_reset_uniforms = 4

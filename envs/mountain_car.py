@@ -1,7 +1,5 @@
 """Mountain car: Moore 1990; Sutton & Barto 2018, example 10.1."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -51,9 +49,7 @@ class MountainCar(World):
     The state, which is observed as it is: position x and velocity v.
     """
 
-    reset = reset
-    step = step
-    heuristic = pump
+    reset, step, heuristic = reset, step, pump
     n_state = 2
     n_actions = 3
     n_reset_uniforms = 1

@@ -1,7 +1,5 @@
 """Pendulum: Gymnasium's Pendulum-v1, of mass 1 and length 1, under g = 10."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -72,10 +70,7 @@ class Pendulum(World):
     The state: angle theta from upright, not wrapped, and angular velocity.
     """
 
-    reset = reset
-    step = step
-    observe = observe
-    heuristic = upright
+    reset, step, observe, heuristic = reset, step, observe, upright
     n_state = 2
     action_low = -TORQUE_MAX
     action_high = TORQUE_MAX

@@ -1,7 +1,5 @@
 """The random walk of Sutton & Barto, and what can be known of it: dynamics, true values, visits."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from numbers import Real
@@ -91,17 +89,14 @@ class RandomWalk(World):
     right_reward: float = 1.0
     features: Literal["one-hot", "aggregation", "position"] = "one-hot"
     groups: int = 10
-    reset = reset
-    step = step
-    observe = observe
+    reset, step, observe = reset, step, observe
     n_actions = 2
 
     def __post_init__(self) -> None:
         python_settings(self)
         for name in ("n_states", "jump", "groups"):
             positive(name, getattr(self, name))
-        for name in ("left_reward", "right_reward"):
-            value = getattr(self, name)
+        for name, value in (("left_reward", self.left_reward), ("right_reward", self.right_reward)):
             if not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}; expected a finite number")
         one_of("features", self.features, FEATURES)
@@ -155,8 +150,8 @@ class RandomWalk(World):
     def features_matrix(self) -> np.ndarray:
         """Observation of every state, (n, d): row i is what `observe` writes in state i."""
         matrix = np.empty((self.n_states, self.n_observation))
-        for i in range(self.n_states):
-            observe(self.params, np.array([float(i)]), matrix[i])
+        for i, row in enumerate(matrix):
+            observe(self.params, np.array([float(i)]), row)
         return matrix
 
     def truth(self, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,13 +178,9 @@ class RandomWalk(World):
     @property
     def observation_low(self) -> tuple[float, ...]:
         """-1 for a position, else 0."""
-        return (-1.0,) if self.features == "position" else (0.0,) * self._n_features
+        return tuple(-1.0 if self.features == "position" else 0.0 for _ in self.observation_high)
 
     @property
     def observation_high(self) -> tuple[float, ...]:
         """1."""
-        return (1.0,) * self._n_features
-
-    @property
-    def _n_features(self) -> int:
-        return {"one-hot": self.n_states, "aggregation": self.groups, "position": 1}[self.features]
+        return (1.0,) * {"one-hot": self.n_states, "aggregation": self.groups, "position": 1}[self.features]

@@ -27,10 +27,10 @@ _CLASSICS: dict[type, tuple[str, ...]] = {
     classic.PendulumEnv: ("last_u",),
 }
 # What a wrapper keeps; those of the second line beyond the end of an episode.
-_WRAPPERS: dict[type, tuple[str, ...]] = {
-    wrap.TimeLimit: ("_elapsed_steps",),
-    wrap.OrderEnforcing: ("_has_reset",),
-    wrap.TimeAwareObservation: ("timesteps",),
+_WRAPPERS: dict[type, str] = {
+    wrap.TimeLimit: "_elapsed_steps",
+    wrap.OrderEnforcing: "_has_reset",
+    wrap.TimeAwareObservation: "timesteps",
 }
 _STATISTICS: dict[type, tuple[str, ...]] = {
     wrap.NormalizeObservation: ("obs_rms", "_update_running_mean"),
@@ -73,11 +73,7 @@ def env_state(env: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
         }
     else:
         return None
-    return {
-        "env": _name(base),
-        "wrappers": [[_name(w), _kept(w)] for w in wrappers],
-        "world": world,
-    }
+    return {"env": _name(base), "wrappers": [[_name(w), _kept(w)] for w in wrappers], "world": world}
 
 
 def restore_env_state(env: gymnasium.Env[Any, Any], state: dict[str, Any]) -> None:
@@ -122,9 +118,7 @@ def restore_wrappers(env: gymnasium.Env[Any, Any], states: list[list[Any]]) -> N
     ValueError
         If the environment is wrapped otherwise.
     """
-    if not states:
-        return
-    own = [w for w in _around(env) if type(w) in _STATISTICS]
+    own = [w for w in _around(env) if type(w) in _STATISTICS] if states else []
     if [_name(w) for w in own] != [name for name, _ in states]:
         raise ValueError(f"env is {env}; expected the wrappers of these statistics: {[name for name, _ in states]}")
     for wrapper, (_, value) in zip(own, states, strict=True):
@@ -146,29 +140,25 @@ def _around(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Wrapper[Any, Any, An
     return found
 
 
-def _wrappers(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]] | None:
+def _wrappers(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Wrapper[Any, Any, Any, Any]] | None:
     """The wrappers that keep something, innermost first; None if there is one that may keep anything."""
-    around = _around(env)[::-1]
-    if any(type(w) not in _STATELESS and type(w) not in _WRAPPERS and type(w) not in _STATISTICS for w in around):
-        return None
-    return [w for w in around if type(w) not in _STATELESS]
+    keeping = [w for w in _around(env)[::-1] if type(w) not in _STATELESS]
+    return keeping if all(type(w) in _WRAPPERS or type(w) in _STATISTICS for w in keeping) else None
 
 
 def _kept(wrapper: gymnasium.Env[Any, Any]) -> Any:
     """What a wrapper keeps, for JSON: a single number as it is, more by name."""
     kind = type(wrapper)
     if kind in _WRAPPERS:
-        return getattr(wrapper, _WRAPPERS[kind][0])
+        return getattr(wrapper, _WRAPPERS[kind])
     return {name: _written(getattr(wrapper, name)) for name in _STATISTICS[kind]}
 
 
 def _keep(wrapper: gymnasium.Env[Any, Any], value: Any) -> None:
     kind = type(wrapper)
-    if kind in _WRAPPERS:
-        setattr(wrapper, _WRAPPERS[kind][0], value)
-        return
-    for name in _STATISTICS[kind]:
-        setattr(wrapper, name, _read(value[name], getattr(wrapper, name)))
+    values = {_WRAPPERS[kind]: value} if kind in _WRAPPERS else value
+    for name in values:
+        setattr(wrapper, name, _read(values[name], getattr(wrapper, name)))
 
 
 def _written(value: Any) -> Any:

@@ -30,7 +30,7 @@ from gymnasium.error import ResetNeeded
 from valueapprox.compiling import interpreted, kernel
 from valueapprox.seeding import generator_from, generator_state
 
-__all__ = ["WORLDS", "World", "WorldEnv", "compiled_world", "make_env", "register", "uniform"]
+__all__ = ["WORLDS", "World", "WorldEnv", "compiled_world", "find_world", "make_env", "register", "uniform"]
 
 
 @kernel(inline=True, exact=True)
@@ -118,6 +118,7 @@ class World:
 WORLDS: dict[str, type[World]] = {}
 
 Class = TypeVar("Class", bound=type[World])
+Info = dict[str, Any]
 
 
 def register(name: str) -> Callable[[Class], Class]:
@@ -205,6 +206,14 @@ def _try(world: World) -> None:
                 raise TypeError(f"its heuristic gives {action!r}; expected an action")
 
 
+def find_world(env_id: str) -> type[World] | None:
+    """The world of an environment id; of "module:id", where it is not known yet, the module is imported first."""
+    module, _, name = env_id.rpartition(":")
+    if module and name.startswith("valueapprox/") and name not in WORLDS:
+        importlib.import_module(module)
+    return WORLDS.get(name)
+
+
 def compiled_world(env_id: str, *, max_episode_steps: int | None = None, **settings: Any) -> tuple[World, int] | None:
     """Give the compiled world of an environment id and its time limit, or None where there is none.
 
@@ -222,12 +231,10 @@ def compiled_world(env_id: str, *, max_episode_steps: int | None = None, **setti
     (World, int) or None
         The world and its time limit in steps, 0 for none.
     """
-    module, _, name = env_id.rpartition(":")
-    if module and name.startswith("valueapprox/") and name not in WORLDS:
-        importlib.import_module(module)
-    if name not in WORLDS:
+    kind = find_world(env_id)
+    if kind is None:
         return None
-    world = WORLDS[name](**settings)
+    world = kind(**settings)
     if max_episode_steps is None:
         return world, world.max_episode_steps
     if max_episode_steps < 1 and max_episode_steps != -1:
@@ -274,9 +281,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, Any]):
         )
         self._params, self._state, self._running = world.params, np.zeros(world.n_state), False
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Start an episode. There are no options: a non-empty `options` is an error."""
         super().reset(seed=seed)
         if options:
@@ -285,13 +290,13 @@ class WorldEnv(gymnasium.Env[np.ndarray, Any]):
         self._running = True
         return self._observation(), {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Take one step. `truncated` is always False: a time limit is a wrapper's business.
 
         A continuous action, an array of one number, is rounded to float32 and held to its bounds.
         """
         world = self.world
-        choice = self._number(action) if world.continuous else self._choice(action)
+        choice = self._checked(action)
         if not self._running:
             raise ResetNeeded("no episode is running; call reset() first, and again after an end")
         u = self.np_random.random() if world.n_step_uniforms else 0.0
@@ -303,15 +308,12 @@ class WorldEnv(gymnasium.Env[np.ndarray, Any]):
         """The state as text, or None without a render mode."""
         return None if self.render_mode is None else self.world.draw(self._state)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Info:
         """Where the environment stands: its state, whether an episode runs, and its generator."""
-        return {
-            "state": self._state.copy(),
-            "running": self._running,
-            "generator": generator_state(self.np_random),
-        }
+        generator = generator_state(self.np_random)
+        return {"state": self._state.copy(), "running": self._running, "generator": generator}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Info) -> None:
         """Go to where `state()` was taken, in the same world, and on from there bit for bit."""
         values = np.asarray(state["state"], dtype=np.float64)
         if values.shape != self._state.shape:
@@ -324,24 +326,19 @@ class WorldEnv(gymnasium.Env[np.ndarray, Any]):
     def _name(self) -> str:
         return type(self.world).__name__
 
-    def _choice(self, action: Any) -> int:
+    def _checked(self, action: Any) -> float:
+        """An action as the kernels take it."""
+        world = self.world
         try:
-            choice = operator.index(action)  # action_space.contains takes longer than the step
-        except TypeError:
-            choice = -1
-        if not 0 <= choice < self.world.n_actions:
-            raise ValueError(f"action is {action!r}; expected an integer from 0 to {self.world.n_actions - 1}")
-        return choice
-
-    def _number(self, action: Any) -> float:
-        try:
-            number = np.asarray(action, dtype=np.float32).item()
+            # action_space.contains takes longer than the step
+            choice = np.asarray(action, dtype=np.float32).item() if world.continuous else operator.index(action)
         except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            low, high = self.world.action_low, self.world.action_high
-            raise ValueError(f"action is {action!r}; expected one finite number, which is held to [{low}, {high}]")
-        return number
+            choice = math.nan
+        if not (math.isfinite(choice) if world.continuous else 0 <= choice < world.n_actions):
+            numbers = f"one finite number, which is held to [{world.action_low}, {world.action_high}]"
+            wanted = numbers if world.continuous else f"an integer from 0 to {world.n_actions - 1}"
+            raise ValueError(f"action is {action!r}; expected {wanted}")
+        return choice
 
     def _observation(self) -> np.ndarray:
         # A fresh array each time: people keep what they are given.

@@ -36,6 +36,7 @@ from valueapprox.agents.training import CHECKPOINT_FILE, Report, Run, Settings
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of
 from valueapprox.cli.pictures import control_picture, return_chart, run_picture
+from valueapprox.envs import WORLDS
 from valueapprox.files import folder_for
 from valueapprox.interrupts import PATIENCE
 
@@ -111,6 +112,11 @@ class Control:
     """Fresh episodes, greedy and sampled, in which the agent is evaluated at the end; 0 for none."""
     quiet: bool = False
     """No progress bar; the summary only."""
+
+
+for kind in (Train, Control):
+    worlds = ", ".join(sorted(env_id.removeprefix("valueapprox/") for env_id in WORLDS))
+    kind.__doc__ = f"{kind.__doc__}\n    Compiled worlds, as valueapprox/NAME: {worlds}.\n    "
 
 
 def main(options: Train | Control) -> int:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -113,6 +114,12 @@ def test_a_world_is_one_file(example, tmp_path):
     assert resolve("auto", None, "valueapprox/Corridor-v0") == ("heuristic", 0.1)
     (block, _) = make_rollout(Task("valueapprox/Corridor-v0", "heuristic"), [0]).collect(12)
     assert block.terminated[0].tolist() == ([False] * 5 + [True]) * 2
+    # "module:id" imports the module where that has not happened yet, as in a worker.
+    asked = "resolve('auto', None, 'example_2:valueapprox/Corridor-v0')"
+    code = f"from valueapprox.agents.policies import resolve; print({asked})"
+    words = [sys.executable, "-c", code]
+    run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == "('heuristic', 0.1)\n"
     for check in WORLD_CHECKS:
         check("valueapprox/Corridor-v0", tmp_path / check.__name__)
 

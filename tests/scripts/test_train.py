@@ -91,7 +91,7 @@ def test_the_commands_in_the_help_are_understood(train, tmp_path):
 def test_help_names_the_choices(train):
     result = train("--help")
     assert result.returncode == 0
-    for word in ("--run-dir", "--resume", "monte-carlo", "RandomWalk-v0"):
+    for word in ("--run-dir", "--resume", "monte-carlo", "RandomWalk-v0", "Acrobot-v1"):
         assert word in result.stdout
 
 
