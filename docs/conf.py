@@ -29,9 +29,11 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
+highlight_language = "text"  # formulas in docstrings; blocks of code name their language
 html_theme = "furo"
 html_title = f"valueapprox {release}"
 html_static_path = ["_static"]
