@@ -362,7 +362,7 @@ class Objective:
         spec, work, total = self.net.spec, self.work, 0.0
         for start in range(first, first + n, work.capacity):
             m = min(work.capacity, first + n - start)
-            part_key = np.uint64(mixed(key, np.uint64((start - first) // work.capacity)))
+            part_key = np.uint64(mixed(key, np.uint64((start - first) // work.capacity))) if training else key
             forward_examples(w, spec, work, data.states, order, start, m, training, part_key)
             if isinstance(self.loss, Custom):
                 total += self._add_custom_losses(data.targets[order[start : start + m]], weight or 0.0)
