@@ -387,7 +387,7 @@ def times_of(columns: Columns, name: str) -> tuple[np.ndarray, list[Problem]]:
         before, now = (columns.texts(name)[i] for i in (row - 1, row))
         problems.append(
             Problem(
-                columns.place(row, name, path=False), f"the time is {now}; expected a later one than {before} before it"
+                columns.where(row, name, path=False), f"the time is {now}; expected a later one than {before} before it"
             )
         )
     return numbers.numbers, problems

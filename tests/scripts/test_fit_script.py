@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +18,9 @@ import pytest
 
 from valueapprox import History, checkpoint
 from valueapprox.agents.console import errors_in_one_line
+from valueapprox.optim import OPTIMIZERS
 from valueapprox.supervised.fitting import STOPPED
+from valueapprox.supervised.losses import LOSSES
 from valueapprox.supervised.models import load_model
 from valueapprox.supervised.tables import read_table
 from valueapprox.telemetry import read_metrics
@@ -918,3 +921,13 @@ def test_a_fit_of_an_earlier_version_predicts_and_goes_on(start, tmp_path, versi
     assert after.epoch == 8
     assert after.rows[:4] == before.rows
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["loss"] == "nll"
+
+
+# What the registries say ----------------------------------------------------------------------------------------------
+
+
+def test_the_help_names_every_loss_and_every_optimizer_that_can_fit(start):
+    words = set(re.split(r"[^\w]+", start("--help").stdout))
+    assert set(LOSSES) <= words
+    assert {name for name, cls in OPTIMIZERS.items() if not cls.needs_gradient} <= words
+    assert not {name for name, cls in OPTIMIZERS.items() if cls.needs_gradient} & words

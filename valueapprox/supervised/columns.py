@@ -123,7 +123,7 @@ def read_dates(table: Table, name: str, cells: Cells, form: str | None = None) -
     wanted = "as in 2024-03-31 or 2024-03-31T18:00" if form is None else f"of the form {form}"
     hint = " (--date-format says how they are written, such as %d.%m.%Y)" if form is None else ""
     told = f"{texts[row]!r} is no date; expected a date {wanted}; of {len(array)} cells, {count} are not{hint}"
-    return read, [Problem(table.place(row, name, path=False), told)]
+    return read, [Problem(table.where(row, name, path=False), told)]
 
 
 def read_columns(
@@ -181,34 +181,34 @@ class Column:
     @property
     def inputs(self) -> list[str]:
         """Names of its inputs."""
-        own = [f"{self.name}={category}" for category in self.categories] if self.kind == "one-hot" else [self.name]
-        return [*own, *[f"{self.name} missing"] * self.flag]
+        inputs = [f"{self.name}={category}" for category in self.categories] if self.kind == "one-hot" else [self.name]
+        return [*inputs, *[f"{self.name} missing"] * self.flag]
 
     def encode(self, raw: Raw, table: Table, notes: list[str]) -> np.ndarray:
         """Its inputs (n, m) for the cells of a table, whose oddities go to the notes."""
         flag = raw.missing[:, None].astype(float)
         if self.kind == "one-hot":
             index = {category: j for j, category in enumerate(self.categories)}
-            own = np.zeros((len(raw.missing), len(self.categories)))
+            inputs = np.zeros((len(raw.missing), len(self.categories)))
             unseen = []
             for row, text in enumerate(raw.texts):
                 if raw.missing[row]:
                     continue
                 if text in index:
-                    own[row, index[text]] = 1.0
+                    inputs[row, index[text]] = 1.0
                 else:
                     unseen.append(row)
             if unseen:
                 n, one = len(unseen), len(unseen) == 1
                 notes.append(
-                    f"{table.place(unseen[0], self.name)}: {raw.texts[unseen[0]]!r} was not among the categories that "
+                    f"{table.where(unseen[0], self.name)}: {raw.texts[unseen[0]]!r} was not among the categories that "
                     f"were learned; {n} such cell{'s' * (not one)} count{'s' * one} as none of them"
                 )
             if self.fill is None:
-                own[raw.missing] = np.nan
+                inputs[raw.missing] = np.nan
         else:
-            own = np.where(raw.missing, np.nan if self.fill is None else self.fill, raw.numbers)[:, None]
-        return np.concatenate([own, flag], axis=1) if self.flag else own
+            inputs = np.where(raw.missing, np.nan if self.fill is None else self.fill, raw.numbers)[:, None]
+        return np.concatenate([inputs, flag], axis=1) if self.flag else inputs
 
 
 def learn_columns(columns: Mapping[str, Raw], rows: np.ndarray, treatment: Treatment) -> tuple[Column, ...]:
@@ -223,10 +223,10 @@ def learn_columns(columns: Mapping[str, Raw], rows: np.ndarray, treatment: Treat
             categories = tuple(sorted({raw.texts[row] for row in rows if not raw.missing[row]}))
             fill = 0.0 if impute else None
         elif impute:
-            there = raw.numbers[rows][~missing]
-            if not there.size:
+            present = raw.numbers[rows][~missing]
+            if not present.size:
                 raise TableError(f"column {name!r} is missing in every row to learn from; --ignore leaves it out")
-            fill = float(there.mean() if treatment.missing == "mean" else np.median(there))
+            fill = float(present.mean() if treatment.missing == "mean" else np.median(present))
         learned.append(Column(name, kind, fill, bool(impute and missing.any()), categories))
     return tuple(learned)
 

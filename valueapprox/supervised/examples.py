@@ -131,7 +131,7 @@ def _numbers(
         for row in rows:
             if str(found.labels[row]) not in number:
                 raise TableError(
-                    f"{table.place(row, names[0])}: class {str(found.labels[row])!r} was not learned; expected one of "
+                    f"{table.where(row, names[0])}: class {str(found.labels[row])!r} was not learned; expected one of "
                     f"{', '.join(number)}"
                 )
         return np.array([number[str(found.labels[row])] for row in rows])
@@ -139,7 +139,7 @@ def _numbers(
     if kind == "labels" and not ((Y == 0) | (Y == 1)).all():
         i, j = np.argwhere((Y != 0) & (Y != 1))[0]
         raise TableError(
-            f"{table.place(rows[i], names[j])}: {Y[i, j]:g} is neither 0 nor 1, which {loss} learns; --loss nll learns "
+            f"{table.where(rows[i], names[j])}: {Y[i, j]:g} is neither 0 nor 1, which {loss} learns; --loss nll learns "
             "other classes"
         )
     return Y

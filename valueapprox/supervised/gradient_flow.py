@@ -77,7 +77,7 @@ def gradient_flow(
 ) -> tuple[LayerFlow, ...]:
     """Measure the gradient of the risk layer by layer, the lowest first, with no penalty and no dropout.
 
-    psi is what the activation sees: behind LayerNorm or batch normalisation where there is one, so that dl/dpsi depends
+    psi is what the activation sees: after LayerNorm or batch normalisation where there is one, so that dl/dpsi depends
     neither on the scale of the inputs nor on that of the weights below. Batch normalisation is that of training, over
     these examples. Nothing here depends on the order of the examples but for rounding.
 
@@ -111,9 +111,9 @@ def gradient_flow(
     n = data.n
     if net.batch_norm and n < 2:
         raise ValueError("S has 1 row; expected at least 2, as batch normalisation needs them in training")
-    own = as_floats("w", w, np.dtype(net.dtype), (net.size,)).copy()  # training renews running statistics
-    if not np.isfinite(own).all():
-        raise ValueError(f"w[{int(np.argmax(~np.isfinite(own)))}] is infinite or NaN; expected finite weights")
+    weights = as_floats("w", w, np.dtype(net.dtype), (net.size,)).copy()  # training renews running statistics
+    if not np.isfinite(weights).all():
+        raise ValueError(f"w[{int(np.argmax(~np.isfinite(weights)))}] is infinite or NaN; expected finite weights")
     objective = Objective(net, loss, batch_size=n if net.batch_norm else min(n, CAPACITY))
     gradient = np.zeros(net.size)
     squares = np.zeros(net.n_layers)
@@ -123,7 +123,7 @@ def gradient_flow(
     with np.errstate(over="ignore", invalid="ignore"):  # an explosion is what we may be looking at
         for first in range(0, n, objective.work.capacity):
             rows = min(objective.work.capacity, n - first)
-            objective.total(own, data, np.arange(n), first, rows, training=True, weight=1.0)
+            objective.total(weights, data, np.arange(n), first, rows, training=True, weight=1.0)
             gradient += objective.work.gradient
             above = _units(objective, D, net.n_layers, rows).astype(np.float64)
             squares[-1] += np.square(above).sum()
@@ -131,11 +131,11 @@ def gradient_flow(
                 seen = _units(objective, HAT if net.layer_norm else PSI, l, rows)
                 x = _units(objective, X, l, rows)
                 slope = _slope(net, seen, x)
-                d_psi = (above @ net.unpack(own)[l][0].T.astype(np.float64)) * slope
+                d_psi = (above @ net.unpack(weights)[l][0].T.astype(np.float64)) * slope
                 squares[l - 1] += np.square(d_psi).sum()
                 moved[l - 1] |= ((x != 0) | (slope != 0)).any(axis=0)
                 flat[l - 1] += (slope < tiny_slope * largest).sum(axis=0)
-                # From behind the normalisation to before it, where the layer below takes over.
+                # From after the normalisation to before it, where the layer below takes over.
                 above = _units(objective, D, l, rows).astype(np.float64)
         gradient *= loss.weight(n, net.n_outputs)
     flows = []
@@ -177,7 +177,7 @@ def diagnose(
     *,
     factors: tuple[float, float] = (0.75, 1.3),
     totals: tuple[float, float] = (0.01, 300.0),
-    most_lost: float = 0.9,
+    max_lost: float = 0.9,
     tiny_slope: float = 0.02,
     nearly_all: float = 0.99,
 ) -> Diagnosis:
@@ -198,7 +198,7 @@ def diagnose(
         and a total below the first, or above the second. Both must hold: neither a shallow network with one small ratio
         nor a deep one with many that are nearly 1 is called ill. Learning itself enlarges weights: a classifier with a
         small loss may well have a total of 100.
-    most_lost
+    max_lost
         The sentence names the layers of which more than this share of units is dead or saturated. A half is nothing
         unusual: deep in a fresh ReLU network the examples look alike, and a unit is on or off for all of them.
 
@@ -214,7 +214,7 @@ def diagnose(
     for name, (low, high) in (("factors", factors), ("totals", totals)):
         if not 0 < low < 1 < high:
             raise ValueError(f"{name} is ({low}, {high}); expected a number between 0 and 1 and one above 1")
-    unit_interval("most_lost", most_lost)
+    unit_interval("max_lost", max_lost)
     layers = gradient_flow(net, w, S, Y, loss, tiny_slope=tiny_slope, nearly_all=nearly_all)
     factor, total = _factor(layers)
     if total < totals[0] and factor < factors[0]:
@@ -223,13 +223,13 @@ def diagnose(
         verdict = "exploding"
     else:
         verdict = "healthy"
-    dead = [layer for layer in layers if layer.dead > most_lost]
-    saturated = [layer for layer in layers if layer.saturated > most_lost]
+    dead = [layer for layer in layers if layer.dead > max_lost]
+    saturated = [layer for layer in layers if layer.saturated > max_lost]
     sentences = [_seen(net, layers, verdict, factor, total)]
     for lost, what in ((dead, "dead"), (saturated, "saturated")):
         if lost:
             worst = max(lost, key=lambda layer: getattr(layer, what))
-            others = f", and more than {most_lost:.0%} in {len(lost) - 1} other layers" if len(lost) > 1 else ""
+            others = f", and more than {max_lost:.0%} in {len(lost) - 1} other layers" if len(lost) > 1 else ""
             sentences.append(f"{getattr(worst, what):.0%} of the units of {worst.name} are {what}{others}.")
     if verdict != "healthy" or dead or saturated:
         cures = _cures(net, verdict, bool(dead), bool(saturated))

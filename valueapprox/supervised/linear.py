@@ -138,11 +138,11 @@ def risk_gradient(w: ArrayLike, S: ArrayLike, y: ArrayLike, ridge: float = 0.0) 
     """
     data = _pairs(S, y)
     A, Y = augment(data.states), data.targets
-    own = _weights(w, data.states.shape[1], _columns(y))
-    columns = own.reshape(-1, Y.shape[1])
+    weights = _weights(w, data.states.shape[1], _columns(y))
+    columns = weights.reshape(-1, Y.shape[1])
     gradient = 2.0 / len(A) * A.T @ (A @ columns - Y)
     gradient[1:] += 2.0 * _not_negative("ridge", ridge) * columns[1:]
-    return gradient.reshape(own.shape)
+    return gradient.reshape(weights.shape)
 
 
 # --- closed form ----------------------------------------------------------------------------------------------------
@@ -221,9 +221,9 @@ def batch_rule(w: ArrayLike, S: ArrayLike, y: ArrayLike, alpha: float) -> np.nda
     array([1.1, 2.7])
     """
     data = _pairs(S, y)
-    own = _weights(w, data.states.shape[1], _columns(y))
-    columns = own.reshape(-1, data.targets.shape[1])
-    return _rule(columns, augment(data.states), data.targets, _not_negative("alpha", alpha)).reshape(own.shape)
+    weights = _weights(w, data.states.shape[1], _columns(y))
+    columns = weights.reshape(-1, data.targets.shape[1])
+    return _rule(columns, augment(data.states), data.targets, _not_negative("alpha", alpha)).reshape(weights.shape)
 
 
 def gradient_descent(
@@ -380,11 +380,11 @@ def to_network(w: ArrayLike, dtype: str = "float64") -> tuple[Network, np.ndarra
     >>> net.sizes, packed, net.forward(packed, [1.0]).round(12)
     ((1, 1), array([2.2, 0.7]), array([2.9]))
     """
-    own = _finite("w", w)
-    if own.ndim not in (1, 2) or len(own) < 2 or own.size == 0:
-        raise ValueError(f"w has shape {own.shape}; expected (d + 1,) or (d + 1, k), w_0 first")
-    columns = own.reshape(len(own), -1)
-    net = Network((len(own) - 1, columns.shape[1]), dtype=dtype)
+    weights = _finite("w", w)
+    if weights.ndim not in (1, 2) or len(weights) < 2 or weights.size == 0:
+        raise ValueError(f"w has shape {weights.shape}; expected (d + 1,) or (d + 1, k), w_0 first")
+    columns = weights.reshape(len(weights), -1)
+    net = Network((len(weights) - 1, columns.shape[1]), dtype=dtype)
     return net, net.pack([(columns[1:], columns[0])])
 
 
@@ -406,10 +406,10 @@ def logistic_regression(
     Parameters
     ----------
     S, y
-        Examples (n, d) and labels 0 or 1, (n,), or (n, k) for k labels on their own; probabilities are labels too.
+        Examples (n, d) and labels 0 or 1, (n,), or (n, k) for k labels, each on its own; probabilities are labels too.
     regularizer
         `regularizers.L2`, ..., biases left out by default. L1 needs proximal=True: by its derivative it steps over 0
-        until all iterations are made. With an object of your own give an optimizer too: L leaves its curvature out.
+        until all iterations are made. With a regularizer of your own give an optimizer too: L leaves its curvature out.
     options
         Of `fit`, in place of what is said above: optimizer=Adam(0.1), gradient_tolerance, max_iterations, validation,
         batch_size, log, ...

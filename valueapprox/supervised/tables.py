@@ -136,7 +136,7 @@ class Table:
             hint = "; is line 1 a header?"
         return f"there are {', '.join(names[:MOST_NAMES])}{more}{hint}"
 
-    def place(self, row: int, name: str, *, path: bool = True) -> str:
+    def where(self, row: int, name: str, *, path: bool = True) -> str:
         """Where a cell lies, for errors: file, line and column; of an array, the index."""
         if self.lines:
             where = f"line {self.lines[row]}, column {name!r}"
@@ -221,7 +221,7 @@ class Table:
         best += [option for option in offered[1:] if option[0] == "--missing"]
         if best and best[0][0] == "--missing-words":
             best.append(("--missing", "median" if "--missing" in offers else "drop"))
-        where = self.place(row, name, path=False)
+        where = self.where(row, name, path=False)
         return [Problem(where, f"{told} ({counts}{': ' * bool(hint)}{hint})", tuple(best))]
 
     def _other(self, name: str, n: int, kinds: set[str], count: int) -> tuple[str, list[tuple[str, ...]]]:
@@ -267,8 +267,8 @@ class Table:
             raise TableError(f"{self.path}, {problems[0].where}: {problems[0].what}")
         merged: dict[str, list[str]] = {}
         for option, *values in (option for problem in problems for option in problem.options):
-            given = merged.setdefault(option, [])
-            given += [] if given and option in ("--missing", "--loss") else values
+            merged_values = merged.setdefault(option, [])
+            merged_values += [] if merged_values and option in ("--missing", "--loss") else values
         options = [part for option, values in merged.items() for part in (option, *dict.fromkeys(values))]
         lines = [f"{self.path} has {len(problems)} columns that cannot be used as they are:"]
         lines += [f"  {problem.where}: {problem.what}" for problem in problems]
@@ -291,15 +291,15 @@ class Table:
         parsed = self.parse(name, words)
         if kind == "f" and parsed.other.any():
             row = int(np.argmax(parsed.other))
-            raise TableError(f"{self.place(row, name)}: {texts[row]} is no class; expected a finite number or a name")
-        there = ~(parsed.missing | parsed.other)
-        if kind in ("", "f") and ((parsed.numbers[there] % 1) != 0).any() and (there | parsed.missing).all():
-            different = len(np.unique(parsed.numbers[there]))
-            if 2 * different > there.sum():
-                row = int(np.argmax(there & (parsed.numbers % 1 != 0)))
+            raise TableError(f"{self.where(row, name)}: {texts[row]} is no class; expected a finite number or a name")
+        usable = ~(parsed.missing | parsed.other)
+        if kind in ("", "f") and ((parsed.numbers[usable] % 1) != 0).any() and (usable | parsed.missing).all():
+            different = len(np.unique(parsed.numbers[usable]))
+            if 2 * different > usable.sum():
+                row = int(np.argmax(usable & (parsed.numbers % 1 != 0)))
                 raise TableError(
-                    f"{self.place(row, name)}: {texts[row]} is no class; expected classes that repeat, and there are "
-                    f"{different} different numbers in {there.sum()} rows (--loss half_squared predicts numbers)"
+                    f"{self.where(row, name)}: {texts[row]} is no class; expected classes that repeat, and there are "
+                    f"{different} different numbers in {usable.sum()} rows (--loss half_squared predicts numbers)"
                 )
         if kind in tuple("iub"):
             return np.asarray(cells)

@@ -356,10 +356,10 @@ def test_a_dead_layer_lets_nothing_through():
 
 def test_saturated_units_are_named_and_the_share_is_an_argument():
     net, w = with_biases("tanh", [30.0, 30.0, 0.0])
-    found = diagnose(net, w, S, Y, most_lost=0.6)
+    found = diagnose(net, w, S, Y, max_lost=0.6)
     assert found.verdict == "healthy"  # the third unit passes enough on
     assert "67% of the units of A are saturated. What helps: smaller initial weights" in found.sentence
-    assert "saturated" not in diagnose(net, w, S, Y, most_lost=0.7).sentence
+    assert "saturated" not in diagnose(net, w, S, Y, max_lost=0.7).sentence
 
 
 def test_where_there_is_nothing_to_compare():
@@ -397,8 +397,8 @@ def test_errors_say_what_is_wanted():
         diagnose(net, w, S, Y, factors=(1.5, 2))
     with pytest.raises(ValueError, match=r"totals is \(0.01, 0.5\)"):
         diagnose(net, w, S, Y, totals=(0.01, 0.5))
-    with pytest.raises(ValueError, match="most_lost is 50"):
-        diagnose(net, w, S, Y, most_lost=50)
+    with pytest.raises(ValueError, match="max_lost is 50"):
+        diagnose(net, w, S, Y, max_lost=50)
     with pytest.raises(ValueError, match=r"S has shape \(60, 2\); \(n, 3\) is wanted"):
         measure(net, w, S[:, :2], Y)
     with pytest.raises(ValueError, match="output is linear; expected sigmoid"):
