@@ -102,26 +102,16 @@ class History:
 
     def save(self, path: str | Path) -> None:
         """Write all of it to one file: network, weights, rows, and what `fit(..., resume=path)` needs. No pickle."""
-        arrays = {
-            "w": self.w,
-            "last_w": self.last_w,
-            "best_w": self.best_w,
-            "moments": self.state.moments,
-            "scalars": self.state.scalars,
-            "count": self.state.n_updates,
-            "sums": self.sums,
-        }
         numbers = {name: getattr(self, name) for name in NUMBERS}
         finite = {name: None if value == math.inf else value for name, value in numbers.items()}
-        meta = {
-            "kind": "fit",
-            "net": self.net.as_dict(),
-            "numbers": finite,
-            "rows": self.rows,
-            "reason": self.reason,
-            "settings": self.settings,
-        }
-        checkpoint.save(path, arrays, meta)
+        told = {name: getattr(self, name) for name in ("rows", "reason", "settings")}
+        meta = {"kind": "fit", "net": self.net.as_dict(), "numbers": finite, **told}
+        checkpoint.save(path, self._arrays(), meta)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        own = {name: getattr(self, name) for name in ("w", "last_w", "best_w", "sums")}
+        state = self.state
+        return {**own, "moments": state.moments, "scalars": state.scalars, "count": state.n_updates}
 
     @classmethod
     def load(cls, path: str | Path) -> History:
@@ -136,13 +126,9 @@ class History:
         try:
             net = Network(**meta["net"])
             checkpoint.must_be_finite({"w": arrays["w"]})
-            self = cls(net, arrays["w"], Optimizer.from_dict(meta["settings"]["optimizer"]))
-            for name in ("last_w", "best_w", "sums"):
-                _fill(name, getattr(self, name), arrays[name])
-            _fill("w", np.empty(net.size, net.dtype), arrays["w"])
-            _fill("moments", self.state.moments, arrays["moments"])
-            _fill("scalars", self.state.scalars, arrays["scalars"])
-            _fill("count", self.state.n_updates, arrays["count"])
+            self = cls(net, np.empty(net.size, net.dtype), Optimizer.from_dict(meta["settings"]["optimizer"]))
+            for name, array in self._arrays().items():
+                _fill(name, array, arrays[name])
             for name in NUMBERS:
                 value = meta["numbers"][name]
                 setattr(self, name, math.inf if value is None and name != "best_epoch" else value)
