@@ -325,7 +325,7 @@ def test_one_example_is_refused_and_a_left_over_one_joins_its_neighbours():
     w = net.init(0)
     before = w.copy()
     for data, batch_size in (((S, Y), 1), ((S[:1], Y[:1]), 32), ((S[:1], Y[:1]), None)):
-        with pytest.raises(ValueError, match="batch normalisation needs at least 2 in a minibatch"):
+        with pytest.raises(ValueError, match="expected at least 2, for batch normalisation"):
             fit(net, w, *data, batch_size=batch_size)
     np.testing.assert_array_equal(w, before)
     # 2 + 3, where an ordinary network learns from 2 + 2 + 1.
