@@ -47,15 +47,15 @@ def check_floats(
     use its array again.
     """
     dtype = np.dtype(dtype)
-    maximum = float(np.finfo(dtype).max) if limit is None else limit
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is refused as that
             array = as_floats(name, value, dtype, shape)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequestError(name, str(error).removeprefix(f"{name} ")) from None
-    if not (np.abs(array) <= maximum).all():
+    fine = np.isfinite(array) if limit is None else np.abs(array) <= limit
+    if not fine.all():
         what = f"a finite number of {dtype}" if limit is None else f"a number of at most {limit:.3g} in magnitude"
-        check(np.abs(array) <= maximum, name, np.asarray(value), what)
+        check(fine, name, np.asarray(value), what)
     return array.copy() if copy and array is value else array
 
 
