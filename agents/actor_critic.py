@@ -37,7 +37,7 @@ from valueapprox.agents.stream import rescale, value
 from valueapprox.checks import unit_interval
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.nn.backprop import SIZES, D, X, forward, seed_output
-from valueapprox.td.kernels import finite, td_error
+from valueapprox.td.base import finite, td_error
 
 MEAN_DECAY = 0.9998  # means are over about the last 5000 steps
 LITTLE_ERROR = 0.05  # in the unit of scaled rewards: below it actions begin to persist
@@ -71,12 +71,12 @@ def update(agent, critic, actor, t, bootstraps, work):
     Where rewards and deltas tell little, the next action may be drawn from the last one's number.
     """
     settings, memory = agent.settings, agent.memory
-    v_next = np.float64(critic.there[X, outputs(critic.spec)[0]]) if bootstraps else 0.0
+    v_next = np.float64(critic.scratch_next[X, outputs(critic.spec)[0]]) if bootstraps else 0.0
     delta = td_error(t.r, t.discount, v_next, value(critic, 0, t.unit))
     persist = 0.0
     if finite(critic.w.dtype.type(delta)):
         rescale(critic, t.unit)
-        seed_output(critic.here, critic.spec, 0)
+        seed_output(critic.scratch, critic.spec, 0)
         sign = 1.0 if delta > 0.0 else (-1.0 if delta < 0.0 else 0.0)
         agent.sums[SUM_ENTROPY] += seed_policy(agent, actor, t.taken, settings[ENTROPY] * sign, sign)
         persist = settings[PERSISTENCE] * monotony(t.reward, delta, memory, agent.counts)
@@ -89,20 +89,20 @@ def update(agent, critic, actor, t, bootstraps, work):
 def seed_one(agent, actor, taken, weight, sign):
     """Of one discrete action."""
     start, n = outputs(actor.spec)
-    return seed_softmax(actor.here[X], actor.here[D], start, n, taken, weight)
+    return seed_softmax(actor.scratch[X], actor.scratch[D], start, n, taken, weight)
 
 
 @kernel(inline=True)
 def seed_many(agent, actor, taken, weight, sign):
     """Of several discrete entries."""
     start, _ = outputs(actor.spec)
-    return seed_factors(actor.here[X], actor.here[D], start, agent.settings, agent.action, weight)
+    return seed_factors(actor.scratch[X], actor.scratch[D], start, agent.settings, agent.action, weight)
 
 
 @kernel(inline=True)
 def seed_continuous(agent, actor, taken, weight, sign):
     """Of continuous entries."""
-    x, d = actor.here[X], actor.here[D]
+    x, d = actor.scratch[X], actor.scratch[D]
     start, n = outputs(actor.spec)
     entropy, spread = seed_gaussian(x, d, start, n, agent.settings, agent.action, weight, sign)
     agent.sums[SUM_SPREAD] += spread
@@ -113,16 +113,16 @@ def seed_continuous(agent, actor, taken, weight, sign):
 def draw_from_policy(agent, critic, actor, greedy, persist):
     """An action from the actor, at the state that the critic has seen; DIVERGED if an output is NaN or infinite."""
     for i in range(actor.spec[SIZES]):
-        actor.here[X, i] = critic.here[X, i]
-    forward(actor.w, actor.spec, actor.here)
+        actor.scratch[X, i] = critic.scratch[X, i]
+    forward(actor.w, actor.spec, actor.scratch)
     start, n = outputs(actor.spec)
     status = LEARNED
     for j in range(n):
-        if not finite(actor.here[X, start + j]):
+        if not finite(actor.scratch[X, start + j]):
             status = DIVERGED
     if status == LEARNED:
         settings, memory, counts = agent.settings, agent.memory, agent.counts
-        draw_action(actor.here[X], start, n, settings, memory, counts, agent.key, greedy, persist, agent.action)
+        draw_action(actor.scratch[X], start, n, settings, memory, counts, agent.key, greedy, persist, agent.action)
     return status
 
 

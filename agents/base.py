@@ -25,7 +25,7 @@ from valueapprox.compiling import kernel, specialise
 from valueapprox.nn.backprop import X
 from valueapprox.optim.base import N_BOUNDED, SUM_OF_STEPS
 from valueapprox.seeding import sequence
-from valueapprox.td.kernels import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE
+from valueapprox.td.base import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE, improve
 
 __all__ = ["AGENTS", "Actor", "ControlAgent", "register"]
 
@@ -52,8 +52,11 @@ class Learner:
         self.z = np.zeros_like(self.w)
         self.state = optimizer.init(self.w)
         self.hyper = optimizer.hyper(net.layer_names)
-        self.here, self.there = aligned_zeros((layout.MOST_ALIVE + 1, net.starts[-1]), self.w.dtype), net.scratch()
-        self.here[layout.MOST_ALIVE] = np.finfo(self.w.dtype).min
+        self.scratch, self.scratch_next = (
+            aligned_zeros((layout.MOST_ALIVE + 1, net.starts[-1]), self.w.dtype),
+            net.scratch(),
+        )
+        self.scratch[layout.MOST_ALIVE] = np.finfo(self.w.dtype).min
         self.watched = np.zeros(1)  # steps that `MOST_ALIVE` is of
         self.before = np.zeros_like(self.w)
         self.stats = np.zeros((4, max(4, net.n_layers)))
@@ -62,7 +65,7 @@ class Learner:
         """In the kernels' order."""
         return (
             *(self.w, self.z, self.state.moments, self.state.scalars, self.state.n_updates, self.hyper),
-            *(self.net.spec, self.here, self.there, self.before, self.stats),
+            *(self.net.spec, self.scratch, self.scratch_next, self.before, self.stats),
         )
 
     def learned(self) -> dict[str, np.ndarray]:
@@ -73,7 +76,7 @@ class Learner:
             "moments": self.state.moments,
             "scalars": self.state.scalars,
             "n_updates": self.state.n_updates,
-            "here": self.here,
+            "here": self.scratch,
             "stats": self.stats,
             "watched": self.watched,
         }
@@ -101,7 +104,7 @@ class Learner:
         self.watched += n_steps
         if self.watched < DEAD_AFTER:
             return {}
-        net, best = self.net, self.here[layout.MOST_ALIVE]
+        net, best = self.net, self.scratch[layout.MOST_ALIVE]
         shares = {
             f"dead_units/{name}": float(np.mean(best[start : start + units] <= FLAT_BELOW[net.hidden]))
             for name, start, units in zip(net.layer_names, net.starts[1:], net.sizes[1:-1], strict=False)
@@ -118,7 +121,7 @@ class Learner:
 def choose_from_values(agent, first, second, greedy):
     """Epsilon-greedily, or by softmax: see `choose_by_value`."""
     start, n = outputs(first.spec)
-    choose_by_value(first.here[X], start, n, agent.settings, agent.counts, agent.key, greedy)
+    choose_by_value(first.scratch[X], start, n, agent.settings, agent.counts, agent.key, greedy)
     return LEARNED
 
 
@@ -250,8 +253,8 @@ class ControlAgent:
         first_rule, second_rule = self.first.optimizer.kernels(), self.second.optimizer.kernels()
         #: What templates of the agent's kernels are specialised with.
         self.kernels = {
-            "improve_first": specialise(stream.improve, **first_rule),
-            "improve_second": specialise(stream.improve, **second_rule),
+            "improve_first": specialise(improve, **first_rule),
+            "improve_second": specialise(improve, **second_rule),
             "step_first": first_rule["step"],
             "step_second": second_rule["step"],
         }

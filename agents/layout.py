@@ -88,28 +88,12 @@ class Agent(NamedTuple):
     sums: np.ndarray
 
 
-class Net(NamedTuple):
-    """A network with all that learning it from a stream needs: see `optim.base` and `td.kernels`."""
-
-    w: np.ndarray
-    z: np.ndarray
-    moments: np.ndarray
-    scalars: np.ndarray
-    n_updates: np.ndarray
-    hyper: np.ndarray
-    spec: np.ndarray
-    here: np.ndarray  # scratch for s
-    there: np.ndarray  # scratch for s'
-    before: np.ndarray
-    stats: np.ndarray
-
-
 class Frozen(NamedTuple):
     """A network that only acts."""
 
     w: np.ndarray
     spec: np.ndarray
-    here: np.ndarray
+    scratch: np.ndarray
 
 
 class Transition(NamedTuple):

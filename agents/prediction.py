@@ -11,6 +11,7 @@ from valueapprox import Network, Optimizer, ValueFunction
 from valueapprox.agents.policies import Policy, uniform
 from valueapprox.agents.spaces import encoder
 from valueapprox.seeding import sequence
+from valueapprox.td.base import settings_of
 
 __all__ = ["Prediction"]
 
@@ -26,14 +27,14 @@ class Prediction:
         ``policy(observation, rng) -> action``; None for uniform random.
     hidden
         Units of each hidden layer; empty for a linear value function.
-    optimizer, gamma, lam, method, n
+    optimizer, gamma, lam, method
         As for `ValueFunction`.
     seed
         Of the initial weights and of the policy's randomness.
     flatten
         Let Gymnasium flatten an observation space that is neither Box nor Discrete.
-    network
-        Further settings of `Network`: activations, layer_norm, bias, dtype.
+    further
+        Settings of the method, such as n; all others are of `Network`: activations, layer_norm, bias, dtype.
 
     Examples
     --------
@@ -58,15 +59,15 @@ class Prediction:
         lam: float = 0.9,
         *,
         method: str = "td",
-        n: int = 1,
         seed: int = 0,
         flatten: bool = False,
-        **network: Any,
+        **further: Any,
     ) -> None:
         self.encode = encoder(observation_space, flatten)
-        net = Network((self.encode.size, *hidden, 1), **network)
+        own = {name: further.pop(name) for name in settings_of(method) if name in further}
+        net = Network((self.encode.size, *hidden, 1), **further)
         self.value_function = ValueFunction(
-            net, optimizer, gamma, lam, method=method, n=n, seed=sequence(seed, "weights")
+            net, optimizer, gamma, lam, method=method, seed=sequence(seed, "weights"), **own
         )
         self.policy = uniform(action_space) if policy is None else policy
         self.rng = np.random.default_rng(sequence(seed, "policy", 0))

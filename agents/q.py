@@ -7,18 +7,18 @@ import numpy as np
 from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import best_value, outputs
 from valueapprox.agents.layout import CUT_BEFORE
-from valueapprox.agents.stream import clear, learn_from, value
+from valueapprox.agents.stream import learn_from, value
 from valueapprox.checks import one_of
 from valueapprox.compiling import template
 from valueapprox.nn.backprop import X
-from valueapprox.td.kernels import finite, td_error
+from valueapprox.td.base import clear, finite, td_error
 
 
 @template(inline=True)
 def update(agent, q, unused, t, bootstraps, work):
     """delta = r + gamma max_a q(s', a) - q(s, a);  z <- gamma lambda z + grad q(s, a);  w <- w + step(delta z)."""
     start, n = outputs(q.spec)
-    v_next = np.float64(best_value(q.there[X], start, n)) if bootstraps else 0.0
+    v_next = np.float64(best_value(q.scratch_next[X], start, n)) if bootstraps else 0.0
     delta = td_error(t.r, t.discount, v_next, value(q, t.taken, t.unit))
     if finite(q.w.dtype.type(delta)):
         if t.exploring != 0 and agent.settings[CUT_BEFORE] != 0.0:

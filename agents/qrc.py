@@ -8,12 +8,12 @@ from valueapprox import SGD
 from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import best_value, outputs
 from valueapprox.agents.layout import CUT_BEFORE, REGULARISE, SCALAR_TRACE
-from valueapprox.agents.stream import clear, rescale, stretch_last_layer, value
+from valueapprox.agents.stream import rescale, stretch_last_layer, value
 from valueapprox.checks import one_of
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.nn.backprop import SIZES, X, backward, forward, seed_output, store_gradient
 from valueapprox.optim import OPTIMIZERS
-from valueapprox.td.kernels import finite, sample_norms, td_error
+from valueapprox.td.base import clear, finite, sample_norms, td_error
 
 step_first, step_second = placeholder("step_first"), placeholder("step_second")
 
@@ -46,9 +46,9 @@ def update(agent, q, h, t, bootstraps, work):
     start, n = outputs(q.spec)
     v_next, best = 0.0, 0
     if bootstraps:
-        v_next = np.float64(best_value(q.there[X], start, n))
+        v_next = np.float64(best_value(q.scratch_next[X], start, n))
         for a in range(n):
-            if q.there[X, start + a] == q.w.dtype.type(v_next):
+            if q.scratch_next[X, start + a] == q.w.dtype.type(v_next):
                 best = a
     delta = td_error(t.r, t.discount, v_next, value(q, t.taken, t.unit))
     if finite(q.w.dtype.type(delta)):
@@ -60,9 +60,9 @@ def update(agent, q, h, t, bootstraps, work):
             clear(h.z)
             agent.memory[SCALAR_TRACE] = 0.0
         for i in range(q.spec[SIZES]):
-            h.here[X, i] = q.here[X, i]
-        forward(h.w, h.spec, h.here)
-        h_s = np.float64(h.here[X, outputs(h.spec)[0] + t.taken])
+            h.scratch[X, i] = q.scratch[X, i]
+        forward(h.w, h.spec, h.scratch)
+        h_s = np.float64(h.scratch[X, outputs(h.spec)[0] + t.taken])
         correct(agent, q, h, t, delta, h_s, best, work)
         if t.exploring != 0 and agent.settings[CUT_BEFORE] == 0.0:
             clear(q.z)
@@ -77,9 +77,9 @@ def correct(agent, q, h, t, delta, h_s, best, work):
     dtype = q.w.dtype.type
     g, u, g_next = work[0, : q.w.size], work[1, : q.w.size], work[2, : q.w.size]
     keep(q, t.sampled)
-    gradient_of(q, q.here, t.taken, g)
+    gradient_of(q, q.scratch, t.taken, g)
     if t.discount != 0.0:
-        gradient_of(q, q.there, best, g_next)
+        gradient_of(q, q.scratch_next, best, g_next)
     else:
         clear(g_next)
     agent.memory[SCALAR_TRACE] = t.decay * agent.memory[SCALAR_TRACE] + h_s
@@ -88,18 +88,18 @@ def correct(agent, q, h, t, delta, h_s, best, work):
     for p in range(q.w.size):
         q.z[p] = decay * q.z[p] + g[p]
         u[p] = error * q.z[p] - correction * g[p] - e * (discount * g_next[p] - g[p])
-    step_first(q.w, u, dtype(1), q.spec, q.moments, q.scalars, q.n_updates, q.hyper)
+    step_first(q.w, u, dtype(1), q.spec, q.moments, q.scalars, q.counts, q.hyper)
     g_h, u_h = work[0, : h.w.size], work[1, : h.w.size]
-    gradient_of(h, h.here, t.taken, g_h)
+    gradient_of(h, h.scratch, t.taken, g_h)
     beta = dtype(agent.settings[REGULARISE])
     for p in range(h.w.size):
         h.z[p] = decay * h.z[p] + g_h[p]
         u_h[p] = error * h.z[p] - correction * g_h[p] - beta * h.w[p]
     keep(h, t.sampled)
-    step_second(h.w, u_h, dtype(1), h.spec, h.moments, h.scalars, h.n_updates, h.hyper)
+    step_second(h.w, u_h, dtype(1), h.spec, h.moments, h.scalars, h.counts, h.hyper)
     if t.sampled:
-        sample_norms(h.w, h.z, h.before, h.spec, h.here, h.stats)
-        sample_norms(q.w, q.z, q.before, q.spec, q.here, q.stats)
+        sample_norms(h.w, h.z, h.before, h.spec, h.scratch, h.stats)
+        sample_norms(q.w, q.z, q.before, q.spec, q.scratch, q.stats)
 
 
 @register("qrc")

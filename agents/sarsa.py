@@ -10,7 +10,7 @@ from valueapprox.agents.layout import ACTION, EXPLORING, LEARNED
 from valueapprox.agents.stream import learn_from, value
 from valueapprox.compiling import kernel, template
 from valueapprox.nn.backprop import X
-from valueapprox.td.kernels import td_error
+from valueapprox.td.base import td_error
 
 
 @template(inline=True)
@@ -19,8 +19,8 @@ def update(agent, q, unused, t, bootstraps, work):
     q_next = 0.0
     if bootstraps:
         start, n = outputs(q.spec)
-        choose_by_value(q.there[X], start, n, agent.settings, agent.counts, agent.key, False)
-        q_next = np.float64(q.there[X, start + agent.counts[ACTION]])
+        choose_by_value(q.scratch_next[X], start, n, agent.settings, agent.counts, agent.key, False)
+        q_next = np.float64(q.scratch_next[X, start + agent.counts[ACTION]])
     delta = td_error(t.r, t.discount, q_next, value(q, t.taken, t.unit))
     learn_from(q, t.taken, t, delta)
     return delta, 0.0
@@ -30,8 +30,8 @@ def update(agent, q, unused, t, bootstraps, work):
 def choose_next(agent, q, unused, persist):
     """The action was chosen before the update; whether it is greedy is seen after it."""
     start, n = outputs(q.spec)
-    taken = q.here[X, start + agent.counts[ACTION]]
-    agent.counts[EXPLORING] = 1 if taken < best_value(q.here[X], start, n) else 0
+    taken = q.scratch[X, start + agent.counts[ACTION]]
+    agent.counts[EXPLORING] = 1 if taken < best_value(q.scratch[X], start, n) else 0
     return LEARNED
 
 

@@ -51,7 +51,6 @@ from valueapprox.agents.layout import (
     WATCH_EVERY,
     Agent,
     Frozen,
-    Net,
     Transition,
 )
 from valueapprox.compiling import kernel, placeholder, template
@@ -65,15 +64,13 @@ from valueapprox.nn.backprop import (
     PSI,
     SIZES,
     X,
-    backward,
     first_unit,
     forward,
     layer_size,
     seed_output,
 )
-from valueapprox.td.kernels import finite, sample_norms
+from valueapprox.td.base import Net, clear, finite
 
-accumulate_and_step = placeholder("accumulate_and_step")  # of the optimizer of one network
 improve_first = placeholder("improve_first")  # `improve` with the first network's optimizer
 update = placeholder("update")  # update(agent, first, second, transition, bootstraps, work) -> (delta, persist)
 choose = placeholder("choose")  # choose(agent, first, second, greedy) -> status
@@ -159,13 +156,6 @@ def usable(observation):
 
 
 @kernel
-def clear(z):
-    """z <- 0."""
-    for p in range(z.size):
-        z[p] = z.dtype.type(0)
-
-
-@kernel
 def copy_memory(memory, settings, source, target):
     """Copy one half of memory, from `source` on, onto the other; without statistics if there are none."""
     for i in range(memory.size // 2 if settings[NORMALISE] != 0.0 else STATISTICS):
@@ -190,27 +180,11 @@ def remember_units(spec, scratch):
             best[j] = max(best[j], psi[j])
 
 
-@template(inline=True)
-def improve(net, decay, delta, sampled):
-    """`backward`, then z <- decay z + gradient and the optimizer's step along delta z; norms for the log if asked."""
-    w, z, spec, scratch, before = net.w, net.z, net.spec, net.here, net.before
-    backward(w, spec, scratch, False)
-    if sampled:
-        for p in range(w.size):
-            before[p] = w[p]
-    dtype = w.dtype.type
-    accumulate_and_step(
-        w, z, dtype(delta), dtype(decay), spec, scratch, net.moments, net.scalars, net.n_updates, net.hyper
-    )  # fmt: skip
-    if sampled:
-        sample_norms(w, z, before, spec, scratch, net.stats)
-
-
 @kernel(inline=True)
 def value(net, output, unit):
     """The value of s at an output, in the present unit of rewards."""
     first, _ = outputs(net.spec)
-    return np.float64(net.w.dtype.type(unit) * net.here[X, first + output])
+    return np.float64(net.w.dtype.type(unit) * net.scratch[X, first + output])
 
 
 @kernel(inline=True)
@@ -218,7 +192,7 @@ def rescale(net, unit):
     """Bring the values of a network to the present unit of rewards: those of s, and the weights. The trace stays."""
     if unit != 1.0:
         first, n = outputs(net.spec)
-        multiply(net.here[X], first, n, net.w.dtype.type(unit))
+        multiply(net.scratch[X], first, n, net.w.dtype.type(unit))
         stretch_last_layer(net.w, net.spec, unit)
 
 
@@ -227,15 +201,15 @@ def learn_from(net, output, t, delta):
     """z <- gamma lambda z + gradient of an output at s;  w <- w + step(delta z), if delta is finite. First network."""
     if finite(net.w.dtype.type(delta)):
         rescale(net, t.unit)
-        seed_output(net.here, net.spec, output)
+        seed_output(net.scratch, net.spec, output)
         improve_first(net, t.decay, delta, t.sampled)
 
 
 @template(inline=True)
 def arrive(observation, agent, first, second, greedy, learning):
     """Perceive a state and choose the action there: the start of an episode, or acting without learning."""
-    perceive(observation, agent.settings, agent.memory, first.here, learning)
-    forward(first.w, first.spec, first.here)
+    perceive(observation, agent.settings, agent.memory, first.scratch, learning)
+    forward(first.w, first.spec, first.scratch)
     return choose(agent, first, second, greedy)
 
 
@@ -253,7 +227,7 @@ def learn(observation, reward, terminated, truncated, agent, first, second, work
     copy_memory(memory, settings, 0, memory.size // 2)
     r = scale_reward(reward, ended, settings, memory)
     memory[TIME] += settings[TIME_STEP]
-    perceive(observation, settings, memory, first.there, True)
+    perceive(observation, settings, memory, first.scratch_next, True)
 
     # A change of the reward's unit leaves values in the rewards' own as they are. The weights follow once delta is
     # known to be finite; the trace does not: it forgets faster than the unit changes.
@@ -266,9 +240,9 @@ def learn(observation, reward, terminated, truncated, agent, first, second, work
     # The values of the next state, at the weights before the update.
     no_future = terminated or (truncated and settings[LIMIT_IS_TERMINAL] != 0.0)
     if not no_future:
-        forward(first.w, first.spec, first.there)
+        forward(first.w, first.spec, first.scratch_next)
         start, n = outputs(first.spec)
-        multiply(first.there[X], start, n, dtype(unit))
+        multiply(first.scratch_next[X], start, n, dtype(unit))
 
     discount = 0.0 if no_future else settings[GAMMA]
     every = int(settings[SAMPLE_EVERY])
@@ -282,8 +256,8 @@ def learn(observation, reward, terminated, truncated, agent, first, second, work
         return DIVERGED
 
     if counts[STEPS] % WATCH_EVERY == 0:
-        remember_units(first.spec, first.here)
-        remember_units(second.spec, second.here)
+        remember_units(first.spec, first.scratch)
+        remember_units(second.spec, second.scratch)
     memory[MEAN_REWARD] += settings[AVERAGE_REWARD] * delta
     counts[STEPS] += 1
     sums[N_LEARNED] += 1.0
@@ -298,8 +272,8 @@ def learn(observation, reward, terminated, truncated, agent, first, second, work
 
     # The next action, and what learning from it needs, at the weights after the update.
     for i in range(first.spec[SIZES]):
-        first.here[X, i] = first.there[X, i]
-    forward(first.w, first.spec, first.here)
+        first.scratch[X, i] = first.scratch_next[X, i]
+    forward(first.w, first.spec, first.scratch)
     return choose_next(agent, first, second, persist)
 
 

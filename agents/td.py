@@ -19,13 +19,13 @@ from valueapprox.agents.stream import learn_from, value
 from valueapprox.compiling import kernel, template
 from valueapprox.nn.backprop import X
 from valueapprox.seeding import sequence
-from valueapprox.td.kernels import td_error
+from valueapprox.td.base import td_error
 
 
 @template(inline=True)
 def update(agent, v, unused, t, bootstraps, work):
     """delta = r + gamma v(s') - v(s);  z <- gamma lambda z + grad v(s);  w <- w + step(delta z)."""
-    v_next = np.float64(v.there[X, outputs(v.spec)[0]]) if bootstraps else 0.0
+    v_next = np.float64(v.scratch_next[X, outputs(v.spec)[0]]) if bootstraps else 0.0
     delta = td_error(t.r, t.discount, v_next, value(v, 0, t.unit))
     learn_from(v, 0, t, delta)
     return delta, 0.0

@@ -47,6 +47,7 @@ from valueapprox.optim import (
     Schedule,
 )
 from valueapprox.seeding import sequence
+from valueapprox.td.base import settings_of
 from valueapprox.telemetry import RunLog, hold
 
 __all__ = ["CHECKPOINT_FILE", "Report", "Run", "Settings", "Status"]
@@ -125,7 +126,7 @@ class Settings:
     @staticmethod
     def of_others(agent: str) -> list[str]:
         """Names of the settings that mean nothing to an agent."""
-        return [name for name, owner in (("lam", "td"), ("n", "n-step")) if agent != owner]
+        return [name for name in ("lam", "n") if name not in settings_of(agent)]
 
     def check(self) -> None:
         """Raise ValueError for a number out of range that nobody else would notice."""
@@ -189,12 +190,11 @@ class Settings:
             net,
             self.make_optimizer(),
             self.gamma,
-            self.lam if self.agent == "td" else 0.0,
             method=self.agent,
-            n=self.n,
             seed=sequence(self.seed, "weights"),
             scheme=self.init,
             streams=self.envs,
+            **{name: getattr(self, name) for name in settings_of(self.agent)},
         )
         value_function.sample_every = SAMPLE_EVERY
         return value_function

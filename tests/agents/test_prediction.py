@@ -19,9 +19,9 @@ def agent(**settings):
     return Prediction(SPACE, spaces.Discrete(2), **settings)
 
 
-def fresh(method="td", n=1, lam=0.8, optimizer=None):
+def fresh(optimizer=None, **method):
     net = Network((2, 5, 1), dtype="float64")
-    return ValueFunction(net, optimizer, 0.9, lam, method=method, n=n, seed=sequence(4, "weights"))
+    return ValueFunction(net, optimizer, 0.9, **method, seed=sequence(4, "weights"))
 
 
 def experience(n_episodes=4, length=6):
@@ -39,13 +39,19 @@ def live(learner, episodes):
 
 
 @pytest.mark.parametrize(
-    ("method", "n", "lam"), [("td", 1, 0.8), ("td", 1, 0.0), ("n-step", 3, 0.0), ("monte-carlo", 1, 0.0)]
+    "method",
+    [
+        {"lam": 0.8},
+        {"lam": 0.0},
+        {"method": "n-step", "lam": 0.0, "n": 3},
+        {"method": "monte-carlo", "lam": 0.0},
+    ],
 )
 @pytest.mark.parametrize("optimizer", [SGD(0.05), Adam(0.01)], ids=["sgd", "adam"])
-def test_it_learns_what_learn_stream_learns(method, n, lam, optimizer):
-    learner, episodes = agent(method=method, n=n, lam=lam, optimizer=optimizer), experience()
+def test_it_learns_what_learn_stream_learns(method, optimizer):
+    learner, episodes = agent(**method, optimizer=optimizer), experience()
     live(learner, episodes)
-    expected = fresh(method, n, lam, optimizer)
+    expected = fresh(optimizer, **method)
     for states, rewards, terminated in episodes:
         ended, cut = np.zeros(len(rewards), bool), np.zeros(len(rewards), bool)
         ended[-1], cut[-1] = terminated, not terminated

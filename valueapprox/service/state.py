@@ -19,7 +19,7 @@ from valueapprox.service.messages import DUPLICATE, GAP, LEARNED, Transitions
 from valueapprox.service.records import Change, Plan
 from valueapprox.service.settings import ServiceSettings
 from valueapprox.service.validation import check_weights
-from valueapprox.td import kernels as td
+from valueapprox.td import base as td
 from valueapprox.td.predictions import Predictions
 
 __all__ = ["State", "join"]

@@ -1,1 +1,10 @@
-"""Temporal-difference learning of values: methods, one value function, many predictions."""
+"""Temporal-difference learning of values: the methods, one value function, many predictions.
+
+Each import below registers a method; the line is all that a new one needs beside its file.
+"""
+
+from valueapprox.td.base import METHODS, Method, register
+from valueapprox.td.n_step import MonteCarlo, NStep
+from valueapprox.td.td_lambda import TDLambda
+
+__all__ = ["METHODS", "Method", "MonteCarlo", "NStep", "TDLambda", "register"]

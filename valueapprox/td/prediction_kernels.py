@@ -7,7 +7,7 @@ count (m, 2)        updates of each network; in count[0, 1] the transitions lear
 traces (S, k, P)    one for each stream and prediction
 inward (S, k)       discounts of the transition that led into the stream's present state; at a start gamma_i
 hyper (13 + L + 2 + 2 k,)  the optimizer's hyper-parameters, then SAMPLE_EVERY and LIMIT, then lambda_i, then gamma_i
-stats (4, max(4, L)) and errors (2, k)   sums since the last log: rows as in `valueapprox.td.kernels`; delta and delta^2
+stats (4, max(4, L)) and errors (2, k)   sums since the last log: rows as in `valueapprox.td.base`; delta and delta^2
 scratch (m, 5, N), v_next (k,), delta (k,), along (P,), squares (L,)   may be lost
 w_before, moments_before, scalars_before   as w, moments, scalars: what to return to if an update overflows
 """
@@ -20,7 +20,6 @@ import numpy as np
 
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.nn.backprop import (
-    BIAS,
     LAYERS,
     SIZES,
     ZERO,
@@ -34,7 +33,7 @@ from valueapprox.nn.backprop import (
     seed_output,
 )
 from valueapprox.optim.base import ALPHA
-from valueapprox.td.kernels import (
+from valueapprox.td.base import (
     DIVERGED,
     GRADIENT,
     LEARNED,
@@ -47,6 +46,7 @@ from valueapprox.td.kernels import (
     UPDATES,
     finite,
     load_row,
+    squared_gradient_norm,
     td_error,
 )
 
@@ -58,7 +58,7 @@ step, accumulate_and_step = placeholder("step"), placeholder("accumulate_and_ste
 
 @kernel
 def copy(source, target):
-    """Target <- source, matrices."""
+    """target <- source, matrices."""
     for i in range(source.shape[0]):
         for p in range(source.shape[1]):
             target[i, p] = source[i, p]
@@ -94,17 +94,9 @@ def differentiate(w, spec, scratch, output, to_input):
 
 @kernel
 def add_squares(spec, scratch, squares):
-    """squares[l] += ||dv/dW_l||^2 + ||dv/db_l||^2 = (||x||^2 + 1) ||d||^2, for the gradient that `backward` left."""
+    """squares[l] += ||grad_l v||^2, for the gradient that `backward` left."""
     for layer in range(spec[LAYERS]):
-        n, m = np.uint64(spec[SIZES + layer]), np.uint64(spec[SIZES + layer + 1])
-        inputs = float(spec[BIAS])
-        a, b = first_unit(spec, layer), first_unit(spec, layer + 1)
-        for i in range(a, a + n):
-            inputs += np.float64(scratch[X, i]) ** 2
-        derivatives = 0.0
-        for j in range(b, b + m):
-            derivatives += np.float64(scratch[D, j]) ** 2
-        squares[layer] += inputs * derivatives
+        squares[layer] += squared_gradient_norm(spec, scratch, layer)
 
 
 @kernel
@@ -249,7 +241,7 @@ def learn_predictions(
 
 @kernel
 def input_gradients(w, spec, scratch, states, output, gradients):
-    """D v_output / ds of every state, states and gradients (n, d), w (P,) one network, scratch (5, N)."""
+    """dv_output / ds of every state, states and gradients (n, d), w (P,) one network, scratch (5, N)."""
     for t in range(states.shape[0]):
         evaluate(w, spec, scratch, states, t)
         differentiate(w, spec, scratch, output, True)

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from valueapprox.checks import aligned_zeros, as_floats, as_numbers, positive, unit_interval
+from valueapprox.checks import aligned_zeros, as_floats, as_numbers, unit_interval
 from valueapprox.compiling import specialise
 from valueapprox.nn.network import Network
-from valueapprox.optim import STREAM_ADAM, Optimizer
-from valueapprox.td import kernels as td
-from valueapprox.td.prediction_kernels import input_gradients, learn_predictions
+from valueapprox.optim import Optimizer
+from valueapprox.td import base
+from valueapprox.td.learner import Learner, put
+from valueapprox.td.prediction_kernels import SAMPLE_EVERY, input_gradients, learn_predictions
 
 __all__ = ["Learned", "Predictions"]
 
@@ -24,10 +25,10 @@ class Learned(NamedTuple):
     """What n transitions did."""
 
     td_errors: np.ndarray  # (n, k) float64, before the update; NaN where nothing was learned
-    status: np.ndarray  # (n,) uint8: td.LEARNED or td.DIVERGED
+    status: np.ndarray  # (n,) uint8: base.LEARNED or base.DIVERGED
 
 
-class Predictions:
+class Predictions(Learner):
     """k predictions, each of a cumulant c_i with a discount gamma_i and a trace decay lambda_i, over n streams.
 
     v_i(s) is the expected sum of c_i, discounted by gamma_i: a general value function (Sutton et al. 2011). The value
@@ -85,6 +86,7 @@ class Predictions:
         scheme: str = "he_normal",
         streams: int = 1,
     ) -> None:
+        super().__init__(net, optimizer, streams)
         self.discounts = tuple(unit_interval(f"discounts[{i}]", g) for i, g in enumerate(np.atleast_1d(discounts)))
         k = len(self.discounts)
         many = list(np.atleast_1d(lams)) * (k if np.ndim(lams) == 0 else 1)
@@ -94,37 +96,29 @@ class Predictions:
         self.names = tuple(names) or tuple(map(str, range(k)))
         if len(self.names) != k or len(set(self.names)) != k:
             raise ValueError(f"names is {self.names}; {k} different ones are wanted, one for each prediction")
-        self.net, self.separate = net, bool(separate)
-        self.optimizer = STREAM_ADAM if optimizer is None else optimizer
-        self.streams = positive("streams", streams)
+        self.separate = bool(separate)
         if net.n_outputs != (1 if separate else k):
             wanted = "with separate networks it has 1" if separate else f"there are {k} predictions"
             raise ValueError(f"net has {net.n_outputs} outputs; {wanted}")
-        if net.output == "softmax":
-            raise ValueError("net has a softmax output, whose entries sum to 1; predictions want linear")
-        if net.batch_norm:
-            raise ValueError(
-                "net has batch normalisation, which needs many examples at a time; net.fold(w) makes it an ordinary "
-                "network with the same predictions"
-            )
         if self.optimizer.whole_network and not separate and k > 1:
             raise ValueError(
                 f"optimizer is {type(self.optimizer).__name__}, whose step depends on one TD error and its trace; {k} "
                 "predictions of one network have several: separate=True gives each its own network"
             )
         networks, rng = (k if separate else 1), np.random.default_rng(seed)
-        self._dtype = np.dtype(net.dtype)
         self._w = aligned_zeros((networks, net.size), self._dtype)
         for row in self._w:
             row[:] = net.init(rng, scheme)
         #: No weight grows beyond it: values of moderate states then stay finite.
         self.limit = float(np.finfo(self._dtype).max) ** (1 / (net.n_layers + 1))
         own = [0.0, self.limit, *self.lams, *self.discounts]
-        self._hyper = np.concatenate([self.optimizer.hyper(net.layer_names), own])
+        hyper = self.optimizer.hyper(net.layer_names)
+        self._norms_every = hyper.size + SAMPLE_EVERY
+        self._hyper = np.concatenate([hyper, own])
         self._kernel = specialise(learn_predictions, **self.optimizer.kernels())
         self._discounts = np.array([self.discounts])
         self._count = np.zeros((networks, 2), np.int64)
-        self._stats, self._errors = np.zeros((4, max(4, net.n_layers))), np.zeros((2, k))
+        self._errors = np.zeros((2, k))
         self._fresh_optimizer()
         self._make_room(self.streams)
         self._scratch = aligned_zeros((networks, *net.scratch().shape), self._dtype)
@@ -139,7 +133,7 @@ class Predictions:
         states = [self.optimizer.init(row) for row in self._w]
         self._moments = np.stack([state.moments for state in states])
         self._scalars = np.stack([state.scalars for state in states])
-        self._count[:, td.UPDATES] = 0
+        self._count[:, base.UPDATES] = 0
 
     def _make_room(self, streams: int) -> None:
         try:
@@ -153,34 +147,6 @@ class Predictions:
     def n_predictions(self) -> int:
         """Number k of predictions."""
         return len(self.names)
-
-    @property
-    def w(self) -> np.ndarray:
-        """The weights (m, P), one row per network. Assigning copies into them."""
-        return self._w
-
-    @w.setter
-    def w(self, weights: ArrayLike) -> None:
-        self._w[:] = as_floats("w", weights, self._dtype, self._w.shape)
-
-    @property
-    def traces(self) -> np.ndarray:
-        """The eligibility traces (streams, k, P)."""
-        return self._traces
-
-    @property
-    def n_transitions(self) -> int:
-        """Number of transitions learned from, over all streams."""
-        return int(self._count[0, td.TRANSITIONS])
-
-    @property
-    def sample_every(self) -> int:
-        """Every how many transitions the per-layer norms are measured for `diagnostics`; 0, as at first, is never."""
-        return int(self._hyper[-2 * self.n_predictions - 2])
-
-    @sample_every.setter
-    def sample_every(self, transitions: int) -> None:
-        self._hyper[-2 * self.n_predictions - 2] = positive("sample_every", transitions, at_least=0)
 
     # --- predictions --------------------------------------------------------------------------------------------------
 
@@ -238,7 +204,7 @@ class Predictions:
         Learned
             td_errors (n, k) before each update, and status (n,). Where a TD error would be NaN or infinite, or a
             weight larger than M^(1 / (L + 1)), M the largest number of the dtype and L the number of layers (7e12 for
-            float32 and two layers: beyond, values overflow), the status is td.DIVERGED and nothing is learned; the
+            float32 and two layers: beyond, values overflow), the status is base.DIVERGED and nothing is learned; the
             stream's traces are cut, since they would lack a gradient from there on.
 
         Raises
@@ -308,19 +274,13 @@ class Predictions:
         With several predictions there are td_error/mean/NAME and td_error/rms/NAME, and norms are taken over all of
         them: grad_norm is sqrt(sum_i ||grad v_i||^2), trace_norm sqrt(sum_i ||z_i||^2).
         """
-        totals = self._stats[td.TOTALS]
-        seen, sampled = totals[td.N_TRANSITIONS], totals[td.N_SAMPLED]
-        values: dict[str, float] = {}
+        seen, values = self._stats[base.TOTALS, base.N_TRANSITIONS], dict[str, float]()
         if seen > 0:
             for i, name in enumerate(self.names):
                 tail = f"/{name}" if self.n_predictions > 1 else ""
                 values[f"td_error/mean{tail}"] = float(self._errors[0, i] / seen)
                 values[f"td_error/rms{tail}"] = float(np.sqrt(self._errors[1, i] / seen))
-        rows = {"grad_norm": td.GRADIENT, "trace_norm": td.TRACE, "update_ratio": td.UPDATE}
-        for tag, row in rows.items():
-            if sampled > 0:
-                for name, total in zip(self.net.layer_names, self._stats[row], strict=False):
-                    values[f"{tag}/{name}"] = float(total / sampled)
+        values.update(self._norms())
         values.update({f"weight_norm/{name}": length for name, length in self.layer_norms().items()})
         self._stats[:] = 0.0
         self._errors[:] = 0.0
@@ -366,10 +326,7 @@ class Predictions:
         self = cls(net, optimizer, **settings, scheme="zeros")
         self.sample_every = sample_every
         own, _ = self.state_dict()
-        for name, array in own.items():
-            stored = arrays[name]
-            whole = array[: len(stored)] if name in ("traces", "inward") else array
-            if stored.shape != whole.shape or stored.dtype != array.dtype:
-                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; {array.dtype} {array.shape} is wanted")
-            whole[...] = stored
+        for name in ("traces", "inward"):
+            own[name] = own[name][: len(arrays[name])]
+        put(own, arrays)
         return self

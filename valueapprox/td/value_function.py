@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,33 +12,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox import checkpoint
-from valueapprox.checks import (
-    CACHE_LINE,
-    aligned_zeros,
-    as_float,
-    as_floats,
-    divergence_advice,
-    one_of,
-    positive,
-    unit_interval,
-)
+from valueapprox.checks import CACHE_LINE, aligned_zeros, as_float, as_floats, divergence_advice, unit_interval
 from valueapprox.compiling import specialise
 from valueapprox.nn.network import Network
-from valueapprox.optim import STREAM_ADAM, Optimizer
-from valueapprox.td import kernels as td
+from valueapprox.optim import Optimizer
+from valueapprox.td import base
+from valueapprox.td.base import LEARNED
+from valueapprox.td.learner import Learner, put
 
 __all__ = ["DivergenceError", "ValueFunction"]
 
-LEARNED = td.LEARNED
 FLOAT64 = np.dtype(np.float64)
-FIRST_MEMORY = 256  # states that Monte Carlo has room for at first; doubled whenever an episode is longer
 
 
 class DivergenceError(FloatingPointError):
     """The TD error became NaN or infinite; nothing was learned from that transition."""
 
 
-class ValueFunction:
+class ValueFunction(Learner):
     """v(s), learned by semi-gradient TD(lambda), n-step TD or gradient Monte Carlo.
 
     TD(lambda), with accumulating traces, per transition (s, r, s'):
@@ -59,15 +51,15 @@ class ValueFunction:
     gamma, lam
         Discount and trace decay, both in [0, 1].
     method
-        "td" for TD(lambda); "n-step", which uses `n`; or "monte-carlo", which learns when an episode ends.
-    n
-        Steps until the bootstrap of n-step TD.
+        "td" for TD(lambda); "n-step"; "monte-carlo", which learns when an episode ends; or any other of `td.METHODS`.
     seed
         Of the initial weights.
     scheme
         How the initial weights are drawn; see `Network.init`.
     streams
-        Number of independent sequences of experience, each with a trace (or memory) of its own, over one w.
+        Number of independent sequences of experience, each with a trace (or queue) of its own, over one w.
+    settings
+        Of the method: `n`, the steps until the bootstrap of n-step TD.
 
     Examples
     --------
@@ -89,92 +81,48 @@ class ValueFunction:
         lam: float = 0.0,
         *,
         method: str = "td",
-        n: int = 1,
         seed: int | np.random.SeedSequence | np.random.Generator = 0,
         scheme: str = "he_normal",
         streams: int = 1,
+        **settings: Any,
     ) -> None:
+        super().__init__(net, optimizer, streams)
         if net.n_outputs != 1:
-            raise ValueError(f"net has {net.n_outputs} outputs; a state value is one")
-        if net.output == "softmax":
-            raise ValueError("net has a softmax output, which is 1 for a single unit; a state value wants linear")
-        if net.batch_norm:
-            raise ValueError(
-                "net has batch normalisation, which needs many examples at a time; net.fold(w) makes it an ordinary "
-                "network with the same predictions"
-            )
-        self.net = net
-        self.optimizer = STREAM_ADAM if optimizer is None else optimizer
+            raise ValueError(f"net has {net.n_outputs} outputs; expected 1, as a state has one value")
         self.gamma = unit_interval("gamma", gamma)
-        self.lam = unit_interval("lam", lam)
-        self.method = one_of("method", method, td.METHODS)
-        self.n = positive("n", n)
-        self.streams = positive("streams", streams)
-        if method != "td" and lam != 0.0:
-            raise ValueError(f"lam is {lam}; {method} has no trace, so lam must be 0")
+        if lam or "lam" in base.settings_of(method):
+            settings["lam"] = lam
+        self._method = base.method_of(method, settings)
+        self.method, self.lam = method, getattr(self._method, "lam", 0.0)
         first = net.init(seed, scheme)
         self._w = aligned_zeros(first.shape, first.dtype)
         self._w[:] = first
-        room = -(-first.size // CACHE_LINE) * CACHE_LINE
-        self._traces = aligned_zeros((streams, room), first.dtype)[:, : first.size]
+        size = -(-first.size // CACHE_LINE) * CACHE_LINE
+        self._traces = aligned_zeros((streams, size), first.dtype)[:, : first.size]
         self._count = np.zeros(2, np.int64)
-        fresh = self.optimizer.init(self.w)
-        self.state = fresh._replace(n_updates=self._count[: td.TRANSITIONS])
-        self._stats = np.zeros((4, max(4, net.n_layers)))
-        places = {"td": 1, "n-step": self.n, "monte-carlo": FIRST_MEMORY}[method]
-        self._has_memory = method != "td"
-        self._memory = [np.zeros((places, net.n_inputs + 1), self.w.dtype) for _ in range(streams)]
+        self.state = self.optimizer.init(self.w)._replace(n_updates=self._count[: base.TRANSITIONS])
+        shape = (self._method.queue_size, net.n_inputs + 1)
+        self._queues = [np.zeros(shape, self._dtype) for _ in range(streams)]
         self._span = np.zeros((streams, 2), np.int64)
-        settings = np.array([td.METHODS[method], self.gamma, self.lam, self.n, 0], dtype=np.float64)
-        self._hyper = np.concatenate([self.optimizer.hyper(net.layer_names), settings])
+        hyper = self.optimizer.hyper(net.layer_names)
+        self._norms_every = hyper.size + base.NORMS_EVERY
+        self._hyper = np.array([*hyper, self.gamma, 0.0, *self._method.settings()])
         self._scratch, self._before = net.scratch(), aligned_zeros(first.shape, first.dtype)
-        self._shape, self._dtype, self._numbers = (net.n_inputs,), self.w.dtype, range(streams)
+        self._shape, self._numbers = (net.n_inputs,), range(streams)
         self._bind()
 
     def _bind(self) -> None:
         # What a kernel needs for each stream, put together once: a call per transition must not do it again.
+        state, scratch = self.state, (self._scratch, self._before, self._stats)
         self._arguments = [
-            (
-                *(
-                    self.w,
-                    self.traces[i],
-                    self.state.moments,
-                    self.state.scalars,
-                    self._count,
-                    self._scratch,
-                    self._before,
-                ),
-                *(self.net.spec, self._hyper, self._stats, self._memory[i], self._span[i]),
-            )
-            for i in range(self.streams)
+            (self.w, z, state.moments, state.scalars, self._count, self._hyper, self.net.spec, *scratch, queue, span)
+            for z, queue, span in zip(self.traces, self._queues, self._span, strict=True)
         ]
         kernels = self.optimizer.kernels()
-        learn_transition = specialise(td.learn_transition, **kernels)
-        self._learn_many = specialise(td.learn_transitions, **kernels)
+        rule = specialise(type(self._method).rule, **kernels)
+        learn_transition = specialise(base.learn_transition, rule=rule, **kernels)
+        self._learn_many = specialise(base.learn_transitions, rule=rule, **kernels)
         self._learn_one = [partial(learn_transition, *arguments) for arguments in self._arguments]
-
-    @property
-    def sample_every(self) -> int:
-        """Every how many updates the per-layer norms are measured for `diagnostics`; 0, as at first, is never."""
-        return int(self._hyper[td.SAMPLE_EVERY - td.N_SETTINGS])
-
-    @sample_every.setter
-    def sample_every(self, updates: int) -> None:
-        self._hyper[td.SAMPLE_EVERY - td.N_SETTINGS] = positive("sample_every", updates, at_least=0)
-
-    @property
-    def w(self) -> np.ndarray:
-        """The weights (P,). Assigning copies into them, so that kernels and views keep seeing the same memory."""
-        return self._w
-
-    @w.setter
-    def w(self, weights: ArrayLike) -> None:
-        self._w[:] = as_floats("w", weights, self._dtype, self._w.shape)
-
-    @property
-    def traces(self) -> np.ndarray:
-        """The eligibility traces (streams, P)."""
-        return self._traces
 
     @property
     def trace(self) -> np.ndarray:
@@ -184,11 +132,6 @@ class ValueFunction:
     @trace.setter
     def trace(self, z: ArrayLike) -> None:
         self._traces[0] = as_floats("trace", z, self._dtype, self._w.shape)
-
-    @property
-    def n_transitions(self) -> int:
-        """Number of transitions learned from, over all streams."""
-        return int(self._count[td.TRANSITIONS])
 
     def predict(self, s: ArrayLike) -> Any:
         """v(s): a float for one state (d,), an array (n,) for a batch (n, d)."""
@@ -240,7 +183,7 @@ class ValueFunction:
         ):
             s_next = as_floats("s_next", s_next, dtype, shape)
         if stream not in self._numbers:
-            raise ValueError(f"stream is {stream}; there are streams 0 to {self.streams - 1}")
+            self._check_stream(stream)
         if type(r) is not float:
             r = as_float("r", r)
         if type(terminated) is not bool:
@@ -248,13 +191,13 @@ class ValueFunction:
         if type(truncated) is not bool:
             truncated = _flag("truncated", truncated)
         while True:
-            before = self._snapshot(stream) if self._has_memory and (terminated or truncated) else []
+            before = self._snapshot(stream) if self._queues[0].size and (terminated or truncated) else []
             delta, status = self._learn_one[stream](s, r, s_next, terminated, truncated)
             if status == LEARNED:
                 return delta
-            if before and status == td.DIVERGED:
+            if before and status == base.DIVERGED:
                 self._put_back(stream, before)
-            self._mend(status, stream, s, r, s_next)
+            self._grow_or_raise(status, stream, s, r, s_next)
 
     def learn_stream(
         self,
@@ -275,23 +218,22 @@ class ValueFunction:
         rewards = as_floats("r", r, FLOAT64, (len(s),))
         ended = _flags("terminated", terminated, (len(s),))
         cut = np.zeros(len(s), np.bool_) if truncated is None else _flags("truncated", truncated, (len(s),))
-        if stream not in self._numbers:
-            raise ValueError(f"stream is {stream}; there are streams 0 to {self.streams - 1}")
+        self._check_stream(stream)
         deltas = np.empty(len(s), self._dtype)
         t = 0
         while t < len(s):
-            first, before = t, self._snapshot(stream) if self._has_memory else []
+            first, before = t, self._snapshot(stream) if self._queues[0].size else []
             t, status = self._learn_many(*self._arguments[stream], t, s, rewards, s_next, ended, cut, deltas)
-            if before and status == td.DIVERGED:
+            if before and status == base.DIVERGED:
                 self._put_back(stream, before)  # and learn again up to there, which gives the same bits
                 part = [array[:t] for array in (s, rewards, s_next, ended, cut, deltas)]
                 self._learn_many(*self._arguments[stream], first, *part)
-            if status != td.LEARNED:
-                self._mend(status, stream, s[t], rewards[t], s_next[t], row=(int(t),))
+            if status != LEARNED:
+                self._grow_or_raise(status, stream, s[t], rewards[t], s_next[t], row=(int(t),))
         return deltas
 
     def _changing(self, stream: int) -> tuple[np.ndarray, ...]:
-        own = (self.traces[stream], self._memory[stream], self._span[stream])
+        own = (self.traces[stream], self._queues[stream], self._span[stream])
         return (self.w, self.state.moments, self.state.scalars, self._count, self._stats, *own)
 
     def _snapshot(self, stream: int) -> list[np.ndarray]:
@@ -302,19 +244,19 @@ class ValueFunction:
         for array, before in zip(self._changing(stream), snapshot, strict=True):
             array[...] = before
 
-    def _mend(
+    def _grow_or_raise(
         self, status: int, stream: int, s: np.ndarray, r: float, s_next: np.ndarray, row: tuple[int, ...] = ()
     ) -> None:
         """Make room and return, or raise what stopped the kernel; `row` is where in arrays of many it was."""
-        if status == td.MEMORY_FULL:
-            old, start = self._memory[stream], int(self._span[stream, 0])
+        if status == base.QUEUE_FULL:
+            old, start = self._queues[stream], int(self._span[stream, 0])
             bigger = np.zeros((2 * len(old), old.shape[1]), old.dtype)
             bigger[: len(old)] = np.roll(old, -start, axis=0)
-            self._memory[stream], self._span[stream, 0] = bigger, 0
+            self._queues[stream], self._span[stream, 0] = bigger, 0
             self._bind()
             return
         number = self.n_transitions + 1
-        if status == td.BAD_INPUT:
+        if status == base.BAD_INPUT:
             for name, value in (("s", s), ("s_next", s_next), ("r", r)):
                 wrong = ~np.isfinite(np.atleast_1d(value))
                 if wrong.any():
@@ -340,19 +282,12 @@ class ValueFunction:
 
         Norms are sampled at every `sample_every`-th update; with 0, only those of weights and TD errors are there.
         """
-        totals = self._stats[td.TOTALS]
-        seen, sampled = totals[td.N_TRANSITIONS], totals[td.N_SAMPLED]
-        values: dict[str, float] = {}
-        if seen > 0:
-            values["td_error/mean"] = totals[td.SUM_DELTA] / seen
-            values["td_error/rms"] = float(np.sqrt(totals[td.SUM_DELTA_SQUARED] / seen))
-        rows = {"grad_norm": td.GRADIENT, "trace_norm": td.TRACE, "update_ratio": td.UPDATE}
-        for tag, row in rows.items():
-            if sampled > 0 and not (tag == "trace_norm" and self.method != "td"):
-                for name, total in zip(self.net.layer_names, self._stats[row], strict=False):
-                    values[f"{tag}/{name}"] = total / sampled
-        for name, length in self.net.layer_norms(self.w).items():
-            values[f"weight_norm/{name}"] = length
+        totals, values = self._stats[base.TOTALS], dict[str, float]()
+        if (seen := totals[base.N_TRANSITIONS]) > 0:
+            values["td_error/mean"] = totals[base.SUM_DELTA] / seen
+            values["td_error/rms"] = float(np.sqrt(totals[base.SUM_DELTA_SQUARED] / seen))
+        values.update(self._norms(self._method.has_trace))
+        values.update({f"weight_norm/{name}": norm for name, norm in self.net.layer_norms(self.w).items()})
         self._stats[:] = 0.0
         return values
 
@@ -368,15 +303,14 @@ class ValueFunction:
             "count": self._count,
             "stats": self._stats,
             "span": self._span,
-            **{f"memory_{i}": memory for i, memory in enumerate(self._memory)},
+            **{f"queue_{i}": queue for i, queue in enumerate(self._queues) if queue.size},
         }
         settings = {
             "net": self.net.as_dict(),
             "optimizer": self.optimizer.as_dict(),
             "gamma": self.gamma,
-            "lam": self.lam,
             "method": self.method,
-            "n": self.n,
+            **dataclasses.asdict(self._method),
             "streams": self.streams,
             "sample_every": self.sample_every,
         }
@@ -386,24 +320,21 @@ class ValueFunction:
     def from_state(cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> ValueFunction:
         """The value function that `state_dict` described."""
         settings = dict(settings)
-        sample_every = settings.pop("sample_every")
-        net = Network(**settings.pop("net"))
-        optimizer = Optimizer.from_dict(settings.pop("optimizer"))
+        norms_every, method = settings.pop("sample_every"), settings["method"]
+        net, optimizer = Network(**settings.pop("net")), Optimizer.from_dict(settings.pop("optimizer"))
+        if "memory_0" in arrays:  # of version 0.1, which wrote the settings of all methods
+            arrays = {name.replace("memory_", "queue_"): array for name, array in arrays.items()}
+            for name in {"lam", "n"} - set(base.settings_of(method)):
+                settings.pop(name, None)
         self = cls(net, optimizer, **settings, scheme="zeros")
-        self.sample_every = sample_every
-        for i, memory in enumerate(self._memory):
-            places = len(arrays[f"memory_{i}"])
-            if self.method == "monte-carlo" and places > len(memory):  # it had grown for a long episode
-                self._memory[i] = np.zeros((places, memory.shape[1]), memory.dtype)
-        own, _ = self.state_dict()
-        for name, array in own.items():
-            stored = arrays[name]
-            if stored.shape != array.shape or stored.dtype != array.dtype:
-                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; {array.dtype} {array.shape} is wanted")
-            array[...] = stored
-        for (start, waiting), memory in zip(self._span, self._memory, strict=True):
-            if not (0 <= start < len(memory) and 0 <= waiting <= len(memory)):
-                raise ValueError(f"span ({start}, {waiting}) lies outside of a memory of {len(memory)}")
+        self.sample_every = norms_every
+        for i, queue in enumerate(self._queues):
+            if queue.size and method == "monte-carlo":  # it may have grown for a long episode
+                self._queues[i] = np.zeros((max(len(queue), len(arrays[f"queue_{i}"])), queue.shape[1]), queue.dtype)
+        put(self.state_dict()[0], arrays)
+        for (start, waiting), queue in zip(self._span, self._queues, strict=True):
+            if queue.size and not (0 <= start < len(queue) and 0 <= waiting <= len(queue)):
+                raise ValueError(f"span is ({start}, {waiting}); expected slots of a queue of {len(queue)}")
         self._bind()
         return self
 
@@ -441,5 +372,5 @@ def _flags(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     array = as_floats(name, value, FLOAT64, shape)
     wrong = (array != 0) & (array != 1)
     if wrong.any():
-        raise ValueError(f"{name} holds {array[wrong][0]:g}; booleans are wanted")
+        raise ValueError(f"{name} holds {array[wrong][0]:g}; expected booleans")
     return array.astype(np.bool_)

@@ -23,7 +23,7 @@ from valueapprox import (
     VarianceAdjusted,
 )
 from valueapprox.service import Service, ServiceSettings, Transitions
-from valueapprox.td import kernels as td
+from valueapprox.td import base as td
 from valueapprox.td.predictions import Predictions
 
 EVERY_OPTIMIZER = [

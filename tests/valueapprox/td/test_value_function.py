@@ -112,9 +112,9 @@ def test_a_file_that_holds_something_else(tmp_path):
         ("w", np.zeros(41, np.float32)),
         ("moments", np.zeros((1, 41))),
         ("span", np.zeros((2, 2), np.int64)),
-        ("memory_0", np.zeros((256, 3))),  # kernels trust the array's width: d + 1 = 4
-        ("memory_0", np.zeros((0, 4))),
-        ("span", np.array([[500, 3]])),  # a place outside of the memory of 256
+        ("queue_0", np.zeros((256, 3))),  # kernels trust the array's width: d + 1 = 4
+        ("queue_0", np.zeros((0, 4))),
+        ("span", np.array([[500, 3]])),  # a place outside of the queue of 256
         ("span", np.array([[0, 300]])),
         ("span", np.array([[0, -1]])),
     ],
