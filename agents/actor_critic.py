@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -138,6 +139,21 @@ def choose_next(agent, critic, actor, persist):
     return draw_from_policy(agent, critic, actor, False, persist)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticSettings:
+    """Of the actor."""
+
+    entropy: float = 0.01
+    """Weight of the policy's entropy, 0 or more."""
+    persistence: float = 0.95
+    """How likely (0 to 1) an undecided policy repeats itself while all rewards are alike; 0 as published."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.entropy < np.inf:
+            raise ValueError(f"entropy is {self.entropy}; expected a number that is not negative")
+        unit_interval("persistence", self.persistence)
+
+
 @register("stream-ac")
 class StreamAC(ControlAgent):
     """Actor-critic(lambda), with a softmax policy for discrete actions and a Gaussian one for continuous ones.
@@ -177,14 +193,13 @@ class StreamAC(ControlAgent):
     """
 
     update, choose, choose_next = update, choose, choose_next
+    Settings = ActorCriticSettings
     learns_policy = True
     name, second_name = "critic", "actor"
     default_optimizers = (Intentional(), ObGD(kappa=3.0))
 
-    def _own_settings(self, entropy: float = 0.01, persistence: float = 0.95) -> dict[int, float]:
-        if not 0 <= entropy < np.inf:
-            raise ValueError(f"entropy is {entropy}; expected a number that is not negative")
-        return {ENTROPY: entropy, PERSISTENCE: unit_interval("persistence", persistence)}
+    def _own_settings(self, own: ActorCriticSettings) -> dict[int, float]:
+        return {ENTROPY: own.entropy, PERSISTENCE: own.persistence}
 
     def _actions(self, action_space: gym.Space[Any]) -> Decoder:
         if isinstance(action_space, spaces.Box):

@@ -6,8 +6,9 @@ action. The recipe around the algorithms is that of stream-x (Elsayed, Vasan & M
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -131,6 +132,11 @@ def choose_next_from_values(agent, first, second, persist):
     return choose_from_values(agent, first, second, False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """Of an agent that has no settings of its own."""
+
+
 class ControlAgent:
     """What control agents share: `StreamAC`, `StreamQ`, `Sarsa`, `ExpectedSarsa`, `QRC` and `StreamTD`.
 
@@ -195,6 +201,8 @@ class ControlAgent:
 
     #: On the command line and in files.
     agent_name: ClassVar[str]
+    #: The settings that one agent alone has: a frozen dataclass, keyword-only, with defaults and a docstring each.
+    Settings: ClassVar[type[Any]] = NoSettings
     #: update(agent, first, second, transition, bootstraps, work) -> (delta, persist): a template or kernel.
     update: ClassVar[Any]
     #: choose(agent, first, second, greedy) -> status: at the state whose first network has run.
@@ -282,11 +290,11 @@ class ControlAgent:
         settings[layout.KEEP_VALUES] = keep_values
         settings[layout.TIME_STEP] = 0.0 if time_limit is None else 1.0 / positive("time_limit", time_limit)
         settings[layout.LIMIT_IS_TERMINAL] = not bootstrap_at_limit
-        known = list(inspect.signature(self._own_settings).parameters)
+        known = [f.name for f in dataclasses.fields(self.Settings)]
         for name in own:
             one_of(f"a setting of {type(self).__name__}", name, known)
-        for place, value in self._own_settings(**own).items():
-            settings[place] = value
+        for index, value in self._own_settings(self.Settings(**own)).items():
+            settings[index] = value
         self.settings = settings
         both = np.zeros((2, layout.STATISTICS + 2 * self.encode.size))
         self.memory = both[0]
@@ -323,8 +331,8 @@ class ControlAgent:
         also = ". StreamAC takes Box" if isinstance(action_space, spaces.Box) else ""
         raise TypeError(f"action_space is {action_space}; expected {expected} for {type(self).__name__}{also}")
 
-    def _own_settings(self) -> dict[int, float]:
-        """The settings that one agent alone has."""
+    def _own_settings(self, own: Any) -> dict[int, float]:
+        """Where the kernels find the settings that one agent alone has."""
         return {}
 
     # --- start, step, end ---------------------------------------------------------------------------------------------

@@ -9,10 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from valueapprox.agents.control_evaluation import Returns
-from valueapprox.agents.control_training import ControlStatus
-from valueapprox.agents.evaluation import MonteCarlo
-from valueapprox.agents.training import Status
+from valueapprox.agents.evaluation import MonteCarlo, Returns
+from valueapprox.agents.run import Status
 from valueapprox.cli.charts import progress_bar
 from valueapprox.cli.terminal import (
     announce_compile,
@@ -31,7 +29,6 @@ __all__ = [
     "command",
     "command_line",
     "console",
-    "control_bar",
     "errors",
     "errors_in_one_line",
     "evaluation_table",
@@ -46,31 +43,9 @@ __all__ = [
 
 @contextmanager
 def training_bar(quiet: bool) -> Iterator[Callable[[Status], None]]:
-    """A progress bar for `Run.train`: steps, steps per second, TD error, time left."""
-
-    def error(status: Status) -> str:
-        value = "" if status.value_error is None else f"  RMSVE {status.value_error:.3g}"
-        return f"TD error {status.td_error:.3g}{value}"
-
-    with _learning_bar(quiet) as show:
-        yield lambda status: show(status, error(status))
-
-
-@contextmanager
-def control_bar(quiet: bool) -> Iterator[Callable[[ControlStatus], None]]:
-    """A progress bar for `ControlRun.train`: steps, steps per second, mean return of the last episodes, time left."""
-
-    def result(status: ControlStatus) -> str:
-        return "" if status.mean_return is None else f"return {status.mean_return:,.4g}"
-
-    with _learning_bar(quiet) as show:
-        yield lambda status: show(status, result(status))
-
-
-@contextmanager
-def _learning_bar(quiet: bool) -> Iterator[Callable[[Status | ControlStatus, str], None]]:
+    """A progress bar for `Run.train`: steps, steps per second, how well it learns, time left."""
     if quiet:
-        yield lambda status, result: None
+        yield lambda status: None
         return
     progress = Progress(
         TextColumn("[bold]learning"),
@@ -84,14 +59,14 @@ def _learning_bar(quiet: bool) -> Iterator[Callable[[Status | ControlStatus, str
     try:
         task = progress.add_task("", total=None, rate="", result="")
 
-        def show(status: Status | ControlStatus, result: str) -> None:
+        def show(status: Status) -> None:
             progress.start()  # not before: an error on the way to the first block leaves no empty bar
             progress.update(
                 task,
                 completed=status.step,
                 total=status.steps,
                 rate=f"{status.steps_per_second:,.0f} steps/s",
-                result=result,
+                result="  ".join(f"{what} {number:,.4g}" for what, number in status.shown.items()),
             )
 
         yield show

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
 from valueapprox.agents.base import ControlAgent, register
@@ -29,6 +32,17 @@ def update(agent, q, unused, t, bootstraps, work):
     return delta, 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class CutSettings:
+    """Where the trace is cut for an action that is not greedy."""
+
+    cut: Literal["after", "before"] = "after"
+    """Cut the trace after the update of an exploring action, as published, or before it, as Watkins."""
+
+    def __post_init__(self) -> None:
+        one_of("cut", self.cut, ("after", "before"))
+
+
 @register("stream-q")
 class StreamQ(ControlAgent):
     """Q(lambda) of Watkins: delta = r + gamma max_a q(s', a) - q(s, a).
@@ -40,6 +54,7 @@ class StreamQ(ControlAgent):
     """
 
     update = update
+    Settings = CutSettings
 
-    def _own_settings(self, cut: str = "after") -> dict[int, float]:
-        return {CUT_BEFORE: one_of("cut", cut, ("after", "before")) == "before"}
+    def _own_settings(self, own: CutSettings) -> dict[int, float]:
+        return {CUT_BEFORE: own.cut == "before"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from valueapprox import SGD
 from valueapprox.agents.base import ControlAgent, register
 from valueapprox.agents.choosing import best_value, outputs
 from valueapprox.agents.layout import CUT_BEFORE, REGULARISE, SCALAR_TRACE
+from valueapprox.agents.q import CutSettings
 from valueapprox.agents.stream import rescale, stretch_last_layer, value
-from valueapprox.checks import one_of
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.nn.backprop import SIZES, X, backward, forward, seed_output, store_gradient
 from valueapprox.optim import OPTIMIZERS
@@ -102,6 +104,19 @@ def correct(agent, q, h, t, delta, h_s, best, work):
         sample_norms(q.w, q.z, q.before, q.spec, q.scratch, q.stats)
 
 
+@dataclass(frozen=True, kw_only=True)
+class QRCSettings(CutSettings):
+    """Of the correction, and of the trace."""
+
+    regularise: float = 1.0
+    """beta, 0 or more, the weight decay of h: 1 as in TDRC, 0 as in TDC."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.regularise < np.inf:
+            raise ValueError(f"regularise is {self.regularise}; expected a number that is not negative")
+
+
 @register("qrc")
 class QRC(ControlAgent):
     """QRC(lambda): Q with gradient corrections, by a second network h (eqs. 26 to 28 of arXiv 2507.09087).
@@ -114,9 +129,10 @@ class QRC(ControlAgent):
 
     update = update
     second_name = "h"
+    Settings = QRCSettings
     default_optimizers = (SGD(1e-3), SGD(1e-4))
 
-    def _own_settings(self, regularise: float = 1.0, cut: str = "after") -> dict[int, float]:
+    def _own_settings(self, own: QRCSettings) -> dict[int, float]:
         for name, learner in (("optimizer", self.first), ("second_optimizer", self.second)):
             if learner.optimizer.needs_gradient:
                 plain = ", ".join(c.__name__ for c in OPTIMIZERS.values() if not c.needs_gradient)
@@ -124,9 +140,4 @@ class QRC(ControlAgent):
                     f"{name} is {type(learner.optimizer).__name__}, whose step is made for delta times a trace, and "
                     f"QRC's is a sum of corrections; expected one of {plain}"
                 )
-        if not 0 <= regularise < np.inf:
-            raise ValueError(f"regularise is {regularise}; a weight that is not negative is wanted")
-        return {
-            REGULARISE: regularise,
-            CUT_BEFORE: one_of("cut", cut, ("after", "before")) == "before",
-        }
+        return {REGULARISE: own.regularise, CUT_BEFORE: own.cut == "before"}

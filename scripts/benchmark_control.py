@@ -21,7 +21,7 @@ from valueapprox import envs
 from valueapprox.agents import layout
 from valueapprox.agents.base import ControlAgent
 from valueapprox.agents.console import announce_compile, command_line, console, errors_in_one_line, note
-from valueapprox.agents.control_training import AGENTS, ControlRun, ControlSettings
+from valueapprox.agents.control_run import AGENTS, ControlRun, ControlSettings
 from valueapprox.agents.rollout import make_environment
 from valueapprox.checks import one_of, positive
 

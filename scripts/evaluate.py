@@ -12,8 +12,8 @@ from typing import Any
 
 import tyro
 
-from valueapprox import CheckpointError, ValueFunction, checkpoint
-from valueapprox.agents import control_evaluation, evaluation
+from valueapprox import ValueFunction, checkpoint
+from valueapprox.agents import evaluation
 from valueapprox.agents.console import (
     announce_compile,
     command_line,
@@ -26,8 +26,9 @@ from valueapprox.agents.console import (
     progress_bar,
     returns_table,
 )
-from valueapprox.agents.control_training import KIND, ControlRun
-from valueapprox.agents.training import CHECKPOINT_FILE, Settings
+from valueapprox.agents.control_run import ControlRun
+from valueapprox.agents.prediction_run import PredictionSettings
+from valueapprox.agents.run import CHECKPOINT_FILE, kind_of
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,8 @@ def main(options: Evaluate) -> int:
     """Evaluate and print; returns the exit code."""
     path = options.run / CHECKPOINT_FILE if options.run.is_dir() or not options.run.suffix else options.run
     meta = checkpoint.load(path).meta
-    if meta.get("kind") == KIND:
+    if kind_of(path) is ControlRun:
         return evaluate_control(options, path, meta)
-    if meta.get("kind") != "prediction":
-        raise CheckpointError(f"{path} is no checkpoint of a prediction run or of a control run")
     if options.gif is not None or options.sampled:
         raise ValueError(f"--gif and --sampled are for control runs; {path} is of a prediction run")
     return evaluate_prediction(options, path, meta)
@@ -71,7 +70,7 @@ def main(options: Evaluate) -> int:
 
 def evaluate_prediction(options: Evaluate, path: Path, meta: dict[str, Any]) -> int:
     """Learned values against returns."""
-    value_function, settings = ValueFunction.load(path), Settings.from_dict(meta["settings"])
+    value_function, settings = ValueFunction.load(path), PredictionSettings.from_dict(meta["settings"])
     task = settings.task()
     announce_compile(errors if options.json else console)
     with progress_bar("evaluating", options.episodes, options.json) as advance:
@@ -97,14 +96,14 @@ def evaluate_control(options: Evaluate, path: Path, meta: dict[str, Any]) -> int
     agent, settings = ControlRun.load_agent(path, noted(options))
     announce_compile(errors if options.json else console)
     actions = "sampled" if options.sampled else "greedy"
-    film = None if options.gif is None else control_evaluation.Film()
+    recording = None if options.gif is None else evaluation.Recording()
     with progress_bar("evaluating", options.episodes, options.json) as advance:
-        result = control_evaluation.evaluate(
+        result = evaluation.evaluate(
             agent, settings, options.episodes, options.seed,
-            greedy=not options.sampled, film=film, progress=advance, notice=noted(options),
+            greedy=not options.sampled, recording=recording, progress=advance, notice=noted(options),
         )  # fmt: skip
-    if film is not None and options.gif is not None:
-        film.write(options.gif)
+    if recording is not None and options.gif is not None:
+        recording.write(options.gif)
     if options.json:
         print(json.dumps({"step": meta["step"], "actions": actions, "returns": asdict(result)}))
         return 0
@@ -123,7 +122,7 @@ def noted(options: Evaluate) -> Callable[[object], None]:
 def check_gif(path: Path) -> None:
     """Raise an error before anything is run if no animation can be written there."""
     if path.suffix.lower() != ".gif":
-        raise ValueError(f"--gif is {path}; expected a name that ends in .gif: no other kind of film is written")
+        raise ValueError(f"--gif is {path}; expected a name that ends in .gif: no other kind of recording is written")
     if path.is_dir():
         raise ValueError(f"--gif is {path}; expected the name of a file, and that is a folder")
     if not path.parent.is_dir():

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from valueapprox.agents.console import announce_compile, command_line, console, errors_in_one_line, plain, progress_bar
-from valueapprox.agents.control_training import ControlRun, ControlSettings, complete
+from valueapprox.agents.control_run import ControlRun, ControlSettings, complete
 from valueapprox.agents.evaluation import Estimate, interval_of_mean
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
@@ -47,7 +47,7 @@ class Experiment:
 
     def command(self) -> str:
         """How to run one seed of it by hand."""
-        fresh, words = ControlSettings(), []
+        fresh, words = ControlSettings(agent=self.settings.agent), []
         for name, value in asdict(self.settings).items():
             if value == getattr(fresh, name) and name not in ("env", "agent", "steps"):
                 continue

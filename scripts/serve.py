@@ -29,7 +29,7 @@ else:
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
 CHECKPOINT_FILE = "checkpoint.npz"  # in a run's folder, and in a service's
-CONTROL_RUN = "control run"  # kind of its checkpoints: agents.control_training.KIND, which would load Ray
+CONTROL_RUN = "control run"  # kind of its checkpoints: ControlSettings.kind, which would load Ray
 LOG_FOLDER = "log"  # in the data folder
 EPSILON = 1e-8  # that the agents' normalisers add to a variance
 
@@ -279,7 +279,7 @@ def control_service(path: Path, options: Serve, operation: dict[str, Any]) -> Se
             f"--data was given with {path}, a control run; expected --checkpoint alone, since its values are those of "
             "a policy that was learning too"
         )
-    from valueapprox.agents.control_training import (
+    from valueapprox.agents.control_run import (
         ControlRun,  # and Ray and Gymnasium with it, which others need not wait for
     )
 

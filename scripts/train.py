@@ -8,19 +8,18 @@ import re
 import sys
 import typing
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from valueapprox import checkpoint
 from valueapprox.agents import evaluation
 from valueapprox.agents.console import (
     announce_compile,
     command,
     command_line,
     console,
-    control_bar,
     errors_in_one_line,
     evaluation_table,
     note,
@@ -30,9 +29,10 @@ from valueapprox.agents.console import (
     training_bar,
     typed,
 )
-from valueapprox.agents.control_evaluation import Returns, evaluate
-from valueapprox.agents.control_training import AGENTS, KIND, ControlReport, ControlRun, ControlSettings, read_episodes
-from valueapprox.agents.training import CHECKPOINT_FILE, Report, Run, Settings
+from valueapprox.agents.control_run import ControlRun, ControlSettings
+from valueapprox.agents.evaluation import Returns, evaluate
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.run import CHECKPOINT_FILE, Report, kind_of, read_episodes
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of
 from valueapprox.cli.pictures import control_picture, return_chart, run_picture
@@ -40,11 +40,26 @@ from valueapprox.envs import WORLDS
 from valueapprox.files import folder_for
 from valueapprox.interrupts import PATIENCE
 
-PREDICTION = ("td", "n-step", "monte-carlo")
+
+@dataclass(frozen=True)
+class Common:
+    """What every run of this command has."""
+
+    settings: Any = None
+    run_dir: Path | None = None
+    """Folder of the run; a new one in runs/ if not given."""
+    resume: Path | None = None
+    """Continue the run in this folder, bit for bit; of the other options only --steps may differ."""
+    checkpoint_every: float = 30.0
+    """Seconds between two checkpoints."""
+    patience: float = PATIENCE
+    """Seconds after which an environment that does not come back ends the run, saved; 0 waits without end."""
+    quiet: bool = False
+    """No progress bar; the summary only."""
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Common):
     """Learn the state values of a fixed policy, from experience that Ray workers collect.
 
     Without options: TD(lambda) with a 4-64-1 network in CartPole-v1, for a policy that pushes towards the pole's lean
@@ -61,27 +76,17 @@ class Train:
       train.py --agent stream-ac --help
     """
 
-    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    settings: tyro.conf.OmitArgPrefixes[PredictionSettings] = field(default_factory=PredictionSettings)
     workers: int = 2
     """Ray workers that collect experience; 0 for none. Changes the speed and not the result."""
     ray_address: str | None = None
     """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
-    run_dir: Path | None = None
-    """Folder of the run; a new one in runs/ if not given."""
-    resume: Path | None = None
-    """Continue the run in this folder, bit for bit; of the other options only --steps may differ."""
-    checkpoint_every: float = 30.0
-    """Seconds between two checkpoints."""
-    patience: float = PATIENCE
-    """Seconds after which an environment that does not come back ends the run, saved; 0 waits without end."""
     episodes: int = 200
     """Fresh episodes that the learned values are compared with at the end; 0 for none."""
-    quiet: bool = False
-    """No progress bar; the summary only."""
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Common):
     """Learn to act in an environment, from each transition once: no replay, no target network, no batches.
 
     Without other options: actor-critic(lambda), two networks 4-32-32, in CartPole-v1. The run's log, episodes,
@@ -100,18 +105,8 @@ class Control:
     """
 
     settings: tyro.conf.OmitArgPrefixes[ControlSettings] = field(default_factory=ControlSettings)
-    run_dir: Path | None = None
-    """Folder of the run; a new one in runs/ if not given."""
-    resume: Path | None = None
-    """Continue the run in this folder, bit for bit; of the other options only --steps may differ."""
-    checkpoint_every: float = 30.0
-    """Seconds between two checkpoints."""
-    patience: float = PATIENCE
-    """Seconds after which an environment that does not come back ends the run, saved; 0 waits without end."""
     episodes: int = 20
     """Fresh episodes, greedy and sampled, in which the agent is evaluated at the end; 0 for none."""
-    quiet: bool = False
-    """No progress bar; the summary only."""
 
 
 for kind in (Train, Control):
@@ -123,67 +118,56 @@ def main(options: Train | Control) -> int:
     """Run and report; returns the exit code."""
     env = options.settings.env.replace("/", "-").replace(":", "-")
     with folder_for(options.resume or options.run_dir, f"{env}-{options.settings.agent}") as folder:
-        return predict(options, folder) if isinstance(options, Train) else control(options, folder)
-
-
-def predict(options: Train, folder: Path) -> int:
-    """Learn the values of a policy."""
-    announce_compile()
-    run = Run(options.settings, folder, resume=options.resume is not None, notice=note)
-    if run.step >= run.settings.steps:
-        console.print(f"{plain(folder)} has learned its {run.step:,} steps; --steps MORE lets it go on.")
-    settings = run.settings
-    if not options.quiet:
-        console.print(
-            f"[bold]{plain(settings.env)}[/], policy {plain(run.task.policy)}"
-            + (f" with {run.task.noise:.0%} random actions" if run.task.noise else "")
-            + f", gamma {settings.gamma:g}: {describe(settings)}\n{run.value_function.net}"
+        announce_compile()
+        kind: Any = PredictionRun if isinstance(options, Train) else ControlRun
+        run = kind(options.settings, folder, resume=options.resume is not None, notice=note)
+        if run.step >= run.settings.steps:
+            console.print(f"{plain(folder)} has learned its {run.step:,} steps; --steps MORE lets it go on.")
+        if not options.quiet:
+            for line in described(run):
+                console.print(line)
+        workers = (
+            {"n_workers": options.workers, "ray_address": options.ray_address} if isinstance(options, Train) else {}
         )
-    with training_bar(options.quiet) as show:
-        report = run.train(
-            options.workers,
-            ray_address=options.ray_address,
-            checkpoint_every=options.checkpoint_every,
-            patience=options.patience,
-            progress=show,
-        )
-    summarise(run, report, options)
-    return 128 + report.interrupted if report.interrupted else 0
+        with training_bar(options.quiet) as show:
+            report = run.train(
+                **workers, checkpoint_every=options.checkpoint_every, patience=options.patience, progress=show
+            )
+        if isinstance(options, Train):
+            summarise(run, report, options)
+        else:
+            summarise_control(run, report, options)
+        return 128 + report.interrupted if report.interrupted else 0
 
 
-def control(options: Control, folder: Path) -> int:
-    """Learn to act."""
-    announce_compile()
-    run = ControlRun(options.settings, folder, resume=options.resume is not None, notice=note)
+def described(run: PredictionRun | ControlRun) -> list[str]:
+    """What is about to be learned, and with which networks."""
     settings = run.settings
-    if run.step >= settings.steps:
-        console.print(f"{plain(folder)} has learned its {run.step:,} steps; --steps MORE lets it go on.")
-    if not options.quiet:
-        console.print(f"[bold]{plain(settings.env)}[/], gamma {settings.gamma:g}: {describe_control(settings)}")
-        for name, learner in ((run.agent.name, run.agent.first), (run.agent.second_name, run.agent.second)):
-            if name:
-                console.print(f"{name}: {learner.net}")
-    with control_bar(options.quiet) as show:
-        report = run.train(checkpoint_every=options.checkpoint_every, patience=options.patience, progress=show)
-    summarise_control(run, report, options)
-    return 128 + report.interrupted if report.interrupted else 0
+    head = f"[bold]{plain(settings.env)}[/]"
+    if isinstance(run, PredictionRun):
+        task = run.task
+        noise = f" with {task.noise:.0%} random actions" if task.noise else ""
+        head += f", policy {plain(task.policy)}{noise}"
+        nets = [str(run.value_function.net)]
+    else:
+        agent = run.agent
+        named = ((agent.name, agent.first), (agent.second_name, agent.second))
+        nets = [f"{name}: {learner.net}" for name, learner in named if name]
+    return [f"{head}, gamma {settings.gamma:g}: {describe(settings)}", *nets]
 
 
-def describe(settings: Settings) -> str:
+def describe(settings: PredictionSettings | ControlSettings) -> str:
     """How it learns, in a few words."""
-    how = {"td": f"TD({settings.lam:g})", "n-step": f"{settings.n}-step TD", "monte-carlo": "gradient Monte Carlo"}
+    if isinstance(settings, ControlSettings):
+        alpha = "" if settings.alpha is None else f", alpha {settings.alpha:g}"
+        optimizer = type(settings.make_optimizer()).__name__
+        return f"{settings.agent}, lambda {settings.lam:g}, with {optimizer}{alpha}"
+    own = "".join(f", {name} {value:g}" for name, value in settings.own().items())
     alphas = ", ".join(f"{a:g}" for a in settings.alpha)
-    return f"{how[settings.agent]} with {settings.optimizer}, alpha {alphas}"
+    return f"{settings.agent}{own}, with {settings.optimizer}, alpha {alphas}"
 
 
-def describe_control(settings: ControlSettings) -> str:
-    """How it learns, in a few words."""
-    alpha = "" if settings.alpha is None else f", alpha {settings.alpha:g}"
-    optimizer = type(settings.make_optimizer()).__name__
-    return f"{settings.agent}, lambda {settings.lam:g}, with {optimizer}{alpha}"
-
-
-def summarise(run: Run, report: Report, options: Train) -> None:
+def summarise(run: PredictionRun, report: Report, options: Train) -> None:
     """How good the values are, where everything lies, and what to type next."""
     settings, folder = run.settings, report.folder
     summary: dict[str, object] = {"step": report.step, "seconds": report.seconds, "interrupted": report.interrupted > 0}
@@ -211,7 +195,7 @@ def summarise(run: Run, report: Report, options: Train) -> None:
     where_it_lies(folder, picture, report.interrupted > 0, "--episodes", 1000)
 
 
-def summarise_control(run: ControlRun, report: ControlReport, options: Control) -> None:
+def summarise_control(run: ControlRun, report: Report, options: Control) -> None:
     """How well it acts, the training curve, where everything lies, and what to type next."""
     settings, folder = run.settings, report.folder
     episodes = read_episodes(folder)
@@ -243,7 +227,7 @@ def summarise_control(run: ControlRun, report: ControlReport, options: Control) 
         summary["evaluation"] = {name: asdict(result) for name, result in results.items()}
         console.print(returns_table(results))
     write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
-    picture = control_picture(folder, f"{settings.env}: {describe_control(settings)}", episodes)
+    picture = control_picture(folder, f"{settings.env}: {describe(settings)}", episodes)
     where_it_lies(folder, picture, report.interrupted > 0, "--episodes", 50, "--gif", folder / "run.gif")
 
 
@@ -263,48 +247,58 @@ def where_it_lies(folder: Path, picture: Path | None, interrupted: bool, *again:
             console.print(f"{what:<20}{text}")
 
 
+COMMANDS: dict[str, type[Train] | type[Control]] = {
+    **dict.fromkeys(PredictionSettings.agents(), Train),
+    **dict.fromkeys(ControlSettings.agents(), Control),
+}
+
+
 def words() -> dict[str, type[Train] | type[Control]]:
     """What may stand before all options: an agent, with the options that mean something to it."""
-    return {agent: _of(Train, agent) for agent in PREDICTION} | {agent: _of(Control, agent) for agent in AGENTS}
+    return {agent: options_of(agent, hide_agent=True) for agent in COMMANDS}
 
 
-def _of(cls: type[Any], agent: str) -> type[Any]:
-    """The options of a run without those that mean nothing to an agent."""
-    settings = type(cls().settings)
+def options_of(agent: str, hide_agent: bool = False, stored: Any = None) -> type[Any]:
+    """The options of a run of an agent: those of all runs, and its own.
+
+    Defaults are those of a run that is resumed, if its settings are given.
+    """
+    cls = COMMANDS[one_of("agent", agent, COMMANDS)]
+    kind: Any = PredictionSettings if cls is Train else ControlSettings
+    known = kind(agent=agent) if stored is None else stored
+    settings = type(known)
     hints = typing.get_type_hints(settings, include_extras=True)
-    left_out = ("agent", *settings.of_others(agent))
-    defaults = {f.name: agent if f.name == "agent" else f.default for f in fields(settings)}
-    unseen = [
-        (name, Annotated[hints[name], tyro.conf.Fixed, tyro.conf.Suppress], field(default=defaults[name]))
-        for name in left_out
-    ]
-    own: Any = make_dataclass(settings.__name__, unseen, bases=(settings,), frozen=True, eq=False)
+    unseen = [*(["agent"] if hide_agent else []), *kind.of_others(agent)] if stored is None else []
+    names = [f.name for f in fields(settings)] if stored is not None else {"agent", *unseen}
+    changed = []
+    for name in names:
+        hint = Annotated[hints[name], tyro.conf.Fixed, tyro.conf.Suppress] if name in unseen else hints[name]
+        changed.append((name, hint, field(default_factory=partial(getattr, known, name))))
+    own: Any = make_dataclass(kind.__name__, changed, bases=(settings,), frozen=True, eq=False)
     held = ("settings", Annotated[own, tyro.conf.OmitArgPrefixes], field(default_factory=own))
     return make_dataclass(cls.__name__, [held], bases=(cls,), frozen=True, namespace={"__doc__": cls.__doc__})
 
 
 def parse(arguments: list[str]) -> Train | Control:
     """The command line; on a resume, what it leaves out is what the run was started with."""
-    resume, agent = _value("--resume", arguments), _value("--agent", arguments)
-    if arguments and not arguments[0].startswith("-"):
+    resume, agent, rest = _value("--resume", arguments), _value("--agent", arguments), arguments
+    word = bool(arguments) and not arguments[0].startswith("-")
+    if word:
         agent, *rest = arguments
-        cls = words()[one_of("agent", agent, (*PREDICTION, *AGENTS))]
-        if resume is None or _asks_for_help(arguments):
-            options: Any = command_line(cls, rest, others={"other agents": Control if agent in AGENTS else Train})
-            settings = Settings if agent in PREDICTION else ControlSettings
-            known = {f.name: getattr(options.settings, f.name) for f in fields(settings)}
-            return replace(options, settings=settings(**known))
-        arguments = ["--agent", agent, *rest]
+    stored = None
     if resume is not None and not _asks_for_help(arguments):
-        meta = checkpoint.load(Path(resume) / CHECKPOINT_FILE).meta
-        if meta.get("kind") == KIND:
-            stored = Control(settings=ControlRun.stored_settings(resume))
-            return command_line(Control, arguments, default=stored)
-        default = Train(settings=Run.stored_settings(resume))
-        return command_line(Train, arguments, default=default)
-    if agent is not None and one_of("agent", agent, (*PREDICTION, *AGENTS)) in AGENTS:
-        return command_line(Control, arguments, others={"--agent td": Train})
-    return command_line(Train, arguments, others={"--agent stream-ac": Control})
+        path = Path(resume) / CHECKPOINT_FILE
+        stored = kind_of(path).stored_settings(resume)
+        if word:
+            rest = ["--agent", str(agent), *rest]
+        agent = stored.agent
+    agent = one_of("agent", agent or "td", COMMANDS)
+    cls = options_of(agent, word and stored is None, stored)
+    others = {("" if word else "--agent ") + name: options_of(name) for name in COMMANDS if name != agent}
+    options = command_line(cls, rest, others=others)
+    kind: Any = PredictionSettings if COMMANDS[agent] is Train else ControlSettings
+    settings = kind.from_dict({f.name: getattr(options.settings, f.name) for f in fields(options.settings)})
+    return typing.cast(Any, replace(options, settings=settings))
 
 
 def _value(option: str, arguments: list[str]) -> str | None:

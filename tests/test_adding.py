@@ -14,10 +14,10 @@ from conformance import WORLD_CHECKS
 from valueapprox import SGD, History, Network, Optimizer, Predictions, ValueFunction, envs, fit, losses
 from valueapprox.agents import AGENTS, evaluation
 from valueapprox.agents.control_loop import CompiledLoop
-from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.policies import resolve
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.rollout import Task, make_rollout
-from valueapprox.agents.training import Run, Settings
 from valueapprox.optim import OPTIMIZERS
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "adding.md").read_text(), re.DOTALL)
@@ -123,10 +123,10 @@ def test_a_world_is_one_file(example, tmp_path):
     for check in WORLD_CHECKS:
         check("valueapprox/Corridor-v0", tmp_path / check.__name__)
 
-    settings = Settings(
+    settings = PredictionSettings(
         "valueapprox/Corridor-v0", policy="random", hidden=(), steps=20_000, envs=2, gamma=0.9, alpha=0.03
     )
-    run = Run(settings, tmp_path / "run")
+    run = PredictionRun(settings, tmp_path / "run")
     report = run.train(0)
     assert report.value_error < 0.3  # of values between -10 and -4
 

@@ -9,11 +9,10 @@ import pytest
 
 from valueapprox import Network, ValueFunction
 from valueapprox.agents.checked import Checked, UserCodeError, close, fault_of
-from valueapprox.agents.control_evaluation import evaluate
-from valueapprox.agents.control_training import ControlRun, ControlSettings
-from valueapprox.agents.evaluation import monte_carlo
+from valueapprox.agents.control_run import ControlRun, ControlSettings
+from valueapprox.agents.evaluation import evaluate, monte_carlo
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.rollout import GymnasiumRollout, Task, make_environment
-from valueapprox.agents.training import Run, Settings
 
 ENV = "faulty_envs:Wrong-v0"
 STEP_15 = "at step 15, the 5th of its episode"
@@ -117,9 +116,9 @@ def test_a_rollout_names_the_fault(autoreset):
 
 @pytest.mark.ray
 def test_a_fault_on_a_ray_worker_is_named(local_ray, tmp_path):
-    settings = Settings(ENV, {"gives": "bug"}, hidden=(4,), steps=200, envs=2, block=50)
+    settings = PredictionSettings(ENV, {"gives": "bug"}, hidden=(4,), steps=200, envs=2, block=50)
     with pytest.raises(ValueError, match="could not convert") as caught:
-        Run(settings, tmp_path / "run").train(1)
+        PredictionRun(settings, tmp_path / "run").train(1)
     fault = fault_of(caught.value)
     assert str(fault).startswith(f"{ENV}: step() raised ValueError at step 5 of an episode: could not convert")
     assert "faulty_envs.py" in fault.place
@@ -137,7 +136,7 @@ def test_evaluations_name_the_fault(tmp_path):
 
 def test_a_policy_of_the_users_says_where_it_fails(tmp_path):
     with pytest.raises(KeyError) as caught:
-        Run(Settings(ENV, policy="faulty_envs:bad_policy"), tmp_path / "run")
+        PredictionRun(PredictionSettings(ENV, policy="faulty_envs:bad_policy"), tmp_path / "run")
     fault = fault_of(caught.value)
     assert str(fault) == "policy faulty_envs:bad_policy raised KeyError: 'push'"
     line = inspect.getsourcelines(faulty_envs.bad_policy)[1] + 2
@@ -166,8 +165,8 @@ def test_a_close_that_fails_is_a_note_everywhere(tmp_path):
     assert said == [SAID]
     agent, _ = ControlRun.load_agent(tmp_path / "control" / "checkpoint.npz", said.append)
     assert evaluate(agent, settings, 2, notice=said.append).n_episodes == 2
-    small = Settings(CLOSING, hidden=(4,), steps=64, envs=2, block=16, policy="random")
-    prediction = Run(small, tmp_path / "td", notice=said.append)  # tries an environment and closes it
+    small = PredictionSettings(CLOSING, hidden=(4,), steps=64, envs=2, block=16, policy="random")
+    prediction = PredictionRun(small, tmp_path / "td", notice=said.append)  # tries an environment and closes it
     assert prediction.train(0).step == 64
     assert monte_carlo(prediction.value_function, prediction.task, 2, notice=said.append).n_episodes == 2
     assert said == [SAID] * 6

@@ -14,12 +14,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from valueapprox import CheckpointError, checkpoint, envs
-from valueapprox.agents import control_training
+from valueapprox.agents import run as runs
 from valueapprox.agents.base import ControlAgent
-from valueapprox.agents.control_evaluation import Film, evaluate
-from valueapprox.agents.control_training import AGENTS, EPISODES_FILE, ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.control_run import AGENTS, ControlRun, ControlSettings
+from valueapprox.agents.evaluation import Recording, evaluate
 from valueapprox.agents.layout import DISCOUNTED, EPSILON_FIRST, EPSILON_LAST, EPSILON_STEPS
-from valueapprox.agents.training import CHECKPOINT_FILE
+from valueapprox.agents.run import CHECKPOINT_FILE, EPISODES_FILE, read_episodes
 from valueapprox.cli import pictures
 from valueapprox.optim import OPTIMIZERS, Intentional, ObGD
 from valueapprox.telemetry import read_metrics
@@ -29,7 +29,7 @@ SMALL = ControlSettings("CartPole-v1", hidden=(8,), steps=1500, log_every=250, s
 
 
 def change(settings, **changes):
-    return dataclasses.replace(settings, **changes)
+    return ControlSettings.from_dict({**dataclasses.asdict(settings), **changes})
 
 
 def finished(settings, folder, **options):
@@ -596,7 +596,7 @@ def test_one_episode_is_an_error(tmp_path):
 
 def test_a_film_shows_the_first_episode(tmp_path):
     pytest.importorskip("pygame")
-    film, run = Film(), finished(SMALL, tmp_path)
+    film, run = Recording(), finished(SMALL, tmp_path)
     with_film = evaluate(run.agent, SMALL, 2, film=film)
     assert with_film == evaluate(run.agent, SMALL, 2)
     film.write(tmp_path / "run.gif")
@@ -614,7 +614,7 @@ def test_a_film_without_pygame_is_an_error(tmp_path, monkeypatch):
     run = finished(SMALL, tmp_path)
     monkeypatch.setitem(sys.modules, "pygame", None)
     with pytest.raises(ValueError, match="CartPole-v1 cannot be drawn: pygame is not installed"):
-        evaluate(run.agent, SMALL, 2, film=Film())
+        evaluate(run.agent, SMALL, 2, film=Recording())
 
 
 @pytest.mark.parametrize(
@@ -623,7 +623,7 @@ def test_a_film_without_pygame_is_an_error(tmp_path, monkeypatch):
 def test_a_film_of_what_cannot_be_drawn_is_an_error(tmp_path, env, says):
     settings = change(SMALL, env=env)
     with pytest.raises(ValueError, match=f"{env} cannot be drawn.*{says}"):
-        evaluate(ControlRun(settings, tmp_path).agent, settings, 2, film=Film())
+        evaluate(ControlRun(settings, tmp_path).agent, settings, 2, film=Recording())
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -720,5 +720,5 @@ def test_the_last_hundred_episodes_are_kept_over_a_resume(tmp_path):
     random = change(SMALL, agent="stream-q", epsilon=(1.0, 1.0, 0.0), steps=4000)  # some 180 episodes
     run = interrupted_and_resumed(random, tmp_path, (3000,))
     returns = [episode["return"] for episode in read_episodes(tmp_path)]
-    assert len(returns) > control_training.LAST_EPISODES
-    assert list(run.last_returns) == returns[-control_training.LAST_EPISODES :]
+    assert len(returns) > runs.LAST_EPISODES
+    assert list(run.last_returns) == returns[-runs.LAST_EPISODES :]

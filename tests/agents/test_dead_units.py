@@ -7,7 +7,7 @@ from gymnasium import spaces
 from valueapprox import SGD, Network
 from valueapprox.agents import QRC, Sarsa, StreamAC, StreamQ
 from valueapprox.agents.base import DEAD_AFTER, FLAT_BELOW
-from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.nn.activations import HIDDEN
 from valueapprox.supervised.gradient_flow import gradient_flow
 from valueapprox.telemetry import read_metrics

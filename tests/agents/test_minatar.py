@@ -7,8 +7,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from valueapprox.agents.control_evaluation import Film, evaluate
-from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.control_run import ControlRun, ControlSettings
+from valueapprox.agents.evaluation import Recording, evaluate
 from valueapprox.agents.rollout import Task, make_environment, make_rollout
 from valueapprox.agents.spaces import encoder
 
@@ -63,7 +63,7 @@ def test_one_seed_gives_one_run_and_a_resume_begins_an_episode_and_says_so(tmp_p
 
 @installed
 def test_a_film_is_large_enough_to_be_looked_at_and_has_colours(tmp_path):
-    run, film = ControlRun(BREAKOUT, tmp_path), Film()
+    run, film = ControlRun(BREAKOUT, tmp_path), Recording()
     evaluate(run.agent, BREAKOUT, 2, film=film)
     assert film.frames[0].shape == (200, 200, 3)
     # Black, paddle and bricks, behind which the ball begins; the 10 x 10 cells are squares of 20 x 20 pixels.

@@ -7,13 +7,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.evaluation import monte_carlo
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.rollout import make_environment
-from valueapprox.agents.training import Run, Settings
 
 SMALL = {
-    Settings: {"hidden": (4,), "steps": 64, "envs": 2, "block": 16},
+    PredictionSettings: {"hidden": (4,), "steps": 64, "envs": 2, "block": 16},
     ControlSettings: {"hidden": (4,), "steps": 64},
 }
 NUMPY = {
@@ -24,14 +24,18 @@ NUMPY = {
 
 
 def trained(settings, folder):
-    return Run(settings, folder).train(0) if isinstance(settings, Settings) else ControlRun(settings, folder).train()
+    return (
+        PredictionRun(settings, folder).train(0)
+        if isinstance(settings, PredictionSettings)
+        else ControlRun(settings, folder).train()
+    )
 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_numpy_numbers_are_settings_like_any_others(tmp_path, kind):
     settings = kind(**SMALL[kind] | NUMPY)
     trained(settings, tmp_path / "run")
-    run = Run if kind is Settings else ControlRun
+    run = PredictionRun if kind is PredictionSettings else ControlRun
     again = run(None, tmp_path / "run", resume=True).settings
     assert again == settings
     plain = {n: v.tolist() if isinstance(v, (np.generic, np.ndarray)) else v for n, v in NUMPY.items()}
@@ -54,17 +58,17 @@ def test_an_id_without_version_is_the_newest_one_in_all_that_follows(tmp_path):
     runs = {}
     for env in ("CartPole", "CartPole-v1"):
         folder = tmp_path / env
-        run = Run(Settings(env, **SMALL[Settings]), folder)
+        run = PredictionRun(PredictionSettings(env, **SMALL[PredictionSettings]), folder)
         run.train(0)
-        result = monte_carlo(run.value_function, Settings(env).task(), 5, seed=1)
+        result = monte_carlo(run.value_function, PredictionSettings(env).task(), 5, seed=1)
         runs[env] = run.value_function.w.tobytes(), result, (folder / "settings.json").read_text()
     assert runs["CartPole"] == runs["CartPole-v1"]
     document = json.loads(runs["CartPole"][2])
     assert (document["env"], document["policy"], document["noise"]) == ("CartPole-v1", "heuristic", 0.1)
     assert '"auto"' not in runs["CartPole"][2]
-    assert Settings("CartPole") == Settings("CartPole-v1", policy="heuristic", noise=0.1)
-    assert Settings("CartPole") != Settings("CartPole-v1", policy="random")
-    assert Settings("valueapprox/RandomWalk", policy="random").task().env == "valueapprox/RandomWalk-v0"
+    assert PredictionSettings("CartPole") == PredictionSettings("CartPole-v1", policy="heuristic", noise=0.1)
+    assert PredictionSettings("CartPole") != PredictionSettings("CartPole-v1", policy="random")
+    assert PredictionSettings("valueapprox/RandomWalk", policy="random").task().env == "valueapprox/RandomWalk-v0"
 
 
 def test_control_stores_the_optimizers_that_were_chosen(tmp_path):
@@ -123,7 +127,7 @@ gym.register("Pixels-v0", entry_point=Pixels)
 gym.register("SlowStart-v0", entry_point=SlowStart)
 
 
-@pytest.mark.parametrize(("kind", "run"), [(Settings, Run), (ControlSettings, ControlRun)])
+@pytest.mark.parametrize(("kind", "run"), [(PredictionSettings, PredictionRun), (ControlSettings, ControlRun)])
 def test_an_image_is_said_to_become_a_dense_network(tmp_path, kind, run):
     said = []
     run(kind("Pixels-v0", hidden=(4,)), tmp_path / "a", notice=said.append)
@@ -137,7 +141,7 @@ def test_an_image_is_said_to_become_a_dense_network(tmp_path, kind, run):
     assert len(said) == 2
 
 
-@pytest.mark.parametrize(("kind", "run"), [(Settings, Run), (ControlSettings, ControlRun)])
+@pytest.mark.parametrize(("kind", "run"), [(PredictionSettings, PredictionRun), (ControlSettings, ControlRun)])
 def test_what_comes_before_the_first_step_is_no_learning_time(tmp_path, kind, run):
     settings = kind("SlowStart-v0", **SMALL[kind])
     begun = time.monotonic()
@@ -145,11 +149,13 @@ def test_what_comes_before_the_first_step_is_no_learning_time(tmp_path, kind, ru
     assert report.seconds < time.monotonic() - begun - 0.5
 
 
-@pytest.mark.parametrize("kind", [Settings, ControlSettings])
+@pytest.mark.parametrize("kind", [PredictionSettings, ControlSettings])
 def test_settings_of_version_0_2_lead_to_where_the_worlds_and_policies_are_now(kind):
-    old = {"env": "envs:valueapprox/CartPole-v1"} | ({"policy": "agents.policies:lean"} if kind is Settings else {})
+    old = {"env": "envs:valueapprox/CartPole-v1"} | (
+        {"policy": "agents.policies:lean"} if kind is PredictionSettings else {}
+    )
     settings = kind.from_dict(old)
     assert make_environment(settings.env).spec.id == "valueapprox/CartPole-v1"
     assert kind.from_dict({"env": "envs:Mine-v0"}).env == "envs:Mine-v0"
-    if kind is Settings:
+    if kind is PredictionSettings:
         assert settings.policy == "valueapprox.agents.policies:lean"

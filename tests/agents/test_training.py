@@ -14,27 +14,28 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from valueapprox import CheckpointError, ValueFunction, checkpoint
-from valueapprox.agents import training
-from valueapprox.agents.training import CHECKPOINT_FILE, Run, Settings
+from valueapprox.agents import evaluation, prediction_run
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.cluster import RayWorker
 from valueapprox.telemetry import read_metrics
 
 NEVER = 1e9  # seconds between checkpoints
 
 #: 10 blocks of 4 x 32 transitions, 5 points in the log
-SMALL = Settings("valueapprox/CartPole-v1", hidden=(8,), steps=1280, envs=4, block=32, log_every=256, seed=5)
-WALK = Settings(
+SMALL = PredictionSettings("valueapprox/CartPole-v1", hidden=(8,), steps=1280, envs=4, block=32, log_every=256, seed=5)
+WALK = PredictionSettings(
     "valueapprox/RandomWalk-v0", gamma=1.0, lam=0.8, hidden=(), bias=False, init="zeros", optimizer="sgd",
     alpha=(0.1,), steps=40_000, envs=4, block=100,
 )  # fmt: skip
 
 
 def change(settings, **changes):
-    return dataclasses.replace(settings, **changes)
+    return PredictionSettings.from_dict({**dataclasses.asdict(settings), **changes})
 
 
 def finished(settings, folder, workers=0, **options):
-    run = Run(settings, folder)
+    run = PredictionRun(settings, folder)
     report = run.train(workers, checkpoint_every=NEVER, **options)
     assert not report.interrupted
     return run
@@ -71,12 +72,12 @@ def interrupt_at(step):
 
 
 def interrupted_and_resumed(settings, folder, steps=(300,), workers=0):
-    run = Run(settings, folder)
+    run = PredictionRun(settings, folder)
     for step in steps:
         report = run.train(workers, checkpoint_every=NEVER, progress=interrupt_at(step))
         assert report.interrupted
         assert step <= report.step < settings.steps
-        run = Run(None, folder, resume=True)
+        run = PredictionRun(None, folder, resume=True)
         assert run.step == report.step
     assert not run.train(workers, checkpoint_every=NEVER).interrupted
     return run
@@ -114,7 +115,7 @@ def workers_made(monkeypatch):
             made.append(self)
             super().__init__(*arguments, **settings)
 
-    monkeypatch.setattr(training, "RayWorker", Noted)
+    monkeypatch.setattr(prediction_run, "RayWorker", Noted)
     return made
 
 
@@ -132,7 +133,7 @@ def test_a_killed_worker_changes_nothing(local_ray, tmp_path, workers_made, sett
             killed.append(workers_made[len(killed)].pid())
             os.kill(killed[-1], signal.SIGKILL)
 
-    Run(settings, tmp_path / "killed", notice=notices.append).train(2, checkpoint_every=NEVER, progress=kill)
+    PredictionRun(settings, tmp_path / "killed", notice=notices.append).train(2, checkpoint_every=NEVER, progress=kill)
     finished(settings, tmp_path / "quiet")
     assert_same_outcome(tmp_path / "killed", tmp_path / "quiet")
     assert len(killed) == 2
@@ -148,7 +149,7 @@ def faulty(what, mark="", **changes):
 def test_an_environment_that_kills_its_process_once_is_survived(local_ray, tmp_path):
     notices = []
     settings = faulty("die-once", tmp_path / "mark")
-    Run(settings, tmp_path / "died", notice=notices.append).train(2, checkpoint_every=NEVER)
+    PredictionRun(settings, tmp_path / "died", notice=notices.append).train(2, checkpoint_every=NEVER)
     assert (tmp_path / "mark").exists()
     assert any("a Ray worker died" in notice for notice in notices)
     finished(settings, tmp_path / "quiet")  # now that the mark is there
@@ -158,8 +159,8 @@ def test_an_environment_that_kills_its_process_once_is_survived(local_ray, tmp_p
 @pytest.mark.ray
 def test_a_worker_that_keeps_dying_is_given_up(local_ray, tmp_path):
     with pytest.raises(RuntimeError, match="died 4 times in a row"):
-        Run(faulty("die"), tmp_path / "run").train(1, checkpoint_every=0.0)
-    assert Run(None, tmp_path / "run", resume=True).step == 192  # 3 blocks of 2 x 32; the 100th step is in the fourth
+        PredictionRun(faulty("die"), tmp_path / "run").train(1, checkpoint_every=0.0)
+    assert PredictionRun(None, tmp_path / "run", resume=True).step == 192  # 3 blocks of 64
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)])
@@ -167,16 +168,16 @@ def test_an_environment_s_own_error_is_shown(request, tmp_path, workers):
     if workers:
         request.getfixturevalue("local_ray")
     with pytest.raises(RuntimeError, match="the arm fell off") as caught:
-        Run(faulty("raise"), tmp_path / "run").train(workers, checkpoint_every=0.0)
+        PredictionRun(faulty("raise"), tmp_path / "run").train(workers, checkpoint_every=0.0)
     if workers:
         assert re.search(r"scripted_envs.py.*in step", str(caught.value))
-    assert Run(None, tmp_path / "run", resume=True).step == 192
+    assert PredictionRun(None, tmp_path / "run", resume=True).step == 192
 
 
 @pytest.mark.parametrize("workers", [5, -1])
 def test_a_wrong_number_of_workers_is_an_error_and_writes_nothing(tmp_path, workers):
     with pytest.raises(ValueError, match="workers"):
-        Run(SMALL, tmp_path / "run").train(workers)
+        PredictionRun(SMALL, tmp_path / "run").train(workers)
     assert not (tmp_path / "run").exists()
 
 
@@ -215,8 +216,9 @@ def test_events_after_a_resume_hold_every_step_once(tmp_path):
 
 
 def test_a_resume_in_a_new_process(tmp_path):
-    Run(SMALL, tmp_path / "parts").train(0, checkpoint_every=NEVER, progress=interrupt_at(500))
-    code = "import sys; from valueapprox.agents.training import Run; Run(None, sys.argv[1], resume=True).train(0)"
+    PredictionRun(SMALL, tmp_path / "parts").train(0, checkpoint_every=NEVER, progress=interrupt_at(500))
+    code = "import sys; from valueapprox.agents.prediction_run import PredictionRun as Run; "
+    code += "Run(None, sys.argv[1], resume=True).train(0)"
     subprocess.run([sys.executable, "-c", code, tmp_path / "parts"], check=True)
     finished(SMALL, tmp_path / "whole")
     assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
@@ -226,8 +228,8 @@ def test_a_resume_in_a_new_process(tmp_path):
 def test_a_run_may_be_resumed_with_other_workers(local_ray, tmp_path):
     # The last block has 32, 17, 0 and 0 transitions of the four streams.
     settings = change(SMALL, env="CartPole-v1", steps=1329)
-    Run(settings, tmp_path / "parts").train(2, checkpoint_every=NEVER, progress=interrupt_at(500))
-    Run(None, tmp_path / "parts", resume=True).train(1, checkpoint_every=NEVER)
+    PredictionRun(settings, tmp_path / "parts").train(2, checkpoint_every=NEVER, progress=interrupt_at(500))
+    PredictionRun(None, tmp_path / "parts", resume=True).train(1, checkpoint_every=NEVER)
     finished(settings, tmp_path / "whole")
     assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
 
@@ -240,10 +242,10 @@ def test_numbers_logged_after_the_last_checkpoint_are_logged_again_and_equal(tmp
         if status.step == 512:
             kept.update({p: p.read_bytes() for p in (tmp_path / "parts").glob("checkpoint*")})
 
-    Run(SMALL, tmp_path / "parts").train(0, checkpoint_every=0.0, progress=keep)  # the one of step 384
+    PredictionRun(SMALL, tmp_path / "parts").train(0, checkpoint_every=0.0, progress=keep)  # the one of step 384
     for path, content in kept.items():
         path.write_bytes(content)
-    run = Run(None, tmp_path / "parts", resume=True)
+    run = PredictionRun(None, tmp_path / "parts", resume=True)
     assert run.step == 384
     run.train(0)
     finished(SMALL, tmp_path / "whole")
@@ -252,14 +254,14 @@ def test_numbers_logged_after_the_last_checkpoint_are_logged_again_and_equal(tmp
 
 def test_after_the_run_ctrl_c_is_what_it_was(tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    Run(SMALL, tmp_path / "run").train(0, progress=interrupt_at(300))
+    PredictionRun(SMALL, tmp_path / "run").train(0, progress=interrupt_at(300))
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_finished_run_resumes_into_nothing(tmp_path):
     finished(SMALL, tmp_path)
     before = outcome(tmp_path)
-    report = Run(None, tmp_path, resume=True).train(0)
+    report = PredictionRun(None, tmp_path, resume=True).train(0)
     assert (report.step, report.interrupted) == (1280, False)
     assert outcome(tmp_path) == before
 
@@ -273,7 +275,7 @@ def test_more_steps_give_the_longer_run_of_the_same_plan(tmp_path, schedule, age
     # 700 steps end within a block of 4 x 32, after its stream 1 has learned 28 of its 32.
     settings = change(SMALL, schedule=schedule, agent=agent, log_every=350, schedule_steps=700)
     finished(change(settings, steps=700, schedule_steps=0), tmp_path / "parts")
-    run = Run(change(settings, schedule_steps=0), tmp_path / "parts", resume=True)
+    run = PredictionRun(change(settings, schedule_steps=0), tmp_path / "parts", resume=True)
     assert run.settings == settings
     run.train(0)
     finished(settings, tmp_path / "whole")
@@ -287,7 +289,7 @@ def test_a_run_planned_for_more_steps_may_be_stopped_and_goes_on_as_planned(tmp_
     # What is learned up to a step does not depend on how many follow.
     settings = change(SMALL, env=env, log_every=10_000)
     finished(change(settings, steps=steps, schedule_steps=1280), tmp_path / "parts")
-    run = Run(change(settings, steps=1280), tmp_path / "parts", resume=True)
+    run = PredictionRun(change(settings, steps=1280), tmp_path / "parts", resume=True)
     run.train(0)
     whole = finished(settings, tmp_path / "whole")
     assert run.value_function.w.tobytes() == whole.value_function.w.tobytes()
@@ -301,7 +303,7 @@ def test_a_run_planned_for_more_steps_may_be_stopped_and_goes_on_as_planned(tmp_
 def test_more_steps_than_were_planned_are_said_in_one_line(tmp_path, schedule, says):
     finished(change(SMALL, steps=640, schedule=schedule), tmp_path)
     notices = []
-    run = Run(change(SMALL, schedule=schedule), tmp_path, resume=True, notice=notices.append)
+    run = PredictionRun(change(SMALL, schedule=schedule), tmp_path, resume=True, notice=notices.append)
     assert len(notices) == (says is not None)
     if says:
         assert f"the {schedule} schedule of the step size was planned for 640 steps" in notices[0]
@@ -314,36 +316,36 @@ def test_more_steps_than_were_planned_are_said_in_one_line(tmp_path, schedule, s
 def test_another_plan_on_a_resume_is_taken_and_said(tmp_path):
     finished(change(SMALL, steps=640), tmp_path)
     notices = []
-    run = Run(change(SMALL, schedule_steps=1280), tmp_path, resume=True, notice=notices.append)
+    run = PredictionRun(change(SMALL, schedule_steps=1280), tmp_path, resume=True, notice=notices.append)
     (notice,) = notices
     assert "was planned for 640 steps, and is now stretched over 1,280" in notice
     assert run.value_function.optimizer.schedule.factor(640) == pytest.approx(0.505)
     run.train(0)
-    assert Run.stored_settings(tmp_path).schedule_steps == 1280
+    assert PredictionRun.stored_settings(tmp_path).schedule_steps == 1280
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gamma": 0.5}, "started with gamma 0.99, not 0.5"),
-        ({"seed": 6}, "started with seed 5, not 6"),
-        ({"env": "CartPole-v1"}, "started with env 'valueapprox/CartPole-v1'"),
-        ({"envs": 2, "steps": 5000}, "started with envs 4"),
+        ({"gamma": 0.5}, "gamma is 0.5; expected 0.99"),
+        ({"seed": 6}, "seed is 6; expected 5"),
+        ({"env": "CartPole-v1"}, "expected 'valueapprox/CartPole-v1'"),
+        ({"envs": 2, "steps": 5000}, "envs is 2; expected 4"),
     ],
 )
 def test_another_setting_on_a_resume_is_an_error(tmp_path, changes, message):
     finished(SMALL, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=message):
-        Run(change(SMALL, **changes), tmp_path, resume=True)
+        PredictionRun(change(SMALL, **changes), tmp_path, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_environment_that_cannot_be_restored_goes_on_and_says_so(tmp_path):
     notices = []
     settings = change(SMALL, env="scripted_envs:Entropy-v0", policy="random")
-    Run(settings, tmp_path).train(0, progress=interrupt_at(300))
-    Run(None, tmp_path, resume=True, notice=notices.append).train(0)
+    PredictionRun(settings, tmp_path).train(0, progress=interrupt_at(300))
+    PredictionRun(None, tmp_path, resume=True, notice=notices.append).train(0)
     assert [n for n in notices if "new episode" in n] == notices
     assert len(notices) == 4
     assert "environment 0" in notices[0]
@@ -357,9 +359,9 @@ def test_a_stream_that_could_not_be_restored_learns_nothing_across_the_gap(tmp_p
         SMALL, env="scripted_envs:Entropy-v0", policy="random", agent=agent, n=5, schedule="constant",
         optimizer="sgd", alpha=(0.05,), envs=2, dtype="float64",
     )  # fmt: skip
-    stopped = Run(settings, tmp_path)
+    stopped = PredictionRun(settings, tmp_path)
     at = stopped.train(0, progress=interrupt_at(300)).step
-    run = Run(None, tmp_path, resume=True)
+    run = PredictionRun(None, tmp_path, resume=True)
     run.train(0)
     rows = {i: (learned[: at // 2], learned[at // 2 :]) for i, learned in streams.items()}
     streams.clear()
@@ -386,9 +388,9 @@ def test_statistics_of_gymnasium_s_wrappers_survive_a_resume_bit_for_bit(tmp_pat
 
 def test_a_wrapper_that_nobody_can_save_is_named_in_a_note_and_in_the_log(tmp_path):
     settings = change(SMALL, env="scripted_envs:Wrapped-v0", policy="random", env_args={"kind": "own"})
-    Run(settings, tmp_path).train(0, progress=interrupt_at(300))
+    PredictionRun(settings, tmp_path).train(0, progress=interrupt_at(300))
     notices = []
-    Run(None, tmp_path, resume=True, notice=notices.append).train(0)
+    PredictionRun(None, tmp_path, resume=True, notice=notices.append).train(0)
     assert "the wrapper Scaler of scripted_envs:Wrapped-v0" in notices[0]
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     (tag,) = [tag for tag in events.Tags()["tensors"] if "resumed at step" in tag]
@@ -426,7 +428,7 @@ def test_streams_have_no_gaps_where_a_run_goes_on_with_more_steps(tmp_path, stre
     # 130 steps of 4 environments: 32 of each, then 2 of the first in the next block
     settings = change(SMALL, env=env, steps=130, schedule="constant")
     finished(settings, tmp_path)
-    Run(change(settings, steps=330), tmp_path, resume=True).train(0)
+    PredictionRun(change(settings, steps=330), tmp_path, resume=True).train(0)
     for i in range(4):
         for (_, s_next, ended), (s, _, _) in zip(streams[i][:-1], streams[i][1:], strict=True):
             assert ended or s_next == s, f"stream {i}"
@@ -473,9 +475,7 @@ def test_logged_episodes_by_hand(tmp_path):
 )
 def test_the_random_walk_is_learned(tmp_path, changes, bound):
     settings = change(WALK, **changes)
-    untrained = training.evaluation.rmsve(
-        settings.make_value_function(19), training.evaluation.truth(settings.task(), settings.gamma)
-    )
+    untrained = evaluation.rmsve(settings.make_value_function(19), evaluation.truth(settings.task(), settings.gamma))
     run = finished(settings, tmp_path)
     assert untrained > 0.3  # v = 0 has sqrt(sum mu v^2) = 0.4
     assert run.value_error < bound
@@ -500,8 +500,8 @@ def test_two_seeds_learn_different_weights(tmp_path):
 def test_a_bad_number_names_environment_and_transition(tmp_path, what, message):
     # Step 100 of each of 2 environments, blocks of 32: 192 transitions in three blocks, then the 4th of environment 0.
     with pytest.raises(ValueError, match=message):
-        Run(faulty(what), tmp_path).train(0, checkpoint_every=0.0)
-    run = Run(None, tmp_path, resume=True)
+        PredictionRun(faulty(what), tmp_path).train(0, checkpoint_every=0.0)
+    run = PredictionRun(None, tmp_path, resume=True)
     assert run.step == run.value_function.n_transitions == 192
     assert np.isfinite(run.value_function.w).all()
 
@@ -509,8 +509,8 @@ def test_a_bad_number_names_environment_and_transition(tmp_path, what, message):
 def test_divergence_is_an_error_and_the_last_checkpoint_loads(tmp_path):
     settings = change(WALK, env_args={"left_reward": "-1e30"}, alpha=(1e10,), steps=4000)
     with pytest.raises(FloatingPointError, match=r"environment \d of .*diverged"):
-        Run(settings, tmp_path).train(0, checkpoint_every=0.0)
-    assert np.isfinite(Run(None, tmp_path, resume=True).value_function.w).all()
+        PredictionRun(settings, tmp_path).train(0, checkpoint_every=0.0)
+    assert np.isfinite(PredictionRun(None, tmp_path, resume=True).value_function.w).all()
 
 
 def test_weights_that_overflow_in_a_block_s_last_update_are_not_saved(tmp_path):
@@ -518,15 +518,15 @@ def test_weights_that_overflow_in_a_block_s_last_update_are_not_saved(tmp_path):
     arguments = {"n_states": "1", "left_reward": "1e30", "right_reward": "1e30"}
     settings = change(WALK, env_args=arguments, alpha=(1e10,), schedule="constant", steps=3, envs=1, block=1)
     with pytest.raises(FloatingPointError):
-        Run(settings, tmp_path).train(0, checkpoint_every=0.0)
-    assert np.isfinite(Run(None, tmp_path, resume=True).value_function.w).all()
+        PredictionRun(settings, tmp_path).train(0, checkpoint_every=0.0)
+    assert np.isfinite(PredictionRun(None, tmp_path, resume=True).value_function.w).all()
 
 
 @pytest.mark.parametrize("name", ["checkpoint.npz", "notes.txt"])
 def test_a_folder_that_exists_is_refused_and_untouched(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(FileExistsError, match="--resume"):
-        Run(SMALL, tmp_path)
+        PredictionRun(SMALL, tmp_path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "mine")]
 
 
@@ -562,7 +562,7 @@ def test_an_empty_folder_is_used(tmp_path):
 )
 def test_a_setting_that_makes_no_sense_is_an_error_before_any_worker_starts(tmp_path, changes, error):
     with pytest.raises((ValueError, TypeError), match=error):
-        Run(change(SMALL, **{"env": "CartPole-v1", **changes}), tmp_path / "run")
+        PredictionRun(change(SMALL, **{"env": "CartPole-v1", **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -583,13 +583,13 @@ def test_a_checkpoint_that_cannot_be_resumed_is_an_error(tmp_path, damage):
     else:
         run.value_function.save(path)
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
-        Run(None, tmp_path, resume=True)
+        PredictionRun(None, tmp_path, resume=True)
 
 
 def test_settings_survive_the_file():
     settings = change(SMALL, alpha=[0.1, 0.2], hidden=[3, 4], env_args={"a": "1"})
     assert settings.alpha == (0.1, 0.2)
-    assert Settings.from_dict(dataclasses.asdict(settings)) == settings
+    assert PredictionSettings.from_dict(dataclasses.asdict(settings)) == settings
 
 
 def test_arguments_of_an_environment_are_read_as_numbers_where_they_are():

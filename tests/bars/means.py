@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from valueapprox import Network, Optimizer, Predictions, ValueFunction
 from valueapprox.agents import StreamAC, StreamTD
 from valueapprox.agents import layout as kernels
-from valueapprox.agents.training import Settings
+from valueapprox.agents.prediction_run import PredictionSettings
 from valueapprox.optim import OPTIMIZERS
 from valueapprox.service import ServiceSettings
 
@@ -82,7 +82,7 @@ DEFAULTS = {
     ),
     "serve.py --new": lambda r, e, s, seed: of_learner(served(seed), r, e, s),
     "prediction run": lambda r, e, s, seed: of_learner(
-        Settings(steps=r.size, gamma=GAMMA, envs=1, seed=seed).make_value_function(N_INPUTS), r, e, s
+        PredictionSettings(steps=r.size, gamma=GAMMA, envs=1, seed=seed).make_value_function(N_INPUTS), r, e, s
     ),
 }
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from valueapprox import Network, ValueFunction
-from valueapprox.agents.training import Run, Settings
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,9 @@ def refuse(constant):
 def walk(tmp_path_factory):
     """The folder of a small run whose true values are known."""
     folder = tmp_path_factory.mktemp("runs") / "walk"
-    Run(
-        Settings("valueapprox/RandomWalk-v0", {"n_states": "5"}, steps=2000, envs=2, block=100, gamma=0.9), folder
+    PredictionRun(
+        PredictionSettings("valueapprox/RandomWalk-v0", {"n_states": "5"}, steps=2000, envs=2, block=100, gamma=0.9),
+        folder,
     ).train(0)
     return folder
 
@@ -32,7 +33,9 @@ def constant(tmp_path_factory):
     """The folder of a run in which every return is 1."""
     folder = tmp_path_factory.mktemp("runs") / "constant"
     arguments = {"n_states": "3", "left_reward": "1", "right_reward": "1"}
-    Run(Settings("valueapprox/RandomWalk-v0", arguments, gamma=1.0, steps=100, envs=1, block=50), folder).train(0)
+    PredictionRun(
+        PredictionSettings("valueapprox/RandomWalk-v0", arguments, gamma=1.0, steps=100, envs=1, block=50), folder
+    ).train(0)
     return folder
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from valueapprox.agents.control_training import ControlRun, ControlSettings, read_episodes
-from valueapprox.agents.training import Run, Settings
+from valueapprox.agents.control_run import ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 
 STUCK = "stuck_envs:Stuck-v0"  # goes wrong in its 100th step
 
@@ -34,8 +34,8 @@ class Child:
         self.output = folder.with_suffix(".out")
         arguments = {"how": how, "mark": str(self.mark), "where": where}
         common = {"env": STUCK, "env_args": arguments, "hidden": (4,), "steps": steps}
-        if kind is Run:
-            settings = Settings(**common, policy="random", envs=2, block=30)
+        if kind is PredictionRun:
+            settings = PredictionSettings(**common, policy="random", envs=2, block=30)
         else:
             settings = ControlSettings(**common)
         sys.stdout.flush()
@@ -55,7 +55,7 @@ class Child:
             options = {"checkpoint_every": 0.0, "patience": patience}
             if terminal:
                 options["progress"] = lambda status: os.write(1, b"progress\n")
-            report = run.train(0, **options) if self.kind is Run else run.train(**options)
+            report = run.train(0, **options) if self.kind is PredictionRun else run.train(**options)
             code = 128 + report.interrupted if report.interrupted else 0
         except BaseException as error:  # noqa: BLE001
             say(f"{type(error).__name__}: {error}")
@@ -96,7 +96,7 @@ def loaded(tmp_path_factory):
     arguments = {"how": "sleep", "at": "1000000"}
     common = {"env": STUCK, "env_args": arguments, "hidden": (4,), "steps": 120}
     ControlRun(ControlSettings(**common), folder / "control").train()
-    Run(Settings(**common, policy="random", envs=2, block=30), folder / "prediction").train(0)
+    PredictionRun(PredictionSettings(**common, policy="random", envs=2, block=30), folder / "prediction").train(0)
 
 
 #: name: (kind of run, how it goes wrong, signal, exit code, step that is saved)
@@ -107,9 +107,9 @@ ASKED = {
     "control, swallowed": (ControlRun, "swallow", signal.SIGINT, -9, None),
     "control, C": (ControlRun, "c", signal.SIGTERM, -9, None),
     "control, C that lets no Python run": (ControlRun, "gil", signal.SIGINT, -9, None),
-    "prediction, Ctrl-C": (Run, "sleep", signal.SIGINT, 130, 180),
-    "prediction, slow": (Run, "slow", signal.SIGTERM, 143, 180),
-    "prediction, C that lets no Python run": (Run, "gil", signal.SIGINT, -9, 180),
+    "prediction, Ctrl-C": (PredictionRun, "sleep", signal.SIGINT, 130, 180),
+    "prediction, slow": (PredictionRun, "slow", signal.SIGTERM, 143, 180),
+    "prediction, C that lets no Python run": (PredictionRun, "gil", signal.SIGINT, -9, 180),
 }
 
 
@@ -146,7 +146,7 @@ def test_an_environment_that_hangs_ends_the_run_after_the_limit(tmp_path):
         "control": (ControlRun, "sleep", "step", 1, 99),
         "control, reset": (ControlRun, "sleep", "reset", 1, 100),
         "control, C": (ControlRun, "gil", "step", -9, None),
-        "prediction": (Run, "sleep", "step", 1, 180),
+        "prediction": (PredictionRun, "sleep", "step", 1, 180),
     }
     children = {
         name: Child(kind, tmp_path / name, how, patience=2.0, where=where)
@@ -161,22 +161,22 @@ def test_an_environment_that_hangs_ends_the_run_after_the_limit(tmp_path):
             assert f"TimeoutError: {STUCK} has not come back for 2 s; expected an answer" in said, name
 
 
-@pytest.mark.parametrize("kind", [Run, ControlRun])
+@pytest.mark.parametrize("kind", [PredictionRun, ControlRun])
 def test_a_run_whose_environment_raises_saves_what_it_has_learned(tmp_path, kind):
     child = Child(kind, tmp_path / "my run", "raise")
     code, said = child.wait(200)
-    step = 180 if kind is Run else 99
+    step = 180 if kind is PredictionRun else 99
     assert code == 1
     assert "RuntimeError: the arm fell off" in said
     assert f"step {step} is saved, and train.py --resume '{tmp_path / 'my run'}' goes on" in said
     run = child.resumed()
     assert run.step == step
     assert json.loads((child.folder / "settings.json").read_text())["steps"] == 5000
-    learner = run.value_function if kind is Run else run.agent.first
+    learner = run.value_function if kind is PredictionRun else run.agent.first
     assert np.isfinite(learner.w).all()
 
 
-@pytest.mark.parametrize("kind", [Run, ControlRun])
+@pytest.mark.parametrize("kind", [PredictionRun, ControlRun])
 def test_a_terminal_that_is_closed_saves(tmp_path, kind):
     child = Child(kind, tmp_path / "run", "slow", terminal=True)
     child.until_stuck()

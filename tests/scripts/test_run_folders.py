@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from valueapprox import checkpoint
-from valueapprox.agents.control_training import ControlRun, ControlSettings
-from valueapprox.agents.training import CHECKPOINT_FILE, Run, Settings
+from valueapprox.agents.control_run import ControlRun, ControlSettings
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.telemetry import read_metrics
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -83,12 +84,12 @@ def test_a_run_that_is_going_is_not_touched_by_a_resume_or_a_start(start_script,
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["steps"] == 10**9
 
 
-@pytest.mark.parametrize("kind", [Run, ControlRun])
+@pytest.mark.parametrize("kind", [PredictionRun, ControlRun])
 def test_a_resume_that_was_overtaken_is_refused_and_changes_nothing(tmp_path, kind):
     # Both read the checkpoint of step 300; one goes on to 600, and then the other must not go on from 300.
-    small = Settings("valueapprox/CartPole-v1", hidden=(4,), envs=2, block=50, steps=300)
-    settings = small if kind is Run else ControlSettings("valueapprox/CartPole-v1", hidden=(4,), steps=300)
-    arguments = (0,) if kind is Run else ()
+    small = PredictionSettings("valueapprox/CartPole-v1", hidden=(4,), envs=2, block=50, steps=300)
+    settings = small if kind is PredictionRun else ControlSettings("valueapprox/CartPole-v1", hidden=(4,), steps=300)
+    arguments = (0,) if kind is PredictionRun else ()
     kind(settings, tmp_path).train(*arguments)
     more = type(settings)(**{**vars(settings), "steps": 600})
     one, other = kind(more, tmp_path, resume=True), kind(more, tmp_path, resume=True)

@@ -17,10 +17,10 @@ import pytest
 import tyro
 
 from valueapprox import CheckpointError, ValueFunction, checkpoint
-from valueapprox.agents import control_training, training
 from valueapprox.agents import layout as kernels
-from valueapprox.agents.control_training import ControlRun, ControlSettings
-from valueapprox.agents.training import Run, Settings
+from valueapprox.agents.control_run import ControlRun, ControlSettings
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.service import Client, ReadOnlyError, Service, Transitions, store
 from valueapprox.telemetry import read_metrics
 
@@ -179,7 +179,7 @@ def test_after_a_kill_nothing_that_was_acknowledged_is_missing(tmp_path):
 def test_a_prediction_run_is_served_and_not_changed(tmp_path):
     folder = tmp_path / "run"
     world = {"env": "valueapprox/RandomWalk-v0", "steps": 500, "envs": 2, "block": 50, "gamma": 0.9}
-    Run(Settings(**world, hidden=(4,), dtype="float64"), folder).train(0)
+    PredictionRun(PredictionSettings(**world, hidden=(4,), dtype="float64"), folder).train(0)
     learned = ValueFunction.load(folder / "checkpoint.npz")
     states = np.eye(learned.net.n_inputs)
     one = {"stream": "a", "sequence": 0, "state": states[0], "cumulants": 1.0, "next_state": states[1]}
@@ -271,8 +271,8 @@ def test_it_starts_without_ray_and_gymnasium():
     words = f"import runpy, sys; runpy.run_path({str(SERVE)!r}); {show}"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    assert script.CONTROL_RUN == control_training.KIND
-    assert script.CHECKPOINT_FILE == training.CHECKPOINT_FILE == store.CHECKPOINT
+    assert ControlSettings.kind == script.CONTROL_RUN
+    assert script.CHECKPOINT_FILE == CHECKPOINT_FILE == store.CHECKPOINT
 
 
 def test_a_folder_that_goes_on_operates_as_before_unless_told_otherwise(tmp_path):

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from valueapprox import ValueFunction, checkpoint
-from valueapprox.agents.training import CHECKPOINT_FILE, Run, Settings
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.telemetry import read_metrics
 
 TRAIN = str(Path(__file__).parents[2] / "scripts" / "train.py")
@@ -59,7 +60,7 @@ def test_a_run_leaves_everything_and_says_where(small):
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
     assert ValueFunction.load(folder / "checkpoint.npz").n_transitions == 2000
     assert read_metrics(folder)[-1]["step"] == 2000
-    assert Settings.from_dict(json.loads((folder / "settings.json").read_text())).gamma == 0.9
+    assert PredictionSettings.from_dict(json.loads((folder / "settings.json").read_text())).gamma == 0.9
     assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "Learned from 2,000 transitions" in result.stdout
     assert f"Log and checkpoint  {folder}\n" in result.stdout  # on one line, however long
@@ -129,9 +130,9 @@ def test_a_finished_run_can_be_resumed_and_loses_nothing(train, small, tmp_path)
 
 def test_the_default_number_of_steps_may_be_asked_for(train, small, tmp_path):
     shutil.copytree(small[0], tmp_path / "small")
-    result = train("--resume", "small", *QUICK, "--steps", Settings().steps, cwd=tmp_path)
+    result = train("--resume", "small", *QUICK, "--steps", PredictionSettings().steps, cwd=tmp_path)
     assert result.returncode == 0
-    assert ValueFunction.load(tmp_path / "small" / CHECKPOINT_FILE).n_transitions == Settings().steps
+    assert ValueFunction.load(tmp_path / "small" / CHECKPOINT_FILE).n_transitions == PredictionSettings().steps
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def test_nothing_is_left_running(tmp_path, sent):
         process.wait()
         for pid, _ in alive(children):
             os.kill(pid, signal.SIGKILL)
-    run = Run(None, tmp_path / "run", resume=True)
+    run = PredictionRun(None, tmp_path / "run", resume=True)
     if sent is signal.SIGINT:
         assert process.returncode == 130, errors
         assert f"--resume {tmp_path / 'run'}" in output
@@ -270,8 +271,8 @@ def test_nothing_is_left_running(tmp_path, sent):
 
 @pytest.mark.slow
 def test_kill_9_in_the_middle_of_saves_loses_nothing(tmp_path):
-    settings = Settings("valueapprox/CartPole-v1", hidden=(8,), steps=12_000, envs=2, block=4, log_every=500)
-    Run(settings, tmp_path / "quiet").train(0, checkpoint_every=1e9)
+    settings = PredictionSettings("valueapprox/CartPole-v1", hidden=(8,), steps=12_000, envs=2, block=4, log_every=500)
+    PredictionRun(settings, tmp_path / "quiet").train(0, checkpoint_every=1e9)
     fresh = ("--env", settings.env, "--hidden", 8, "--steps", settings.steps, "--envs", 2, "--block", 4)
     options = (*fresh, "--log-every", 500, "--run-dir", tmp_path / "killed")
     path, rng, kills, steps = tmp_path / "killed" / CHECKPOINT_FILE, random.Random(0), 0, [0]

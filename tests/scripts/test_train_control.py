@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from valueapprox import checkpoint
-from valueapprox.agents.control_training import ControlRun, ControlSettings, read_episodes
-from valueapprox.agents.training import CHECKPOINT_FILE, Run, Settings
+from valueapprox.agents.control_run import ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.telemetry import read_metrics
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -230,7 +231,9 @@ def places(small, tmp_path_factory):
     run = ControlRun(ControlSettings("valueapprox/CartPole-v1", steps=100), folder / "compiled")
     run.train()
     run.agent.save(folder / "agent.npz")
-    Run(Settings("valueapprox/RandomWalk-v0", steps=200, envs=2, block=50), folder / "walk").train(0)
+    PredictionRun(PredictionSettings("valueapprox/RandomWalk-v0", steps=200, envs=2, block=50), folder / "walk").train(
+        0
+    )
     return folder
 
 

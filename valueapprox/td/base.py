@@ -264,7 +264,7 @@ def learn_transitions(
 # --- settings and registry ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """How values are learned from transitions; what all methods share."""
 

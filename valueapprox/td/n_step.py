@@ -84,11 +84,12 @@ def n_step(net, queue, span, t):
 
 
 @register("n-step")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NStep(Method):
     """n-step TD: the next n rewards, and the value of the state behind them."""
 
-    n: int = 1
+    n: int = 8
+    """Steps until the bootstrap."""
     rule = n_step
     has_trace = False
 
@@ -102,7 +103,7 @@ class NStep(Method):
 
 
 @register("monte-carlo")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MonteCarlo(Method):
     """Gradient Monte Carlo: the whole return, learned from when the episode ends."""
 

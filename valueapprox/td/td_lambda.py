@@ -38,11 +38,12 @@ def td_lambda(net, queue, span, t):
 
 
 @register("td")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TDLambda(Method):
     """TD(lambda): each error is credited to the states before it, by gamma lambda less for each step back."""
 
-    lam: float = 0.0
+    lam: float = 0.9
+    """Trace decay, in [0, 1]."""
     rule = td_lambda
 
     def __post_init__(self) -> None:

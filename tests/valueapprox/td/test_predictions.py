@@ -320,7 +320,7 @@ def test_learning_goes_on_from_a_state_bit_for_bit(separate):
     for name, array in p.state_dict()[0].items():
         np.testing.assert_array_equal(again.state_dict()[0][name], array, err_msg=name)
     assert p.diagnostics() == again.diagnostics()
-    with pytest.raises(ValueError, match=r"w is float64 \(1, 1\); float64 \("):
+    with pytest.raises(ValueError, match=r"w is float64 \(1, 1\); expected float64 \("):
         Predictions.from_state({**arrays, "w": np.zeros((1, 1))}, settings)
 
 

@@ -247,7 +247,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda v: v.learn(OK, 1.0, OK, terminated="no"), "^terminated"),
         (lambda v: v.learn(OK, 1.0, OK, terminated=NAN), "^terminated"),
         (lambda v: v.learn(OK, 1.0, OK, truncated=[True, False]), "^truncated"),
-        (lambda v: v.learn(OK, 1.0, OK, stream=1), "^stream is 1; there are streams 0 to 0"),
+        (lambda v: v.learn(OK, 1.0, OK, stream=1), "^stream is 1; expected a stream from 0 to 0"),
         (lambda v: v.learn(OK, 1.0, OK, stream=-1), "^stream is -1"),
         (lambda v: v.learn(OK, 1.0, OK, stream=0.5), "^stream is 0.5"),
         (lambda v: v.learn_stream([OK], [1.0], [OK], [0], stream=2), "^stream is 2"),
@@ -296,7 +296,7 @@ def test_what_came_before_a_bad_transition_has_been_learned():
         ({"lam": -1e-9}, "^lam"),
         ({"lam": NAN}, "^lam is nan"),
         ({"method": "tdd"}, "^method is 'tdd'; did you mean 'td'"),
-        ({"method": "n-step"}, "^lam is 0.9; n-step has no trace"),
+        ({"method": "n-step"}, "^lam is 0.9; expected nothing, as n-step has n"),
         ({"method": "n-step", "lam": 0, "n": 0}, "^n is 0"),
         ({"method": "n-step", "lam": 0, "n": 2.5}, "^n is 2.5"),
         ({"method": "n-step", "lam": 0, "n": INF}, "^n is inf"),
@@ -304,7 +304,7 @@ def test_what_came_before_a_bad_transition_has_been_learned():
         ({"streams": 0}, "^streams is 0"),
         ({"scheme": "he"[::-1]}, "^scheme is 'eh'"),
         ({"net": Network((3, 2))}, "^net has 2 outputs"),
-        ({"net": Network((3, 1), output="softmax")}, "^net has a softmax output"),
+        ({"net": Network((3, 1), output="softmax")}, "^output is softmax; expected linear"),
     ],
 )
 def test_settings_that_are_refused(options, message):

@@ -1,0 +1,184 @@
+"""What decides what a run learns: the settings that all runs have, those of a kind of run, and each agent's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from functools import cache
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+
+from valueapprox.agents.rollout import resolved_id
+from valueapprox.checks import positive, python_settings
+
+__all__ = ["RunSettings", "resumed_settings"]
+
+
+@cache
+def _with_own(settings: Any, own: Any) -> Any:
+    bases = (settings, own) if fields(own) else (settings,)
+    return make_dataclass(settings.__name__, [], bases=bases, frozen=True, eq=False)
+
+
+def _remade(cls: type[Any], values: dict[str, Any]) -> Any:
+    return cls(**values)
+
+
+@dataclass(frozen=True, eq=False)
+class RunSettings:
+    """What every run has. A kind adds to it; and whoever makes one gets the own settings of the agent beside these."""
+
+    env: str = "CartPole-v1"
+    """Id of a Gymnasium environment; module:Id for one that a module registers."""
+    env_args: dict[str, str] = field(default_factory=dict)
+    """Arguments of the environment, e.g. --env-args n_states 1000 jump 100 features aggregation."""
+    agent: str = ""
+    """Who learns."""
+    steps: int = 300_000
+    """Transitions to learn from."""
+    schedule_steps: int = 0
+    """Steps for which a schedule is planned; 0 for those of the run. More steps on a resume leave it as planned."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    gamma: float = 0.99
+    """Discount, in [0, 1]."""
+    hidden: tuple[int, ...] = (64,)
+    """Units of each hidden layer; none for a linear function."""
+    activation: str = "relu"
+    """Activation of hidden layers: linear, relu, leaky_relu, elu, sigmoid, tanh, softplus."""
+    layer_norm: bool = False
+    """Normalise the pre-activations of hidden layers."""
+    init: str = "he_normal"
+    """How weights are drawn: sparse, zeros, lecun_..., glorot_..., he_..._normal or _uniform, orthogonal."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """dtype of weights and arithmetic."""
+    flatten: bool = False
+    """Flatten observations that are neither Box nor Discrete into one vector."""
+    log_every: int = 0
+    """Steps between two points of the log; 0 for fifty points a run."""
+
+    #: Of the checkpoints of this kind of run.
+    kind: ClassVar[str]
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Settings of the class that has the own ones of the agent too."""
+        if cls.__mro__[1] is not RunSettings:  # it has the agent's own settings already
+            return super().__new__(cls)
+        names = [f.name for f in fields(cls)]
+        values = dict(zip(names, given, strict=False)) | named
+        both: Any = _with_own
+        made: Self = object.__new__(both(cls, cls.own_of(values.get("agent", cls.agent))))
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self).__mro__[1], asdict(self))  # the class itself is made where it is needed
+
+    def __post_init__(self) -> None:
+        # JSON gives lists; equality wants tuples.
+        python_settings(self)
+        object.__setattr__(self, "hidden", tuple(int(n) for n in np.atleast_1d(self.hidden)))
+
+    @staticmethod
+    def agents() -> Mapping[str, Any]:
+        """The agents of this kind of run, by name."""
+        raise NotImplementedError
+
+    @classmethod
+    def own_of(cls, agent: str) -> type[Any]:
+        """The dataclass of the settings that an agent alone has."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_others(cls, agent: str) -> list[str]:
+        """Names of the settings that mean nothing to an agent."""
+        return []
+
+    def own(self) -> dict[str, Any]:
+        """The settings that the agent alone has."""
+        return {f.name: getattr(self, f.name) for f in fields(self.own_of(self.agent))}
+
+    def check(self) -> None:
+        """Raise ValueError for what nobody else would notice."""
+        positive("steps", self.steps)
+        for name in ("log_every", "schedule_steps", "seed"):
+            positive(name, getattr(self, name), at_least=0)
+        self.own_of(self.agent)(**self.own())
+
+    @property
+    def horizon(self) -> int:
+        """Steps for which the schedule is planned."""
+        return self.schedule_steps or self.steps
+
+    def planned(self) -> tuple[str, str] | None:
+        """What is planned for `horizon` steps, and what it does afterwards; None if nothing is."""
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether they mean the same run: what is left open counts as what is chosen for it."""
+        return type(other) is type(self) and asdict(self.chosen()) == asdict(other.chosen())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def chosen(self) -> Self:
+        """The same with what was left open: the environment's version, and the plan."""
+        return replace(self, env=resolved_id(self.env), schedule_steps=self.horizon)
+
+    def arguments(self) -> dict[str, Any]:
+        """The environment's arguments, read as numbers, true, false or null where they are."""
+        return {name: _parsed_argument(value) for name, value in self.env_args.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Settings as a checkpoint holds them."""
+        known = [*(f.name for f in fields(cls)), *(f.name for f in fields(cls.own_of(values.get("agent", cls.agent))))]
+        own = {name: value for name, value in values.items() if name in known}
+        if isinstance(own.get("optimizer"), str):
+            own["optimizer"] = own["optimizer"].replace("-", "_")  # as version 0.1 spelled them
+        for name in ("env", "policy"):  # up to version 0.2 the packages were called `envs` and `agents`
+            if name in own:
+                own[name] = re.sub(r"^(?=envs:valueapprox/|agents\.policies:)", "valueapprox.", own[name])
+        return cls(**own)
+
+
+def _parsed_argument(value: Any) -> Any:
+    """An environment's argument from the command line: a number, true, false or null where it reads as one."""
+    with contextlib.suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
+
+
+S = TypeVar("S", bound=RunSettings)
+
+
+def resumed_settings(settings: S | None, stored: S, notice: Callable[[str], None]) -> S:
+    """The settings of a resumed run: None for the stored ones, or the same with other steps, or another plan.
+
+    Says what becomes of the plan. Raises ValueError if anything else differs.
+    """
+    stored = stored.chosen()
+    if settings is None:
+        return stored
+    if not settings.schedule_steps:
+        settings = replace(settings, schedule_steps=stored.schedule_steps)
+    settings = settings.chosen()
+    for f in fields(stored):
+        given, old = getattr(settings, f.name, None), getattr(stored, f.name)
+        if f.name not in ("steps", "schedule_steps") and given != old:
+            raise ValueError(
+                f"{f.name} is {given!r}; expected {old!r}, as the run was started with it: only steps and "
+                "schedule_steps can change on a resume"
+            )
+    if (plan := settings.planned()) is not None:
+        what, afterwards = plan
+        if settings.horizon != stored.horizon:
+            notice(
+                f"{what} was planned for {stored.horizon:,} steps, and is now stretched over {settings.horizon:,}: "
+                "this is not the run that would have been planned so from the start"
+            )
+        elif settings.steps > max(stored.steps, settings.horizon):
+            notice(f"{what} was planned for {stored.horizon:,} steps; afterwards it {afterwards} (--schedule-steps)")
+    return settings
