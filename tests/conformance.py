@@ -8,7 +8,7 @@ from gymnasium.utils.env_checker import check_env
 
 from valueapprox import envs
 from valueapprox.agents import evaluation
-from valueapprox.agents.control_training import ControlRun, ControlSettings
+from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.policies import heuristics, resolve, task_name
 from valueapprox.agents.rollout import CompiledRollout, GymnasiumRollout, Task, make_rollout
 

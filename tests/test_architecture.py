@@ -1,6 +1,7 @@
 """The house: imports run one way, the packages are ours, nothing unpickles, no file names a package registry."""
 
 import ast
+import graphlib
 import importlib
 import os
 import re
@@ -58,6 +59,57 @@ def test_an_import_that_runs_back_or_is_bare_is_noticed(folder, line, noticed):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_run_one_way(path):
     assert backwards(path.parts[0], (ROOT / path).read_text()) == []
+
+
+# Inside of valueapprox: each may import itself and all in lines above. What is in one line does not know each other.
+LAYERS = (
+    ("checks", "compiling", "files", "interrupts", "seeding"),
+    ("checkpoint", "cluster"),
+    ("telemetry",),
+    ("nn",),
+    ("optim",),
+    ("td", "supervised"),
+    ("service", "cli"),
+)
+CORE = [path for path in FILES if path.parts[0] == "valueapprox" and path.name not in ("__init__.py", "__main__.py")]
+
+
+def part_of(module):
+    """The folder or file of a module of valueapprox, such as nn or checks; what holds all parts has none."""
+    first, _, rest = module.partition(".")
+    return rest.split(".")[0] if first == "valueapprox" else ""
+
+
+@pytest.mark.parametrize("path", CORE, ids=str)
+def test_layers_of_the_core(path):
+    own = path.parts[1].removesuffix(".py")
+    level = next(i for i, layer in enumerate(LAYERS) if own in layer)
+    below = {own, *(name for layer in LAYERS[:level] for name in layer)}
+    below |= set(LAYERS[0]) if level == 0 else set()
+    known = {name for layer in LAYERS for name in layer}
+    assert {part for m in imported((ROOT / path).read_text()) if (part := part_of(m)) in known} <= below
+
+
+def test_no_import_runs_in_a_circle():
+    # What a function imports while it runs is none: the parts of a lazy attribute, a command's own.
+    graph = {}
+    for path in FILES:
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        name = name if name.startswith("valueapprox") else f"valueapprox.{name.replace('scripts', 'commands', 1)}"
+        top = [n for n in ast.parse((ROOT / path).read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        graph[name] = set(imported(ast.unparse(ast.Module(top, []))))
+    # A name of `from package import name` may be a module or something in the package.
+    edges = {n: {m if m in graph else m.rpartition(".")[0] for m in found} & graph.keys() for n, found in graph.items()}
+    for found in edges.values():
+        found.discard("valueapprox")  # which holds everything; parts that it is made of do not import it
+    order = graphlib.TopologicalSorter(edges)
+    order.prepare()
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_no_private_name_is_imported(path):
+    names = [m for m in imported((ROOT / path).read_text()) if m.startswith("valueapprox")]
+    assert [m for m in names if any(part.startswith("_") and not part.endswith("__") for part in m.split("."))] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -163,8 +163,8 @@ BAD = {
     "checkpoint missing": (("--resume", "nowhere"), "there is no checkpoint at"),
     "checkpoint damaged": (("--resume", "damaged"), "damaged"),
     "checkpoint not ours": (("--resume", "other"), "not a checkpoint of valueapprox"),
-    "another gamma": (("--resume", "small", *QUICK, "--gamma", 0.5), "started with gamma 0.9, not 0.5"),
-    "the default gamma": (("--resume", "small", *QUICK, "--gamma", 0.99), "started with gamma 0.9, not 0.99"),
+    "another gamma": (("--resume", "small", *QUICK, "--gamma", 0.5), "gamma is 0.5; expected 0.9"),
+    "the default gamma": (("--resume", "small", *QUICK, "--gamma", 0.99), "gamma is 0.99; expected 0.9"),
     "structured observations": (
         (*RUN, "--env", "scripted_envs:Structured-v0", "--policy", "random"),
         "--flatten",

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from valueapprox import CheckpointError
+from valueapprox.checkpoint import CheckpointError
 
 __all__ = [
     "announce_compile", "command", "command_line", "console", "errors", "errors_in_one_line", "note", "plain", "typed",
