@@ -499,4 +499,4 @@ def kind_of(path: Path) -> type[Run[Any]]:
     try:
         return KINDS[one_of("kind", str(kind), KINDS)]
     except ValueError:
-        raise CheckpointError(f"{path} is no checkpoint of a run ({kind})") from None
+        raise CheckpointError(f"{path} is no checkpoint of a run (its kind is {kind})") from None
