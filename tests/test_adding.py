@@ -19,6 +19,7 @@ from valueapprox.agents.policies import resolve
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.rollout import Task, make_rollout
 from valueapprox.optim import OPTIMIZERS
+from valueapprox.td import METHODS
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "adding.md").read_text(), re.DOTALL)
 
@@ -26,7 +27,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs
 @pytest.fixture
 def example(request, tmp_path, monkeypatch):
     """The module of an example, which is forgotten afterwards."""
-    registries = OPTIMIZERS, AGENTS, envs.WORLDS, gym.registry, losses.LOSSES
+    registries = OPTIMIZERS, AGENTS, envs.WORLDS, gym.registry, losses.LOSSES, METHODS
     known = [dict(registry) for registry in registries]
     path = tmp_path / f"example_{request.param}.py"
     path.write_text(EXAMPLES[request.param])
@@ -146,6 +147,39 @@ def test_a_loss_is_one_file(example, tmp_path):
     np.testing.assert_allclose(history["loss"], 4 * np.log(np.cosh(0.5)))
     history.save(tmp_path / "fit.npz")
     assert History.load(tmp_path / "fit.npz").settings["loss"] == {"name": "log_cosh", "reduction": "mean", "c": 2.0}
+
+
+@pytest.mark.parametrize("example", [4], indirect=True)
+def test_a_method_of_td_learning_is_one_file(example, tmp_path):
+    net = Network((2, 1), bias=False, dtype="float64")
+    v = ValueFunction(net, SGD(0.5), 0.5, 1.0, method="bounded-td", bound=2.0, scheme="zeros")
+    assert v.learn([1.0, 0.0], 8.0, [0.0, 1.0]) == 8.0  # counts as 2: w = (1, 0), z = (1, 0)
+    # delta = -1 - 0, z = (0.5, 1)
+    assert v.learn([0.0, 1.0], -1.0, [0.0, 0.0], terminated=True) == -1.0
+    np.testing.assert_array_equal(v.w, [0.75, -0.5])
+    v.save(tmp_path / "v.npz")
+    again = ValueFunction.load(tmp_path / "v.npz")
+    assert (again.method, again.state_dict()[1]["bound"]) == ("bounded-td", 2.0)
+    with pytest.raises(ValueError, match="n is 3; expected nothing, as bounded-td has lam, bound"):
+        ValueFunction(net, method="bounded-td", n=3)
+
+    settings = PredictionSettings("valueapprox/CartPole-v1", agent="bounded-td", bound=0.5, steps=512, envs=2, block=64)
+    run = PredictionRun(settings, tmp_path / "run")
+    run.train(0)
+    kept = PredictionRun(None, tmp_path / "run", resume=True)
+    assert kept.settings == run.settings
+    np.testing.assert_array_equal(kept.value_function.w, run.value_function.w)
+
+
+def test_a_method_that_cannot_work_is_an_error_when_it_is_registered():
+    from valueapprox.td import Method, register
+
+    with pytest.raises(TypeError, match="name of Twice is 'td'; TDLambda is registered as 'td'"):
+        register("td")(type("Twice", (Method,), {"rule": METHODS["td"].rule}))
+    with pytest.raises(TypeError, match="rule of Idle is missing"):
+        register("idle")(type("Idle", (Method,), {}))
+    with pytest.raises(TypeError, match="Wrong cannot be used: its rule returns None"):
+        register("wrong")(type("Wrong", (Method,), {"rule": lambda net, queue, span, t: None}))
 
 
 def test_an_agent_that_cannot_work_is_an_error_when_it_is_registered():
