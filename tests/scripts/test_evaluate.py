@@ -71,7 +71,7 @@ BAD = {
     "missing folder": (("nowhere",), "there is no checkpoint at"),
     "damaged": (("{damaged}",), "damaged"),
     "not ours": (("{other}",), "not a checkpoint of valueapprox"),
-    "no run": (("{bare}",), X
+    "no run": (("{bare}",), "no checkpoint of a run"),
     "one episode": (("{walk}", "--episodes", 1), "episodes is 1"),
     "negative seed": (("{walk}", "--seed", -1), "seed"),
 }
