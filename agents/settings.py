@@ -165,11 +165,11 @@ def resumed_settings(settings: S | None, stored: S, notice: Callable[[str], None
     if not settings.schedule_steps:
         settings = replace(settings, schedule_steps=stored.schedule_steps)
     settings = settings.chosen()
-    for f in fields(stored):
-        given, old = getattr(settings, f.name, None), getattr(stored, f.name)
-        if f.name not in ("steps", "schedule_steps") and given != old:
+    for name in ("agent", *(f.name for f in fields(stored))):  # with another agent other settings are others, too
+        given, old = getattr(settings, name), getattr(stored, name)
+        if name not in ("steps", "schedule_steps") and given != old:
             raise ValueError(
-                f"{f.name} is {given!r}; expected {old!r}, as the run was started with it: only steps and "
+                f"{name} is {given!r}; expected {old!r}, as the run was started with it: only steps and "
                 "schedule_steps can change on a resume"
             )
     if (plan := settings.planned()) is not None:

@@ -468,8 +468,8 @@ def test_epsilon_falls_over_its_share_of_the_run():
         ({"agent": "sarsa", "epsilon": (2, 0, 0.1)}, "epsilon is 2"),
         ({"epsilon": (1, 0, 1.5)}, "share of the run is 1.5"),
         ({"epsilon": (1, 0)}, "epsilon is"),
-        ({"optimizer": "sgd", "kappa": 2.0}, "kappa is 2.0, but SGD has none"),
-        ({"agent": "qrc", "actor_kappa": 2.0}, "kappa is 2.0, but SGD has none"),
+        ({"optimizer": "sgd", "kappa": 2.0}, "kappa is 2.0; expected nothing, as SGD has no kappa"),
+        ({"agent": "qrc", "actor_kappa": 2.0}, "kappa is 2.0; expected nothing, as SGD has no kappa"),
         ({"alpha": -1.0}, "alpha"),
         ({"entropy": -1.0}, "entropy is -1.0"),
         ({"temperature": 0.0}, "temperature is 0.0"),
@@ -597,7 +597,7 @@ def test_one_episode_is_an_error(tmp_path):
 def test_a_film_shows_the_first_episode(tmp_path):
     pytest.importorskip("pygame")
     film, run = Recording(), finished(SMALL, tmp_path)
-    with_film = evaluate(run.agent, SMALL, 2, film=film)
+    with_film = evaluate(run.agent, SMALL, 2, recording=film)
     assert with_film == evaluate(run.agent, SMALL, 2)
     film.write(tmp_path / "run.gif")
     with Image.open(tmp_path / "run.gif") as gif:
@@ -614,7 +614,7 @@ def test_a_film_without_pygame_is_an_error(tmp_path, monkeypatch):
     run = finished(SMALL, tmp_path)
     monkeypatch.setitem(sys.modules, "pygame", None)
     with pytest.raises(ValueError, match="CartPole-v1 cannot be drawn: pygame is not installed"):
-        evaluate(run.agent, SMALL, 2, film=Recording())
+        evaluate(run.agent, SMALL, 2, recording=Recording())
 
 
 @pytest.mark.parametrize(
@@ -623,7 +623,7 @@ def test_a_film_without_pygame_is_an_error(tmp_path, monkeypatch):
 def test_a_film_of_what_cannot_be_drawn_is_an_error(tmp_path, env, says):
     settings = change(SMALL, env=env)
     with pytest.raises(ValueError, match=f"{env} cannot be drawn.*{says}"):
-        evaluate(ControlRun(settings, tmp_path).agent, settings, 2, film=Recording())
+        evaluate(ControlRun(settings, tmp_path).agent, settings, 2, recording=Recording())
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -721,4 +721,4 @@ def test_the_last_hundred_episodes_are_kept_over_a_resume(tmp_path):
     run = interrupted_and_resumed(random, tmp_path, (3000,))
     returns = [episode["return"] for episode in read_episodes(tmp_path)]
     assert len(returns) > runs.LAST_EPISODES
-    assert list(run.last_returns) == returns[-runs.LAST_EPISODES :]
+    assert list(run.episodes.last_returns) == returns[-runs.LAST_EPISODES :]

@@ -64,7 +64,7 @@ def test_one_seed_gives_one_run_and_a_resume_begins_an_episode_and_says_so(tmp_p
 @installed
 def test_a_film_is_large_enough_to_be_looked_at_and_has_colours(tmp_path):
     run, film = ControlRun(BREAKOUT, tmp_path), Recording()
-    evaluate(run.agent, BREAKOUT, 2, film=film)
+    evaluate(run.agent, BREAKOUT, 2, recording=film)
     assert film.frames[0].shape == (200, 200, 3)
     # Black, paddle and bricks, behind which the ball begins; the 10 x 10 cells are squares of 20 x 20 pixels.
     assert len(np.unique(film.frames[0].reshape(-1, 3), axis=0)) == 3

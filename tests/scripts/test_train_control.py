@@ -207,7 +207,7 @@ BAD = {
         "expected Discrete, MultiDiscrete or MultiBinary for QRC",
     ),
     "gamma": ("train.py", (*AC, "--gamma", 2), "gamma is 2.0"),
-    "kappa": ("train.py", (*AC, "--optimizer", "sgd", "--kappa", 2), "SGD has none"),
+    "kappa": ("train.py", (*AC, "--optimizer", "sgd", "--kappa", 2), "SGD has no kappa"),
     "folder": ("train.py", (*AC, "--run-dir", "small"), "exists and is not empty"),
     "structured": ("train.py", (*AC, "--env", "scripted_envs:Structured-v0"), "--flatten"),
     "missing": ("train.py", ("--resume", "nowhere", "--agent", "qrc"), "there is no checkpoint at"),
