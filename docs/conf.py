@@ -12,6 +12,10 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import valueapprox
+import valueapprox.service
+
+for _name in valueapprox.service.__all__:  # imported when asked for, and autodoc does not ask
+    setattr(valueapprox.service, _name, getattr(valueapprox.service, _name))
 
 project = "valueapprox"
 copyright = "its contributors"
