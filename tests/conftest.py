@@ -2,11 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read when Ray is imported
+
+# A suite that runs in the background of a shell, or outlives its terminal, has children that ignore these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HELPERS = str(Path(__file__).parent / "agents")  # holds scripted_envs.py
 if HELPERS not in sys.path:
