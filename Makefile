@@ -33,8 +33,8 @@ $(READY): requirements.lock pyproject.toml
 train: $(READY)  ## learn the values of a fixed policy in CartPole-v1 on two Ray workers, and report
 	@$(BIN)/python scripts/train.py $(ARGS)
 
-test: $(READY)   ## run the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY)   ## run the test suite, on two cores
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bars: $(READY)   ## checks that take minutes each: hostile clients, damaged journals, bias, the same bits
 	@set -e; for bar in tests/bars/*.py; do echo "$$bar"; $(BIN)/python $$bar $(ARGS); done
