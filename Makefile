@@ -45,7 +45,7 @@ check: $(READY)  ## lint, formatting, types
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs  ## build the documentation, docs/_build/html/index.html; a warning is an error
-	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+	@$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html $(ARGS)
 	@echo "docs/_build/html/index.html"
 
 linkcheck: $(VENV)/.docs  ## look whether the links of the documentation lead somewhere (needs the network)
