@@ -276,9 +276,9 @@ class ControlAgent:
             epsilon if isinstance(epsilon, tuple | list) else (epsilon, epsilon, 0)
         )
         if temperature is not None and not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; a positive number is wanted, or None for epsilon-greedy")
+            raise ValueError(f"temperature is {temperature}; expected a positive number, or None for epsilon-greedy")
         if not (average_reward >= 0 and np.isfinite(average_reward)):
-            raise ValueError(f"average_reward is {average_reward}; a rate that is not negative is wanted")
+            raise ValueError(f"average_reward is {average_reward}; expected a rate that is not negative")
         settings = np.append(np.zeros(layout.N_SETTINGS), actions.layout)
         settings[layout.GAMMA], settings[layout.LAMBDA] = unit_interval("gamma", gamma), unit_interval("lam", lam)
         settings[layout.EPSILON_FIRST] = unit_interval("epsilon", first_epsilon)
@@ -381,7 +381,7 @@ class ControlAgent:
             bad_reward = not abs(reward) <= layout.LARGEST
             what = f"the reward is {reward}" if bad_reward else f"the observation is {observation}"
             raise ValueError(
-                f"{what} at step {step}; finite numbers up to {layout.LARGEST:g} are wanted. Nothing was learned"
+                f"{what} at step {step}; expected finite numbers up to {layout.LARGEST:g}. Nothing was learned"
             )
         largest = max(np.abs(learner.w).max() for learner in (self.first, self.second))
         raise DivergenceError(
@@ -448,7 +448,7 @@ class ControlAgent:
         for name, array in own.items():
             stored = arrays[name]
             if stored.shape != array.shape or stored.dtype != array.dtype:
-                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; {array.dtype} {array.shape} is wanted")
+                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; expected {array.dtype} {array.shape}")
         checkpoint.must_be_finite({name: arrays[name] for name in own})
         for name, array in own.items():
             array[...] = arrays[name]
@@ -505,7 +505,7 @@ class Actor:
             *(agent.sums, *self._nets, self._second_scratch),
         )
         if status == layout.BAD_INPUT:
-            raise ValueError(f"the observation is {observation}; finite numbers up to {layout.LARGEST:g} are wanted")
+            raise ValueError(f"the observation is {observation}; expected finite numbers up to {layout.LARGEST:g}")
         if status != layout.LEARNED:
             raise DivergenceError("an output of the network is infinite or NaN")
         return agent._to_space(int(self.counts[layout.ACTION]), self.action)

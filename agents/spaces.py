@@ -62,7 +62,7 @@ def encoder(space: gym.Space[Any], flatten: bool = False) -> Encoder:
     if flatten and flattenable:
         return Encoder(int(spaces.flatdim(space)), lambda observation: np.asarray(spaces.flatten(space, observation)))
     help_ = "; pass flatten (--flatten) to turn it into one vector" if flattenable and not flatten else ""
-    raise UnsupportedSpaceError(f"the observation space is {space}; Box or Discrete is wanted{help_}")
+    raise UnsupportedSpaceError(f"the observation space is {space}; expected Box or Discrete{help_}")
 
 
 def _state_number(observation: Any, space: spaces.Discrete) -> int:

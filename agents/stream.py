@@ -131,7 +131,7 @@ def scale_reward(reward, ended, settings, memory):
 
 @kernel(inline=True)
 def multiply(values, first, n, factor):
-    """Values[first : first + n] *= factor."""
+    """values[first : first + n] *= factor."""
     for p in range(first, first + n):
         values[p] *= factor
 

@@ -68,7 +68,7 @@ class StreamTD(ControlAgent):
         **settings: Any,
     ) -> None:
         if policy is not None and not callable(policy):
-            raise TypeError(f"policy is {policy!r}; a function (observation, rng) -> action is wanted, or None")
+            raise TypeError(f"policy is {policy!r}; expected a function (observation, rng) -> action, or None")
         super().__init__(observation_space, action_space, **settings)
         self.policy = uniform(action_space) if policy is None else policy
         self.rng = np.random.default_rng(sequence(settings.get("seed", 0), "policy", 0))
@@ -123,7 +123,7 @@ class StreamTD(ControlAgent):
             *(self.sums, self.first.w, self.first.net.spec, here, self.second.w, self.second.net.spec, here_2),
         )
         if status == BAD_INPUT:
-            raise ValueError(f"the observation is {observation}; finite numbers up to {LARGEST:g} are wanted")
+            raise ValueError(f"the observation is {observation}; expected finite numbers up to {LARGEST:g}")
         v = float(here[X, self.first.net.starts[-2]]) * (memory[REWARD_SCALE] or 1.0)
         if not np.isfinite(v):
             raise DivergenceError("the value is infinite or NaN")

@@ -98,10 +98,10 @@ class Benchmark:
         for network in self.networks:
             sizes = network.split("-")
             if len(sizes) != 3 or not all(size.isdecimal() and int(size) > 0 for size in sizes) or sizes[2] != "1":
-                raise ValueError(f"networks has {network!r}; inputs-hidden-1 is wanted, such as 4-64-1")
+                raise ValueError(f"networks has {network!r}; expected inputs-hidden-1, such as 4-64-1")
         for name in ("rounds", "seconds", "transitions", "runs"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is wanted")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         if self.json is not None and not self.json.parent.is_dir():
             raise ValueError(f"json is {self.json}; there is no folder {self.json.parent}")
 

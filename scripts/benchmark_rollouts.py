@@ -64,9 +64,7 @@ def rate(task: Task, n_workers: int, block: int, options: Benchmark) -> float:
 def main(options: Benchmark) -> int:
     """Time, print; returns the exit code."""
     if len(options.blocks) != len(options.envs):
-        raise ValueError(
-            f"blocks has {len(options.blocks)} entries; one for each of {len(options.envs)} envs is wanted"
-        )
+        raise ValueError(f"blocks has {len(options.blocks)} entries; expected one for each of {len(options.envs)} envs")
     announce_compile()
     table = Table(title="Transitions per second, and how many times as many", title_justify="left", box=SIMPLE_HEAD)
     for column in ("environment", "1 worker", f"{options.workers} workers", "ratio, median (quartiles)"):

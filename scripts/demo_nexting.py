@@ -246,14 +246,14 @@ def check(options: DemoNexting) -> None:
     positive("seed", options.seed, at_least=0)
     unit_interval("lam", options.lam)
     if options.batch > MOST_AT_ONCE:
-        raise ValueError(f"batch is {options.batch}; at most {MOST_AT_ONCE} are wanted")
+        raise ValueError(f"batch is {options.batch}; expected at most {MOST_AT_ONCE}")
     if not 0 < options.alpha < np.inf:
-        raise ValueError(f"alpha is {options.alpha}; a positive number is wanted")
+        raise ValueError(f"alpha is {options.alpha}; expected a positive number")
     if not options.gamma or len(set(options.gamma)) != len(options.gamma):
         raise ValueError("gamma wants different discounts, at least one")
     for gamma in options.gamma:
         if not 0 <= gamma < 1:
-            raise ValueError(f"gamma is {gamma:g}; at least 0 and less than 1 is wanted")
+            raise ValueError(f"gamma is {gamma:g}; expected at least 0 and less than 1")
     for name in ("ignore", "time"):
         if getattr(options, name) and options.csv is None:
             raise ValueError(f"--{name} is for the columns of a --csv file")

@@ -158,7 +158,7 @@ def main(options: Reproduce) -> int:
     given = seeds_of(options.seeds)
     positive("workers", options.workers)
     if not 0 < options.share <= 1:
-        raise ValueError(f"share is {options.share}; a number above 0, up to 1, is wanted")
+        raise ValueError(f"share is {options.share}; expected a number above 0, up to 1,")
     if options.ablations:
         chosen = {
             f"{world} | {change}": replace(e, settings=replace(e.settings, **what))

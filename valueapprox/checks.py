@@ -1,4 +1,4 @@
-"""The border: arrays as kernels want them, and errors that say what was given and what is wanted."""
+"""The border: arrays as kernels want them, and errors that say what was given and what is expected."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def _known(names: list[str], lead: str) -> str:
 def unit_interval(name: str, value: float) -> float:
     """`value`, if it lies in [0, 1]."""
     if not (_is_real(value) and 0.0 <= value <= 1.0):
-        raise ValueError(f"{name} is {value}; a number in [0, 1] is wanted")
+        raise ValueError(f"{name} is {value}; expected a number in [0, 1]")
     return float(value)
 
 
 def positive(name: str, value: int, at_least: int = 1) -> int:
     """`value`, if it is a whole number not below `at_least`."""
     if not (_is_real(value) and value % 1 == 0 and value >= at_least):
-        raise ValueError(f"{name} is {value}; a whole number of at least {at_least} is wanted")
+        raise ValueError(f"{name} is {value}; expected a whole number of at least {at_least}")
     return int(value)
 
 
@@ -86,9 +86,9 @@ def as_numbers(name: str, value: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError:
-        raise ValueError(f"{name} is a list whose rows differ in length; an array of numbers is wanted") from None
+        raise ValueError(f"{name} is a list whose rows differ in length; expected an array of numbers") from None
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} holds {array.dtype}; real numbers are wanted")
+        raise TypeError(f"{name} holds {array.dtype}; expected real numbers")
     return array
 
 
@@ -123,7 +123,7 @@ def as_floats(name: str, value: ArrayLike, dtype: np.dtype[Any], shape: tuple[in
     array = as_numbers(name, value)
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
         wanted = "(" + ", ".join("n" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
-        raise ValueError(f"{name} has shape {array.shape}; {wanted} is wanted")
+        raise ValueError(f"{name} has shape {array.shape}; expected {wanted}")
     # Writeable too: a read-only array is another type to Numba, for which every kernel would be compiled anew.
     return array if array.dtype == dtype and array.flags.carray else np.array(array, dtype, order="C")
 

@@ -103,7 +103,7 @@ def must_answer(address: str) -> None:
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise ConnectionError(f"the Ray address is {address!r}; host:port, ray://host:port or auto is wanted")
+        raise ConnectionError(f"the Ray address is {address!r}; expected host:port, ray://host:port or auto")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER).close()
     except (OSError, OverflowError) as error:
@@ -167,7 +167,7 @@ class Worker:
     """Calls made one after the other on an object somewhere; results come back in the order of the calls."""
 
     def submit(self, method: str, *arguments: Any) -> None:
-        """Ask for a call; it may run at once or when its result is wanted."""
+        """Ask for a call; expected it may run at once or when its result."""
         raise NotImplementedError
 
     def result(self) -> Any:

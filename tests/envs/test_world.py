@@ -221,7 +221,7 @@ def test_options_are_refused_rather_than_ignored():
 def test_bad_keyword_arguments_are_clear_errors():
     with pytest.raises(TypeError, match="n_sates"):
         gymnasium.make(IDS[0], n_sates=5)
-    with pytest.raises(ValueError, match="jump is 0; a whole number of at least 1 is wanted"):
+    with pytest.raises(ValueError, match="jump is 0; expected a whole number of at least 1"):
         gymnasium.make(IDS[0], jump=0)
     with pytest.raises(ValueError, match="render_mode is 'human'; expected 'ansi' or None"):
         WorldEnv(RandomWalk(), render_mode="human")

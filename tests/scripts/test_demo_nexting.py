@@ -262,10 +262,10 @@ def test_files_that_cannot_be_used_are_one_line(start_script, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--gamma", 0.5, 1), "gamma is 1; at least 0 and less than 1 is wanted"),
+        (("--gamma", 0.5, 1), "gamma is 1; expected at least 0 and less than 1"),
         (("--gamma", 0.5, 0.5), "gamma wants different discounts, at least one"),
-        (("--alpha", 0), "alpha is 0.0; a positive number is wanted"),
-        (("--batch", 0), "batch is 0; a whole number of at least 1 is wanted"),
+        (("--alpha", 0), "alpha is 0.0; expected a positive number"),
+        (("--batch", 0), "batch is 0; expected a whole number of at least 1"),
         (("--ignore", "time"), "--ignore is for the columns of a --csv file"),
         (("--time", "t"), "--time is for the columns of a --csv file"),
     ],

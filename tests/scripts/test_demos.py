@@ -101,10 +101,10 @@ def test_a_folder_that_holds_a_log_is_left_alone(gradients, start_script):
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
-        ("demo_gradients.py", ("--hidden-layers", 0), "hidden_layers is 0; a whole number of at least 1 is wanted"),
+        ("demo_gradients.py", ("--hidden-layers", 0), "hidden_layers is 0; expected a whole number of at least 1"),
         ("demo_gradients.py", ("--lower-rate", 0), "lower_rate is 0.0; expected a positive number"),
         ("demo_separation.py", ("--noise", -1), "noise is -1.0; expected a standard deviation, which is not negative"),
-        ("demo_separation.py", ("--hidden", 3, 0), "hidden is 0; a whole number of at least 1 is wanted"),
+        ("demo_separation.py", ("--hidden", 3, 0), "hidden is 0; expected a whole number of at least 1"),
         ("demo_separation.py", ("--l2", -0.1), "l2 is -0.1; expected a strength, which is not negative"),
         ("demo_separation.py", ("--hidden",), "hidden or l2 is empty; expected at least one number each"),
     ],

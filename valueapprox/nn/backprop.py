@@ -247,7 +247,7 @@ def output_kernel(w, spec, scratch, s, yhat):
 
 @kernel
 def gradient_kernel(w, spec, scratch, s, output, gradient, input_gradient):
-    """D yhat_output / dw into `gradient` (P,) and d yhat_output / ds into `input_gradient` (d,)."""
+    """d yhat_output / dw into `gradient` (P,) and d yhat_output / ds into `input_gradient` (d,)."""
     for i in range(s.size):
         scratch[X, i] = s[i]
     forward(w, spec, scratch)

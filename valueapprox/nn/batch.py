@@ -345,6 +345,6 @@ def one_gradient(
     gradient: np.ndarray,
     input_gradient: np.ndarray,
 ) -> None:
-    """D yhat_output / dw into `gradient` and d yhat_output / ds into `input_gradient`; see `Network.gradient`."""
+    """d yhat_output / dw into `gradient` and d yhat_output / ds into `input_gradient`; see `Network.gradient`."""
     rates = np.zeros(int(spec[LAYERS]))
     one_gradient_kernel(w, spec, buffer, s[None], np.zeros(1, np.int64), rates, output, gradient, input_gradient)

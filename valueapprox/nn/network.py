@@ -105,7 +105,7 @@ class Network:
     def __post_init__(self) -> None:
         sizes = tuple(self.sizes) if isinstance(self.sizes, Sequence | np.ndarray) else (self.sizes,)
         if len(sizes) < 2:
-            raise ValueError(f"sizes is {self.sizes}; at least the numbers of inputs and of outputs are wanted")
+            raise ValueError(f"sizes is {self.sizes}; expected at least the numbers of inputs and of outputs")
         object.__setattr__(self, "sizes", tuple(positive("a layer's size", n) for n in sizes))
         one_of("hidden", self.hidden, activations.HIDDEN)
         one_of("output", self.output, activations.OUTPUT)
@@ -188,9 +188,9 @@ class Network:
             name = {"W1": "A", "b1": "b_A", "W2": "B", "b2": "b_B"}.get(name, name)
         start, shape = self.blocks[one_of("block", name, self.blocks)]
         if not isinstance(w, np.ndarray):
-            raise TypeError(f"w is a {type(w).__name__}; an array is wanted, of which the block is a view")
+            raise TypeError(f"w is a {type(w).__name__}; expected an array, of which the block is a view")
         if w.shape != (self.size,):
-            raise ValueError(f"w has shape {w.shape}; ({self.size},) is wanted")
+            raise ValueError(f"w has shape {w.shape}; expected ({self.size},)")
         return w[start : start + int(np.prod(shape))].reshape(shape)
 
     def index(self, entry: str) -> int:
@@ -202,7 +202,7 @@ class Network:
         """
         match = ENTRY.fullmatch(entry)
         if match is None:
-            raise ValueError(f"entry is {entry!r}; a name and its indices are wanted, like A[0, 2] or b1[3]")
+            raise ValueError(f"entry is {entry!r}; expected a name and its indices, like A[0, 2] or b1[3]")
         block = self.block(np.arange(self.size), match[1])
         place = tuple(int(i) for i in match.groups()[1:] if i is not None)
         if len(place) != block.ndim or any(i >= n for i, n in zip(place, block.shape, strict=True)):
@@ -238,7 +238,7 @@ class Network:
     def unpack(self, w: np.ndarray) -> list[Layer]:
         """The layers (W (n, m), b (m,)) as views of w (P,); b is None without biases. W[i, j] leads from i to j."""
         if w.shape != (self.size,):
-            raise ValueError(f"w has shape {w.shape}; ({self.size},) is wanted")
+            raise ValueError(f"w has shape {w.shape}; expected ({self.size},)")
         layers: list[Layer] = []
         for n, m, start in zip(self.sizes, self.sizes[1:], self.bounds, strict=False):
             stop = start + n * m
@@ -335,7 +335,7 @@ class Network:
         return yhat
 
     def _gradients(self, w: ArrayLike, s: ArrayLike, output: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """D yhat_output / dw, d yhat_output / ds, and the scratch with everything in between."""
+        """d yhat_output / dw, d yhat_output / ds, and the scratch with everything in between."""
         if output not in range(self.n_outputs):
             raise ValueError(f"output is {output}; the network has outputs 0 to {self.n_outputs - 1}")
         gradient = np.zeros(self.size, dtype=self.dtype)
@@ -350,11 +350,11 @@ class Network:
         return gradient, input_gradient, scratch
 
     def gradient(self, w: ArrayLike, s: ArrayLike, output: int = 0) -> np.ndarray:
-        """D yhat_output / d w (P,) at the state s (d,), by backpropagation; no loss is involved."""
+        """d yhat_output / d w (P,) at the state s (d,), by backpropagation; no loss is involved."""
         return self._gradients(w, s, output)[0]
 
     def input_gradient(self, w: ArrayLike, s: ArrayLike, output: int = 0) -> np.ndarray:
-        """D yhat_output / d s (d,): which inputs the output hangs on."""
+        """d yhat_output / d s (d,): which inputs the output depends on."""
         return self._gradients(w, s, output)[1]
 
     def backpropagate(self, w: ArrayLike, s: ArrayLike, output: int = 0) -> list[LayerPass]:

@@ -95,7 +95,7 @@ class Predictions(Learner):
             raise ValueError(f"lams has {len(self.lams)} entries; discounts has {k}, one for each prediction")
         self.names = tuple(names) or tuple(map(str, range(k)))
         if len(self.names) != k or len(set(self.names)) != k:
-            raise ValueError(f"names is {self.names}; {k} different ones are wanted, one for each prediction")
+            raise ValueError(f"names is {self.names}; expected {k} different ones, one for each prediction")
         self.separate = bool(separate)
         if net.n_outputs != (1 if separate else k):
             wanted = "with separate networks it has 1" if separate else f"there are {k} predictions"
@@ -159,7 +159,7 @@ class Predictions(Learner):
         return np.concatenate([self.net.forward(row, s) for row in rows], axis=-1)
 
     def input_gradients(self, s: ArrayLike, output: int = 0, w: np.ndarray | None = None) -> np.ndarray:
-        """D v_output / d s (n, d) at states (n, d): which inputs the prediction hangs on."""
+        """d v_output / d s (n, d) at states (n, d): which inputs the prediction depends on."""
         if output not in range(self.n_predictions):
             raise ValueError(f"output is {output}; there are predictions 0 to {self.n_predictions - 1}")
         states = as_floats("s", s, self._dtype, (None, self.net.n_inputs))
@@ -223,7 +223,7 @@ class Predictions(Learner):
             if wrong.any():
                 t, i = map(int, np.argwhere(wrong)[0])
                 wanted = "a number in [0, 1]" if name == "discounts" else "a finite number"
-                raise ValueError(f"{name}[{t}, {i}] is {array[t, i]}; {wanted} is wanted")
+                raise ValueError(f"{name}[{t}, {i}] is {array[t, i]}; expected {wanted}")
         places = np.broadcast_to(as_numbers("stream", stream), (n,)).astype(np.int64)
         if n and not (places.min() >= 0 and places.max() < self.streams):
             wrong_place = places[(places < 0) | (places >= self.streams)][0]
@@ -232,7 +232,7 @@ class Predictions(Learner):
         for name, value in (("terminated", terminated), ("truncated", truncated), ("cut", cut)):
             array = np.broadcast_to(as_numbers(name, value), (n,))
             if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
-                raise ValueError(f"{name} holds {array[~np.isin(array, (0, 1))][0]}; booleans are wanted")
+                raise ValueError(f"{name} holds {array[~np.isin(array, (0, 1))][0]}; expected booleans")
             flags.append(array.astype(np.bool_))
         return self._learn(places, flags[2], states, cumulants, next_states, flags[0], flags[1], gammas)
 

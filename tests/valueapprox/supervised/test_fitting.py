@@ -861,7 +861,7 @@ NAN_S[4, 2], NAN_Y[9] = np.nan, np.inf
 ERRORS = [
     ({"S": NAN_S}, r"S\[4, 2\] is nan; expected finite numbers"),
     ({"Y": NAN_Y}, r"Y\[9\] is \[inf\]; expected finite numbers"),
-    ({"S": S0[:, :2]}, r"S has shape \(23, 2\); \(n, 3\) is wanted"),
+    ({"S": S0[:, :2]}, r"S has shape \(23, 2\); expected \(n, 3\)"),
     ({"S": S0[:, 0]}, r"S has shape \(23,\); \(n, 3\)"),
     ({"S": S0[0]}, r"S has shape \(3,\)"),
     ({"S": S0[:0], "Y": Y0[:0]}, "S has no rows"),
@@ -963,7 +963,7 @@ def test_weights_that_may_not_be_written_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"S": [["a"] * 3] * 23}, "S holds <U1; real numbers are wanted"),
+        ({"S": [["a"] * 3] * 23}, "S holds <U1; expected real numbers"),
         ({"S": S0 + 1j}, "S holds complex128"),
         ({"Y": [None] * 23}, "Y holds object"),
         ({"validation": (S0, ["a"] * 23)}, "validation Y holds <U1"),
@@ -1017,7 +1017,7 @@ def test_a_custom_gradient_of_another_shape_is_refused():
 
     w = weights_of(tanh_net())
     before = w.copy()
-    with pytest.raises(ValueError, match=r"gradient of the regularizer has shape \(20,\); \(21,\) is wanted"):
+    with pytest.raises(ValueError, match=r"gradient of the regularizer has shape \(20,\); expected \(21,\)"):
         fit(tanh_net(), w, S0, Y0, regularizer=Short())
     np.testing.assert_array_equal(w, before)
 

@@ -399,7 +399,7 @@ def test_errors_say_what_is_wanted():
         diagnose(net, w, S, Y, totals=(0.01, 0.5))
     with pytest.raises(ValueError, match="max_lost is 50"):
         diagnose(net, w, S, Y, max_lost=50)
-    with pytest.raises(ValueError, match=r"S has shape \(60, 2\); \(n, 3\) is wanted"):
+    with pytest.raises(ValueError, match=r"S has shape \(60, 2\); expected \(n, 3\)"):
         measure(net, w, S[:, :2], Y)
     with pytest.raises(ValueError, match="output is linear; expected sigmoid"):
         measure(net, w, S, Y > 0, "log_loss")

@@ -353,13 +353,13 @@ def test_bad_examples_are_clear_errors(fitter):
         fitter(POINTS[:, 0], VALUES)
     with pytest.raises(ValueError, match=r"Y has shape \(3,\)"):
         fitter(POINTS, VALUES[:3])
-    with pytest.raises(TypeError, match="S holds <U1; real numbers are wanted"):
+    with pytest.raises(TypeError, match="S holds <U1; expected real numbers"):
         fitter([["a"]], [1.0])
 
 
 BAD = {
-    "weights": (lambda: linear.risk([1.0], POINTS, VALUES), r"w has shape \(1,\); \(2,\) is wanted"),
-    "weights of several outputs": (lambda: linear.predict(np.ones((3, 2)), POINTS), r"\(2, 2\) is wanted"),
+    "weights": (lambda: linear.risk([1.0], POINTS, VALUES), r"w has shape \(1,\); expected \(2,\)"),
+    "weights of several outputs": (lambda: linear.predict(np.ones((3, 2)), POINTS), r"expected \(2, 2\)"),
     "weights not finite": (lambda: linear.predict([np.nan, 1.0], POINTS), "w holds nan"),
     "weights for a network": (lambda: linear.to_network([1.0]), r"w has shape \(1,\); expected \(d \+ 1,\)"),
     "alpha": (lambda: linear.gradient_descent(POINTS, VALUES, -0.1), "alpha is -0.1"),

@@ -412,8 +412,8 @@ GOOD = (lambda yhat, y: yhat[:, 0], lambda yhat, y: np.zeros_like(yhat))
 @pytest.mark.parametrize(("value", "derivative", "message"), [
     (lambda yhat, y: yhat.mean(), GOOD[1], r"value of the loss has shape \(\); expected \(5,\) or \(5, 2\)"),
     (lambda yhat, y: yhat[:3, 0], GOOD[1], r"value of the loss has shape \(3,\); expected \(5,\)"),
-    (GOOD[0], lambda yhat, y: yhat[:, 0], r"derivative of the loss has shape \(5,\); \(5, 2\) is wanted"),
-    (GOOD[0], lambda yhat, y: 1.0, r"derivative of the loss has shape \(\); \(5, 2\) is wanted"),
+    (GOOD[0], lambda yhat, y: yhat[:, 0], r"derivative of the loss has shape \(5,\); expected \(5, 2\)"),
+    (GOOD[0], lambda yhat, y: 1.0, r"derivative of the loss has shape \(\); expected \(5, 2\)"),
 ])  # fmt: skip
 def test_a_pair_with_wrong_shapes(value, derivative, message):
     net = Network((3, 2), dtype="float64")
@@ -464,7 +464,7 @@ def test_booleans_are_labels():
     ("nll", [0.5, 1], 3, "y holds 0.5; expected classes 0 to 2 for nll"),
     ("nll", [0, np.nan], 3, "y holds nan; expected classes 0 to 2 for nll"),
     ("nll_from_logits", [0, 3], 3, "y holds 3; expected classes 0 to 2 for nll_from_logits"),
-    ("nll", [0, 1, 2], 3, r"y has shape \(3,\); \(2, 3\) is wanted"),
+    ("nll", [0, 1, 2], 3, r"y has shape \(3,\); expected \(2, 3\)"),
     ("nll", [[0.5, 0.5], [1, 1]], 2, "rows of y do not sum to 1; expected classes or their probabilities for nll"),
     ("nll", [[0.5, 0.5], [0, 0]], 2, "rows of y do not sum to 1"),
     ("nll", [[1.5, -0.5], [1, 0]], 2, r"y holds 1.5; expected labels or probabilities in \[0, 1\] for nll"),
@@ -472,11 +472,11 @@ def test_booleans_are_labels():
     ("log_loss", [0, 2], 1, r"y holds 2; expected labels or probabilities in \[0, 1\] for log_loss"),
     ("log_loss_from_logits", [-1, 1], 1, "y holds -1; expected labels"),
     ("log_loss", [0, np.nan], 1, r"y\[1\] is \[nan\]; expected finite"),
-    ("log_loss", [0, 1], 3, r"y has shape \(2,\); \(2, 3\) is wanted"),
+    ("log_loss", [0, 1], 3, r"y has shape \(2,\); expected \(2, 3\)"),
     ("squared", [1.0, np.inf], 1, r"y\[1\] is \[inf\]; expected finite"),
-    ("squared", [1.0, 2.0, 3.0], 1, r"y has shape \(3,\); \(2, 1\) is wanted"),
-    ("squared", [1.0, 2.0], 2, r"y has shape \(2,\); \(2, 2\) is wanted"),
-    ("squared", [[1.0], [2.0]], 2, r"y has shape \(2, 1\); \(2, 2\) is wanted"),
+    ("squared", [1.0, 2.0, 3.0], 1, r"y has shape \(3,\); expected \(2, 1\)"),
+    ("squared", [1.0, 2.0], 2, r"y has shape \(2,\); expected \(2, 2\)"),
+    ("squared", [[1.0], [2.0]], 2, r"y has shape \(2, 1\); expected \(2, 2\)"),
     ("squared", [[[1.0]], [[2.0]]], 1, r"y has shape \(2, 1, 1\)"),
     ("squared", [[1.0], [2.0, 3.0]], 1, "y is a list whose rows differ in length"),
 ])  # fmt: skip
@@ -496,7 +496,7 @@ def test_an_infinite_class_is_an_error_without_a_warning():
 def test_senseless_outputs():
     with pytest.raises(ValueError, match=r"yhat has shape \(1, 1, 1\); expected \(n, k\) or \(n,\)"):
         losses.Squared().value([[[1.0]]], [1.0])
-    with pytest.raises(TypeError, match="yhat holds <U1; real numbers are wanted"):
+    with pytest.raises(TypeError, match="yhat holds <U1; expected real numbers"):
         losses.Squared().value(["a"], [1.0])
 
 

@@ -485,11 +485,11 @@ def test_senseless_rates_of_dropout(sizes, dropout, message):
 @pytest.mark.parametrize(("S", "Y", "message"), [
     ([[1.0, np.nan]], [1.0], r"S\[0, 1\] is nan; expected finite"),
     ([[1.0, 2.0], [-np.inf, 0.0]], [1.0, 1.0], r"S\[1, 0\] is -inf; expected finite"),
-    ([[1.0, 2.0, 3.0]], [1.0], r"S has shape \(1, 3\); \(n, 2\) is wanted"),
+    ([[1.0, 2.0, 3.0]], [1.0], r"S has shape \(1, 3\); expected \(n, 2\)"),
     ([1.0, 2.0], [1.0], r"S has shape \(2,\)"),
     ([[1.0, 2.0], [1.0]], [1.0, 2.0], "S is a list whose rows differ in length"),
     (np.zeros((0, 2)), [], "S has no rows"),
-    ([[1.0, 2.0]], [1.0, 2.0], r"Y has shape \(2,\); \(1, 1\) is wanted"),
+    ([[1.0, 2.0]], [1.0, 2.0], r"Y has shape \(2,\); expected \(1, 1\)"),
     ([[1.0, 2.0]], [[1.0, 2.0]], r"Y has shape \(1, 2\)"),
     ([[1.0, 2.0], [0.0, 0.0]], [1.0, np.nan], r"Y\[1\] is \[nan\]; expected finite"),
     ([[1.0, 2.0]], 1.0, r"Y has shape \(\)"),
@@ -502,9 +502,9 @@ def test_senseless_data(S, Y, message):
 
 def test_data_that_are_no_numbers():
     net = Network((1, 1))
-    with pytest.raises(TypeError, match="S holds <U1; real numbers are wanted"):
+    with pytest.raises(TypeError, match="S holds <U1; expected real numbers"):
         risk(net, net.init(0), [["a"]], [1.0])
-    with pytest.raises(TypeError, match="Y holds complex128; real numbers are wanted"):
+    with pytest.raises(TypeError, match="Y holds complex128; expected real numbers"):
         risk(net, net.init(0), [[1.0]], [1j])
 
 

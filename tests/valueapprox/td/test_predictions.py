@@ -394,9 +394,9 @@ def test_an_optimizer_of_one_td_error_wants_separate_networks(optimizer):
     [
         (Network((3, 2)), {"discounts": (0.5,)}, "net has 2 outputs; there are 1 predictions"),
         (Network((3, 2)), {"discounts": (0.5, 0.9), "separate": True}, "net has 2 outputs; with separate .* has 1"),
-        (Network((3, 2)), {"discounts": (0.5, 1.1)}, r"discounts\[1\] is 1.1; a number in \[0, 1\] is wanted"),
+        (Network((3, 2)), {"discounts": (0.5, 1.1)}, r"discounts\[1\] is 1.1; expected a number in \[0, 1\]"),
         (Network((3, 2)), {"discounts": (0.5, 0.9), "lams": (0, 0, 0)}, "lams has 3 entries; discounts has 2"),
-        (Network((3, 2)), {"discounts": (0.5, 0.9), "names": ("a", "a")}, "2 different ones are wanted"),
+        (Network((3, 2)), {"discounts": (0.5, 0.9), "names": ("a", "a")}, "expected 2 different ones"),
         (Network((3, 2), output="softmax"), {"discounts": (0.5, 0.9)}, "softmax"),
         (Network((3, 4, 1), batch_norm=True), {}, "batch normalisation"),
         (Network((3, 1)), {"streams": 10**15}, "streams is 10{15}; their traces would take .* GiB"),
@@ -410,14 +410,14 @@ def test_settings_that_do_not_fit_are_refused(net, settings, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"s": [[1, np.nan, 0]]}, r"s\[0, 1\] is nan; a finite number is wanted"),
+        ({"s": [[1, np.nan, 0]]}, r"s\[0, 1\] is nan; expected a finite number"),
         ({"s_next": [[1, 0, -np.inf]]}, r"s_next\[0, 2\] is -inf"),
         ({"c": [[np.inf, 0]]}, r"c\[0, 0\] is inf"),
-        ({"c": [[1]]}, r"c has shape \(1, 1\); \(1, 2\) is wanted"),
-        ({"s": [[1, 0]]}, r"s has shape \(1, 2\); \(n, 3\) is wanted"),
-        ({"discounts": [[0.5, -0.1]]}, r"discounts\[0, 1\] is -0.1; a number in \[0, 1\] is wanted"),
+        ({"c": [[1]]}, r"c has shape \(1, 1\); expected \(1, 2\)"),
+        ({"s": [[1, 0]]}, r"s has shape \(1, 2\); expected \(n, 3\)"),
+        ({"discounts": [[0.5, -0.1]]}, r"discounts\[0, 1\] is -0.1; expected a number in \[0, 1\]"),
         ({"stream": 3}, "stream is 3; there are streams 0 to 2"),
-        ({"terminated": [2]}, "terminated holds 2; booleans are wanted"),
+        ({"terminated": [2]}, "terminated holds 2; expected booleans"),
     ],
 )
 def test_transitions_that_do_not_fit_are_refused_and_nothing_is_learned(changed, message):

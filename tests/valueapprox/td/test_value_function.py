@@ -229,7 +229,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda v: v.learn([1, 2], 1.0, OK), r"^s has shape \(2,\); \(3,\) is wanted"),
+        (lambda v: v.learn([1, 2], 1.0, OK), r"^s has shape \(2,\); expected \(3,\)"),
         (lambda v: v.learn(OK, 1.0, [OK]), r"^s_next has shape \(1, 3\)"),
         (lambda v: v.learn(["1", "2", "3"], 1.0, OK), "^s holds"),
         (lambda v: v.learn(OK, 1.0, [1, 2, 3j]), "^s_next holds complex"),
