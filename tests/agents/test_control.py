@@ -110,7 +110,7 @@ def last_delta(agent, *call):
 
 def inputs(agent):
     """The state in which the agent is about to act, as its network sees it."""
-    return agent.first.here[0, : agent.first.net.n_inputs].copy()
+    return agent.first.scratch[0, : agent.first.net.n_inputs].copy()
 
 
 # --- a second implementation ----------------------------------------------------------------------------------------
@@ -723,7 +723,7 @@ def test_observations_are_normalised_by_all_that_was_seen(name):
     agent.step(1.0, np.array([2.0]))
     assert inputs(agent)[0] == pytest.approx(0.5 / math.sqrt(0.5 + 1e-8), rel=1e-12)
     agent.end(1.0, np.array([4.0]), False)
-    assert agent.first.there[0, 0] == pytest.approx(5 / 3 / math.sqrt(7 / 3 + 1e-8), rel=1e-12)
+    assert agent.first.scratch_next[0, 0] == pytest.approx(5 / 3 / math.sqrt(7 / 3 + 1e-8), rel=1e-12)
     agent.start(np.array([1.0]))
     assert inputs(agent)[0] == pytest.approx(-1.0 / math.sqrt(2.0 + 1e-8), rel=1e-12)
     assert agent.memory[kernels.OBSERVATIONS_SEEN] == 4
@@ -884,7 +884,7 @@ def test_time_goes_from_minus_a_half_to_a_half(name):
             agent.step(1.0, s)
             seen.append(inputs(agent)[3])
         agent.end(1.0, s, terminated)
-        assert [*seen, agent.first.there[0, 3]] == [-0.5, -0.25, 0.0, 0.25, 0.5]
+        assert [*seen, agent.first.scratch_next[0, 3]] == [-0.5, -0.25, 0.0, 0.25, 0.5]
     agent.start(s)
     agent.step(1.0, s)
     if name == "td":
@@ -1376,7 +1376,7 @@ def test_a_policy_outside_of_the_bounds_is_led_no_further(space, mean, spread, l
         sampled = agent._action_values[0]
         reward = 1.0 if t % 2 else -1.0  # delta, since v = 0
         agent.end(reward, 0, terminated=True)
-        gradient = agent.second.here[D, agent.second.net.starts[-2] :][:2].copy()
+        gradient = agent.second.scratch[D, agent.second.net.starts[-2] :][:2].copy()
         assert gradient[0] == pytest.approx((sampled - mean) / spread**2, rel=1e-6) or gradient[0] == 0.0
         moves.append(reward * gradient[0])
         widths.append(reward * gradient[1])

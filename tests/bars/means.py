@@ -35,7 +35,7 @@ def rewards_of(world: str, p: float, n: int, rng: np.random.Generator) -> tuple[
 def of_agent(kind: type[StreamTD] | type[StreamAC], optimizer: Optimizer | None, rewards, ended, states, seed) -> float:
     """The mean of v over the second half of an agent's life."""
     agent = kind(SPACE, spaces.Discrete(2), gamma=GAMMA, seed=seed, optimizer=optimizer)
-    here, memory, arrays, at = agent.first.here, agent.memory, agent.arrays, agent.first.net.starts[-2]
+    here, memory, arrays, at = agent.first.scratch, agent.memory, agent.arrays, agent.first.net.starts[-2]
     half, total = rewards.size // 2, 0.0
     agent.start(states[0])
     for t in range(rewards.size):

@@ -126,14 +126,14 @@ def test_position_lies_between_ends_at_minus_one_and_one():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"n_states": 0}, "n_states is 0; a whole number of at least 1"),
+        ({"n_states": 0}, "n_states is 0; expected a whole number of at least 1"),
         ({"n_states": 5.5}, "n_states is 5.5; a whole number"),
-        ({"jump": -1}, "jump is -1; a whole number of at least 1"),
+        ({"jump": -1}, "jump is -1; expected a whole number of at least 1"),
         ({"jump": True}, "jump is True; a whole number"),
         ({"left_reward": float("nan")}, "left_reward is nan; expected a finite number"),
         ({"right_reward": "1"}, "right_reward is '1'; expected a finite number"),
         ({"features": "tiles"}, "features is 'tiles', which is not known; there are one-hot, aggregation, position"),
-        ({"groups": 0}, "groups is 0; a whole number of at least 1"),
+        ({"groups": 0}, "groups is 0; expected a whole number of at least 1"),
         ({"n_states": 5, "features": "aggregation"}, "groups is 10, .*expected 5,"),
         # 10 states in 6 groups of 2 would leave the sixth empty: a weight that never learns.
         ({"n_states": 10, "features": "aggregation", "groups": 6}, "groups is 6, .*expected 5,"),

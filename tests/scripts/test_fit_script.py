@@ -811,7 +811,7 @@ BAD_OPTIONS = {
         "early_stopping",
     ),
     "proximal": (("good.csv", "--target", "price", "--proximal"), "l1 is 0; expected a positive number"),
-    "epochs": (("good.csv", "--target", "price", "--epochs", 0), "epochs is 0; a whole number of at least 1"),
+    "epochs": (("good.csv", "--target", "price", "--epochs", 0), "epochs is 0; expected a whole number of at least 1"),
     "alpha": (
         ("good.csv", "--target", "price", "--alpha", 1, 2, 3),
         "alpha has 3 step sizes; expected one, or 2 for the layers",
