@@ -119,7 +119,7 @@ def test_an_agent_as_the_first_word_has_its_own_options_alone(train, small, tmp_
     assert "in [0, 1]" in shown["stream-ac"]
     wrong = train("stream-ac", "--epsilon", 1, 0, 0, cwd=tmp_path)
     assert wrong.returncode == 2
-    assert "; it goes with stream-q" in wrong.stderr
+    assert "; it goes with expected-sarsa" in wrong.stderr
     words = [word for word in CART_POLE if word not in ("--agent", "stream-ac")]
     result = train("stream-ac", *words, "--quiet", "--episodes", 0, "--run-dir", tmp_path / "again")
     assert result.returncode == 0, result.stderr
