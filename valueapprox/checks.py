@@ -31,7 +31,7 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1)
     if near:
         raise ValueError(f"{name} is {value!r}; did you mean {near[0]!r}?" + _known(names, " Known: "))
-    raise ValueError(f"{name} is {value!r}, which is not known" + _known(names, "; there are "))
+    raise ValueError(f"{name} is {value!r}; expected " + (_known(names, "one of ") or "another"))
 
 
 def _known(names: list[str], lead: str) -> str:

@@ -132,7 +132,7 @@ def test_position_lies_between_ends_at_minus_one_and_one():
         ({"jump": True}, "jump is True; a whole number"),
         ({"left_reward": float("nan")}, "left_reward is nan; expected a finite number"),
         ({"right_reward": "1"}, "right_reward is '1'; expected a finite number"),
-        ({"features": "tiles"}, "features is 'tiles', which is not known; there are one-hot, aggregation, position"),
+        ({"features": "tiles"}, "features is 'tiles'; expected one of one-hot, aggregation, position"),
         ({"groups": 0}, "groups is 0; expected a whole number of at least 1"),
         ({"n_states": 5, "features": "aggregation"}, "groups is 10, .*expected 5,"),
         # 10 states in 6 groups of 2 would leave the sixth empty: a weight that never learns.

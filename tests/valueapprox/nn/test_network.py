@@ -662,7 +662,7 @@ W0 = NET.init(0)
         (lambda: NET.backpropagate(W0, [1, 2], output=2), ValueError, "output is 2; .* 0 to 1"),
         (lambda: NET.backpropagate(W0, [1, 2, 3]), ValueError, r"s has shape \(3,\)"),
         (lambda: NET.trace(W0, [[1, 2]]), ValueError, r"s has shape \(1, 2\)"),
-        (lambda: NET.block(W0, "C"), ValueError, "block is 'C', which is not known; there are A, b_A, B, b_B"),
+        (lambda: NET.block(W0, "C"), ValueError, "block is 'C'; expected one of A, b_A, B, b_B"),
         (lambda: NET.block(W0, "b_AA"), ValueError, "block is 'b_AA'; did you mean 'b_A'"),
         (lambda: NET.block(W0, "W3"), ValueError, "block is 'W3'"),
         (lambda: NET.block(W0[1:], "A"), ValueError, r"w has shape \(16,\); expected \(17,\)"),
