@@ -7,10 +7,10 @@ action. The recipe around the algorithms is that of stream-x (Elsayed, Vasan & M
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -25,6 +25,7 @@ from valueapprox.checks import aligned_zeros, divergence_advice, one_of, positiv
 from valueapprox.compiling import kernel, specialise
 from valueapprox.nn.backprop import X
 from valueapprox.optim.base import N_BOUNDED, SUM_OF_STEPS
+from valueapprox.registry import Registry
 from valueapprox.seeding import sequence
 from valueapprox.td.base import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE, improve
 
@@ -514,28 +515,5 @@ class Actor:
 # --- the registry ---------------------------------------------------------------------------------------------------
 
 #: Every agent that learns to act from a stream, by its name on the command line and in files.
-AGENTS: dict[str, type[ControlAgent]] = {}
-
-Class = TypeVar("Class", bound=type[ControlAgent])
-
-
-def register(name: str) -> Callable[[Class], Class]:
-    """Make an agent known by a name: to commands, checkpoints, documentation and the tests of all agents.
-
-    Raises
-    ------
-    TypeError
-        If the name or the class's name is taken, or the agent has no update.
-    """
-
-    def add(cls: Class) -> Class:
-        for other_name, other in AGENTS.items():
-            if other_name == name or other.__name__ == cls.__name__:
-                raise TypeError(f"name of {cls.__name__} is {name!r}; {other.__name__} is registered as {other_name!r}")
-        if getattr(cls, "update", None) is None:
-            raise TypeError(f"update of {cls.__name__} is missing; expected a kernel, see valueapprox.agents.stream")
-        cls.agent_name = name
-        AGENTS[name] = cls
-        return cls
-
-    return add
+AGENTS = Registry("update", "valueapprox.agents.stream", lambda cls: cls.Settings(), label="agent_name")
+register = AGENTS.register

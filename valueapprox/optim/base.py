@@ -21,15 +21,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from valueapprox.compiling import interpreted, kernel, placeholder, specialise, template
 from valueapprox.nn.backprop import LAYERS, ZERO, accumulate, layer_size, store_gradient
 from valueapprox.optim.schedules import SCHEDULES, Constant, Schedule, schedule_factor
+from valueapprox.registry import Registry
 
 if TYPE_CHECKING:
     from valueapprox.nn.network import Network
@@ -352,38 +353,6 @@ class TraceOptimizer(Optimizer):
 
 # --- the registry ---------------------------------------------------------------------------------------------------
 
-#: Every optimizer, by its name in files and on the command line.
-OPTIMIZERS: dict[str, type[Optimizer]] = {}
-
-Class = TypeVar("Class", bound=type[Optimizer])
-
-
-def register(name: str) -> Callable[[Class], Class]:
-    """Make an optimizer known by a name: to commands, checkpoints, documentation and the tests of all optimizers.
-
-    Raises
-    ------
-    TypeError
-        If the name or the class's name is taken, the rule is missing or takes other arguments, a setting has no
-        default, or the rule uses moments that are not there.
-    """
-
-    def add(cls: Class) -> Class:
-        for other_name, other in OPTIMIZERS.items():
-            if other_name == name or other.__name__ == cls.__name__:
-                raise TypeError(f"name of {cls.__name__} is {name!r}; {other.__name__} is registered as {other_name!r}")
-        if getattr(cls, "rule", None) is None:
-            raise TypeError(f"rule of {cls.__name__} is missing; expected a kernel, see valueapprox.optim.base")
-        try:
-            _try_rule(cls())
-        except (TypeError, IndexError) as error:
-            raise TypeError(f"{cls.__name__} cannot be used: {error}") from error
-        cls.name = name
-        OPTIMIZERS[name] = cls
-        return cls
-
-    return add
-
 
 def _try_rule(optimizer: Optimizer) -> None:
     """Run the rule as plain Python on three weights, where an index outside of an array is an error."""
@@ -402,3 +371,8 @@ def _try_rule(optimizer: Optimizer) -> None:
     divisor = type(optimizer).divisor
     if divisor is not None:
         interpreted(divisor)(state.moments, 0, 1, hyper)
+
+
+#: Every optimizer, by its name in files and on the command line.
+OPTIMIZERS = Registry("rule", "valueapprox.optim.base", lambda cls: _try_rule(cls()))
+register = OPTIMIZERS.register

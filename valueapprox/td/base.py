@@ -24,9 +24,8 @@ stats (4, m)        sums since the last log, rows TOTALS, GRADIENT, TRACE and UP
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -48,6 +47,7 @@ from valueapprox.nn.backprop import (
 from valueapprox.nn.network import Network
 from valueapprox.optim import SGD
 from valueapprox.optim.base import ALPHA, norm
+from valueapprox.registry import Registry
 
 # Behind the optimizer's hyper-parameters: the discount, how often norms are measured, and the method's own settings.
 GAMMA, NORMS_EVERY, OWN = range(3)
@@ -286,39 +286,6 @@ class Method:
         return own + [0.0] * (N_OWN - len(own))
 
 
-#: Every method, by its name in files and on the command line.
-METHODS: dict[str, type[Method]] = {}
-
-Class = TypeVar("Class", bound=type[Method])
-
-
-def register(name: str) -> Callable[[Class], Class]:
-    """Make a method known by a name: to `ValueFunction`, commands, checkpoints and the tests of all methods.
-
-    Raises
-    ------
-    TypeError
-        If the name or the class's name is taken, the rule is missing, a setting has no default, or the rule fails on
-        a small network.
-    """
-
-    def add(cls: Class) -> Class:
-        for other_name, other in METHODS.items():
-            if other_name == name or other.__name__ == cls.__name__:
-                raise TypeError(f"name of {cls.__name__} is {name!r}; {other.__name__} is registered as {other_name!r}")
-        if getattr(cls, "rule", None) is None:
-            raise TypeError(f"rule of {cls.__name__} is missing; expected a kernel, see valueapprox.td.base")
-        try:
-            _try_rule(cls())
-        except (TypeError, IndexError) as error:
-            raise TypeError(f"{cls.__name__} cannot be used: {error}") from error
-        cls.name = name
-        METHODS[name] = cls
-        return cls
-
-    return add
-
-
 def settings_of(name: str) -> list[str]:
     """Names of a method's own settings.
 
@@ -362,3 +329,8 @@ def _try_rule(method: Method) -> None:
     found = interpreted(own_rule)(arrays, np.zeros((method.queue_size, 2)), span, Transition(1.0, 0.0, 0.0, 0.9, True))
     if not (isinstance(found, tuple) and len(found) == 2):
         raise TypeError(f"its rule returns {found!r}; expected (delta, status)")
+
+
+#: Every method, by its name in files and on the command line.
+METHODS = Registry("rule", "valueapprox.td.base", lambda cls: _try_rule(cls()))
+register = METHODS.register

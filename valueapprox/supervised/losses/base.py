@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from valueapprox.checks import as_floats, as_numbers, one_of
 from valueapprox.compiling import interpreted, placeholder, specialise, template
+from valueapprox.registry import Registry
 
 if TYPE_CHECKING:
     from valueapprox.nn.network import Network
@@ -200,36 +201,13 @@ class Custom(Loss):
 # --- the registry ---------------------------------------------------------------------------------------------------
 
 #: Every loss, by its name in files and on the command line.
-LOSSES: dict[str, type[Loss]] = {}
+LOSSES = Registry("rule", "valueapprox.supervised.losses", lambda cls: _try_class(cls))
+register = LOSSES.register
 
-Class = TypeVar("Class", bound=type[Loss])
 
-
-def register(name: str) -> Callable[[Class], Class]:
-    """Make a loss known by a name: to `fit` and its command, to files of fits, and to the tests of all losses.
-
-    Raises
-    ------
-    TypeError
-        If the name is taken, the rule is missing or takes other arguments, a setting has no default, or the derivative
-        is not that of the value.
-    """
-
-    def add(cls: Class) -> Class:
-        if name in LOSSES:
-            raise TypeError(f"name of {cls.__name__} is {name!r}; {LOSSES[name].__name__} is registered as {name!r}")
-        if cls.rule is None:
-            raise TypeError(f"rule of {cls.__name__} is missing; expected a kernel, see valueapprox.supervised.losses")
-        try:
-            one_of("targets_are", cls.targets_are, ("numbers", "labels", "classes"))
-            _try_rule(cls())
-        except (TypeError, IndexError, ValueError) as error:
-            raise TypeError(f"{cls.__name__} cannot be used: {error}") from error
-        cls.name = name
-        LOSSES[name] = cls
-        return cls
-
-    return add
+def _try_class(cls: type[Loss]) -> None:
+    one_of("targets_are", cls.targets_are, ("numbers", "labels", "classes"))
+    _try_rule(cls())
 
 
 def _try_rule(loss: Loss) -> None:
