@@ -127,9 +127,9 @@ def test_position_lies_between_ends_at_minus_one_and_one():
     ("wrong", "message"),
     [
         ({"n_states": 0}, "n_states is 0; expected a whole number of at least 1"),
-        ({"n_states": 5.5}, "n_states is 5.5; a whole number"),
+        ({"n_states": 5.5}, "n_states is 5.5; expected a whole number"),
         ({"jump": -1}, "jump is -1; expected a whole number of at least 1"),
-        ({"jump": True}, "jump is True; a whole number"),
+        ({"jump": True}, "jump is True; expected a whole number"),
         ({"left_reward": float("nan")}, "left_reward is nan; expected a finite number"),
         ({"right_reward": "1"}, "right_reward is '1'; expected a finite number"),
         ({"features": "tiles"}, "features is 'tiles'; expected one of one-hot, aggregation, position"),

@@ -4,7 +4,8 @@ Each import below registers a method; the line is all that a new one needs besid
 """
 
 from valueapprox.td.base import METHODS, Method, register
+from valueapprox.td.td_lambda import TDLambda  # isort: split
+
 from valueapprox.td.n_step import MonteCarlo, NStep
-from valueapprox.td.td_lambda import TDLambda
 
 __all__ = ["METHODS", "Method", "MonteCarlo", "NStep", "TDLambda", "register"]
