@@ -157,7 +157,7 @@ BAD = {
     "gamma": ((*RUN, "--gamma", 2), "gamma is 2.0"),
     "steps": ((*RUN, "--steps", 0), "steps is 0"),
     "activation": ((*RUN, "--activation", "rely"), "did you mean 'relu'"),
-    "workers": ((*RUN, "--workers", 9), "9 workers for 8 environments"),
+    "workers": ((*RUN, "--workers", 9), "workers is 9; expected at most 8"),
     "address": ((*RUN, "--ray-address", "127.0.0.1:{port}"), "nothing answers at the Ray address"),
     "malformed address": ((*RUN, "--ray-address", "nonsense"), "'nonsense'"),
     "checkpoint missing": (("--resume", "nowhere"), "there is no checkpoint at"),
