@@ -218,7 +218,7 @@ BAD = {
     "gif of values": ("evaluate.py", ("walk", "--gif", "run.gif"), "--gif and --sampled are for control runs"),
     "gif's folder": ("evaluate.py", ("small", "--gif", "no/run.gif"), "there is no folder no"),
     "gif of a compiled world": ("evaluate.py", ("compiled", "--gif", "run.gif"), "cannot be drawn"),
-    "agent file": ("evaluate.py", ("agent.npz",), "no checkpoint of a prediction run or of a control run"),
+    "agent file": ("evaluate.py", ("agent.npz",), "no checkpoint of a run"),
 }
 
 
