@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -33,7 +32,7 @@ def test_a_point_of_a_curve_is_the_mean_of_a_twentieth_of_the_run():
 def test_the_command_that_is_printed_starts_the_same_run(experiment):
     program, script, *options = shlex.split(experiment.command())
     assert (program, script) == ("python", "scripts/train.py")
-    assert tyro.cli(train.Control, args=options).settings == experiment.settings
+    assert train.parse(options).settings == experiment.settings
 
 
 def test_every_change_changes_a_setting():
