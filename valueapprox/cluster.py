@@ -167,7 +167,7 @@ class Worker:
     """Calls made one after the other on an object somewhere; results come back in the order of the calls."""
 
     def submit(self, method: str, *arguments: Any) -> None:
-        """Ask for a call; expected it may run at once or when its result."""
+        """Ask for a call; it may run at once or when its result is wanted."""
         raise NotImplementedError
 
     def result(self) -> Any:
