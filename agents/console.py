@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal: progress, and the summary of an evaluation."""
+"""What commands show of a run: its progress, and tables of its evaluation."""
 
 from __future__ import annotations
 
@@ -11,34 +11,9 @@ from rich.table import Table
 
 from valueapprox.agents.evaluation import MonteCarlo, Returns
 from valueapprox.agents.run import Status
-from valueapprox.cli.charts import progress_bar
-from valueapprox.cli.terminal import (
-    announce_compile,
-    command,
-    command_line,
-    console,
-    errors,
-    errors_in_one_line,
-    note,
-    plain,
-    typed,
-)
+from valueapprox.cli.terminal import console
 
-__all__ = [
-    "announce_compile",
-    "command",
-    "command_line",
-    "console",
-    "errors",
-    "errors_in_one_line",
-    "evaluation_table",
-    "note",
-    "plain",
-    "progress_bar",
-    "returns_table",
-    "training_bar",
-    "typed",
-]
+__all__ = ["evaluation_table", "returns_table", "training_bar"]
 
 
 @contextmanager

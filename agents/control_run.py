@@ -66,9 +66,9 @@ class ControlSettings(RunSettings):
     actor_kappa: float | None = None
     """The same for the actor, or for QRC's h; 3 if not given."""
     epsilon: tuple[float, float, float] = (1.0, 0.01, 0.1)
-    """Others: random actions at first, at last, and the share of the schedule's steps in between (a straight line)."""
+    """Random actions at first, at last, and the share of the schedule's steps in between (a straight line)."""
     temperature: float | None = None
-    """Others: choose by softmax of q / temperature instead of epsilon-greedily."""
+    """Choose by softmax of q / temperature instead of epsilon-greedily."""
     average_reward: float = 0.0
     """Rate, 0 or more, at which the mean reward is learned and taken off (differential learning); 0 for none."""
     time_feature: bool = False

@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shlex
 import signal
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from valueapprox import checkpoint
 from valueapprox.agents.settings import RunSettings, resumed_settings
 from valueapprox.checkpoint import CheckpointError
 from valueapprox.checks import one_of
+from valueapprox.cli.terminal import command
 from valueapprox.files import LOCK_FILE, FolderLock
 from valueapprox.interrupts import PATIENCE, Stop, Stopped, interruptible
 from valueapprox.telemetry import RunLog, hold
@@ -55,7 +55,7 @@ def _check_fresh(folder: Path) -> None:
         raise FileExistsError(f"{folder} exists and is not empty; choose another --run-dir, or --resume {folder}")
 
 
-def _stamp(folder: Path) -> tuple[int, ...]:
+def _checkpoint_stamp(folder: Path) -> tuple[int, ...]:
     """What tells the checkpoint in a run's folder from any other that takes its place; () if there is none."""
     with contextlib.suppress(OSError):
         status = (folder / CHECKPOINT_FILE).stat()
@@ -102,7 +102,7 @@ class Report:
     seconds: float
     steps_per_second: float
     first_step_after: float  # seconds; NaN if nothing was learned
-    n_episodes: int  # ended in this run's steps, before a resume too
+    n_episodes: int | None  # in all of the run's steps; None where episodes are not listed
     mean_return: float | None  # of the last `LAST_EPISODES`
     value_error: float | None  # where the true values are known
 
@@ -135,10 +135,10 @@ class Episodes:
 KINDS: dict[str, type[Run[Any]]] = {}
 
 
-class Run(Generic[S]):
+class Run(ABC, Generic[S]):
     """One run in a folder.
 
-    A kind of run gives `Settings` and the methods that raise NotImplementedError here.
+    A kind of run gives `Settings` and the abstract methods.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ class Run(Generic[S]):
         notice: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.folder, self.notice, self.resumed, self.compiled = Path(folder), notice, resume, compiled
-        self._stamp = _stamp(self.folder)
+        self._stamp = _checkpoint_stamp(self.folder)
         self.step = self.logged = 0
         self.remarks: list[str] = []  # for the log
         if resume:
@@ -220,25 +220,23 @@ class Run(Generic[S]):
     @abstractmethod
     def _prepare(self, stored: S | None, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Make learner and environment, anew or (with `stored` settings) as a checkpoint has them."""
-        raise NotImplementedError
 
     @abstractmethod
     def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and description of all that goes on after a resume."""
-        raise NotImplementedError
 
     def _connect(self, stack: contextlib.ExitStack, n_workers: int, ray_address: str | None) -> None:
-        """Load kernels and connect to Ray, where it is needed; `stack` ends it."""
+        """Load kernels and connect to Ray, for those kinds of runs that have workers; `stack` ends it."""
+        if n_workers:
+            raise ValueError(f"workers is {n_workers}; expected 0, as a {self.settings.kind} has one environment")
 
     @abstractmethod
     def _begin(self, stack: contextlib.ExitStack) -> None:
         """Start what brings experience; `stack` ends it. No file is written yet."""
-        raise NotImplementedError
 
     @abstractmethod
     def _advance(self, limit: int) -> dict[str, float]:
         """Learn from the next transitions, at most `limit`, and count them; returns what the progress bar shows."""
-        raise NotImplementedError
 
     @property
     def _whole(self) -> bool:
@@ -248,12 +246,10 @@ class Run(Generic[S]):
     @abstractmethod
     def _diagnostics(self) -> dict[str, float]:
         """Values for the log, by tag."""
-        raise NotImplementedError
 
     @abstractmethod
     def _charts(self) -> dict[str, dict[str, list[str]]]:
         """The layout of charts in TensorBoard."""
-        raise NotImplementedError
 
     def _document(self) -> dict[str, Any]:
         """The settings for a person to read."""
@@ -267,7 +263,7 @@ class Run(Generic[S]):
         arrays |= {"episodes/running": self.episodes.running, "episodes/finished": self.episodes.finished}
         numbers = {"settings": asdict(self.settings), "step": self.step, "logged": self.logged}
         checkpoint.save(self.folder / CHECKPOINT_FILE, arrays, {"kind": self.settings.kind, **description, **numbers})
-        self._stamp = _stamp(self.folder)
+        self._stamp = _checkpoint_stamp(self.folder)
 
     @classmethod
     def stored_settings(cls, folder: str | Path) -> S:
@@ -303,8 +299,8 @@ class Run(Generic[S]):
             env = self.settings.env
             why = f"{env} was left behind" if isinstance(error, KeyboardInterrupt) else "there was an error"
             self.notice(
-                f"{why}; what was learned up to step {self.step:,} is saved, and train.py --resume "
-                f"{shlex.quote(str(self.folder))} goes on from there"
+                f"{why}; what was learned up to step {self.step:,} is saved. To continue: "
+                f"{command('train.py', '--resume', self.folder)}"
             )
 
     def _remark(self, sentence: str) -> None:
@@ -387,7 +383,7 @@ class Run(Generic[S]):
             time.monotonic() - self._clock[0],
             rate,
             self._first_step_after,
-            len(read_episodes(self.folder)),
+            len(read_episodes(self.folder)) if self.lists_episodes else None,
             self.episodes.mean_return(),
             self.value_error,
         )
@@ -448,7 +444,7 @@ class Run(Generic[S]):
     def _hold_again(self) -> FolderLock:
         """Hold the folder of a run whose checkpoint was read, or raise FileExistsError."""
         lock = hold(self.folder, self.notice)
-        if _stamp(self.folder) != self._stamp:
+        if _checkpoint_stamp(self.folder) != self._stamp:
             lock.close()
             raise FileExistsError(f"another process has continued the run in {self.folder} meanwhile; resume it again")
         return lock

@@ -20,6 +20,7 @@ __all__ = ["RunSettings", "resumed_settings"]
 
 @cache
 def _with_own(settings: Any, own: Any) -> Any:
+    """The class of settings of a kind of run that also has those of an agent."""
     bases = (settings, own) if fields(own) else (settings,)
     return make_dataclass(settings.__name__, [], bases=bases, frozen=True, eq=False)
 
@@ -30,7 +31,11 @@ def _remade(cls: type[Any], values: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class RunSettings:
-    """What every run has. A kind adds to it; and whoever makes one gets the own settings of the agent beside these."""
+    """What every run has; a kind of run adds its own.
+
+    Each agent may have further settings: a keyword-only dataclass, which `own_of` gives. Settings that are made for an
+    agent have those, too: ``ControlSettings(agent="qrc", regularise=0.0)``.
+    """
 
     env: str = "CartPole-v1"
     """Id of a Gymnasium environment; module:Id for one that a module registers."""
@@ -70,8 +75,8 @@ class RunSettings:
             return super().__new__(cls)
         names = [f.name for f in fields(cls)]
         values = dict(zip(names, given, strict=False)) | named
-        both: Any = _with_own
-        made: Self = object.__new__(both(cls, cls.own_of(values.get("agent", cls.agent))))
+        both: Any = cls, cls.own_of(values.get("agent", cls.agent))
+        made: Self = object.__new__(_with_own(*both))
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,7 +104,13 @@ class RunSettings:
 
     def own(self) -> dict[str, Any]:
         """The settings that the agent alone has."""
-        return {f.name: getattr(self, f.name) for f in fields(self.own_of(self.agent))}
+        names = [f.name for f in fields(self.own_of(self.agent))]
+        if missing := [name for name in names if not hasattr(self, name)]:
+            raise ValueError(
+                f"agent is {self.agent!r}; expected the one that these settings were made for, as they have no "
+                f"{', '.join(missing)}"
+            )
+        return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Raise ValueError for what nobody else would notice."""

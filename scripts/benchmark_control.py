@@ -20,10 +20,10 @@ from rich.table import Table
 from valueapprox import envs
 from valueapprox.agents import layout
 from valueapprox.agents.base import ControlAgent
-from valueapprox.agents.console import announce_compile, command_line, console, errors_in_one_line, note
 from valueapprox.agents.control_run import AGENTS, ControlRun, ControlSettings
 from valueapprox.agents.rollout import make_environment
 from valueapprox.checks import one_of, positive
+from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line, note
 
 CARTPOLE, CHEETAH = "CartPole-v1", "HalfCheetah-v5"
 BARE, LEARNING, COMPILED = "bare environment", "learning", "learning, compiled"

@@ -10,9 +10,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from valueapprox.agents.console import announce_compile, command_line, console, errors_in_one_line
 from valueapprox.agents.policies import resolve
 from valueapprox.agents.rollout import Task, make_rollout
+from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line
 from valueapprox.cluster import RayWorker, cluster
 
 

@@ -21,17 +21,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from valueapprox import Adam, Network
-from valueapprox.agents.console import (
-    announce_compile,
-    command,
-    command_line,
-    console,
-    errors_in_one_line,
-    note,
-    progress_bar,
-)
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive, unit_interval
+from valueapprox.cli.charts import progress_bar
+from valueapprox.cli.terminal import announce_compile, command, command_line, console, errors_in_one_line, note
 from valueapprox.commands.robot import SENSORS, robot
 from valueapprox.files import folder_for
 from valueapprox.optim import InverseTime

@@ -14,21 +14,12 @@ import tyro
 
 from valueapprox import ValueFunction, checkpoint
 from valueapprox.agents import evaluation
-from valueapprox.agents.console import (
-    announce_compile,
-    command_line,
-    console,
-    errors,
-    errors_in_one_line,
-    evaluation_table,
-    note,
-    plain,
-    progress_bar,
-    returns_table,
-)
+from valueapprox.agents.console import evaluation_table, returns_table
 from valueapprox.agents.control_run import ControlRun
 from valueapprox.agents.prediction_run import PredictionSettings
 from valueapprox.agents.run import CHECKPOINT_FILE, kind_of
+from valueapprox.cli.charts import progress_bar
+from valueapprox.cli.terminal import announce_compile, command_line, console, errors, errors_in_one_line, note, plain
 
 
 @dataclass(frozen=True)

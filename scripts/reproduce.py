@@ -16,12 +16,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from valueapprox.agents.console import announce_compile, command_line, console, errors_in_one_line, plain, progress_bar
 from valueapprox.agents.control_run import ControlRun, ControlSettings, complete
 from valueapprox.agents.evaluation import Estimate, interval_of_mean
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
+from valueapprox.cli.charts import progress_bar
 from valueapprox.cli.pictures import POINTS, mean_returns, steps_axis
+from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line, plain
 from valueapprox.envs import compiled_world
 
 LATEST = 0.15  # a result at step t is the mean return of the training episodes that ended in its last 15 %

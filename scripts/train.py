@@ -15,27 +15,25 @@ from typing import Annotated, Any
 import tyro
 
 from valueapprox.agents import evaluation
-from valueapprox.agents.console import (
+from valueapprox.agents.console import evaluation_table, returns_table, training_bar
+from valueapprox.agents.control_run import ControlRun, ControlSettings
+from valueapprox.agents.evaluation import Returns, evaluate
+from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.run import CHECKPOINT_FILE, LAST_EPISODES, Report, kind_of, read_episodes
+from valueapprox.checkpoint import write_whole
+from valueapprox.checks import one_of
+from valueapprox.cli.charts import progress_bar
+from valueapprox.cli.pictures import control_picture, return_chart, run_picture
+from valueapprox.cli.terminal import (
     announce_compile,
     command,
     command_line,
     console,
     errors_in_one_line,
-    evaluation_table,
     note,
     plain,
-    progress_bar,
-    returns_table,
-    training_bar,
     typed,
 )
-from valueapprox.agents.control_run import ControlRun, ControlSettings
-from valueapprox.agents.evaluation import Returns, evaluate
-from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
-from valueapprox.agents.run import CHECKPOINT_FILE, Report, kind_of, read_episodes
-from valueapprox.checkpoint import write_whole
-from valueapprox.checks import one_of
-from valueapprox.cli.pictures import control_picture, return_chart, run_picture
 from valueapprox.envs import WORLDS
 from valueapprox.files import folder_for
 from valueapprox.interrupts import PATIENCE
@@ -203,19 +201,19 @@ def summarise_control(run: ControlRun, report: Report, options: Control) -> None
         "step": report.step,
         "seconds": report.seconds,
         "interrupted": report.interrupted > 0,
-        "n_episodes": report.n_episodes,
+        "n_episodes": len(episodes),
         "mean_return_last_100": report.mean_return,
     }
     if report.seconds > 0 and report.steps_per_second > 0:
         console.print(
             f"{'Interrupted after' if report.interrupted else 'Learned from'} {report.step:,} transitions in "
-            f"{report.n_episodes:,} episodes ({report.seconds:.1f} s, {report.steps_per_second:,.0f} steps/s)."
+            f"{len(episodes):,} episodes ({report.seconds:.1f} s, {report.steps_per_second:,.0f} steps/s)."
         )
     chart = return_chart(episodes, report.step, plain=not console.is_terminal)
     if chart:
         console.print(f"\nReturn of an episode\n{chart}\n")
     if report.mean_return is not None:
-        n = min(100, report.n_episodes)
+        n = min(LAST_EPISODES, len(episodes))
         console.print(f"Mean return of the last {n} episodes, while learning: [bold]{report.mean_return:,.5g}[/]")
     if options.episodes > 0 and not report.interrupted:
         results: dict[str, Returns] = {}
@@ -269,7 +267,7 @@ def options_of(agent: str, hide_agent: bool = False, stored: Any = None) -> type
     settings = type(known)
     hints = typing.get_type_hints(settings, include_extras=True)
     unseen = [*(["agent"] if hide_agent else []), *kind.of_others(agent)] if stored is None else []
-    names = [f.name for f in fields(settings)] if stored is not None else {"agent", *unseen}
+    names = [f.name for f in fields(settings)] if stored is not None else sorted({"agent", *unseen})
     changed = []
     for name in names:
         hint = Annotated[hints[name], tyro.conf.Fixed, tyro.conf.Suppress] if name in unseen else hints[name]

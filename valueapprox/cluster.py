@@ -132,7 +132,7 @@ def _must_have(n_cpus: int) -> None:
     """A worker for which there is no CPU would be waited for without end."""
     there = int(ray.cluster_resources().get("CPU", 0))
     if there < n_cpus:
-        raise ValueError(f"{n_cpus} workers are wanted, but Ray has {there} CPUs; start fewer workers")
+        raise ValueError(f"workers is {n_cpus}; expected at most {there}, as Ray has so many CPUs")
 
 
 def spread(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from valueapprox import History, checkpoint
-from valueapprox.agents.console import errors_in_one_line
+from valueapprox.cli.terminal import errors_in_one_line
 from valueapprox.optim import OPTIMIZERS
 from valueapprox.supervised.fitting import STOPPED
 from valueapprox.supervised.losses import LOSSES

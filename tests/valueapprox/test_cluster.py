@@ -96,7 +96,7 @@ def test_a_worker_that_keeps_dying_is_given_up(ray_worker):
     notices.clear()  # the first process may have died before its second answer was on its way
     with pytest.raises(RuntimeError, match="died 4 times in a row"):
         worker.result()
-    assert len(notices) in (3, 4)  # the death after the second answer is said before it, or behind
+    assert sum("died" in notice for notice in notices) == 3  # others say that a process starts slowly
 
 
 @pytest.mark.ray

@@ -98,8 +98,8 @@ class Predictions(Learner):
             raise ValueError(f"names is {self.names}; expected {k} different ones, one for each prediction")
         self.separate = bool(separate)
         if net.n_outputs != (1 if separate else k):
-            wanted = "with separate networks it has 1" if separate else f"there are {k} predictions"
-            raise ValueError(f"net has {net.n_outputs} outputs; {wanted}")
+            wanted = "1, as each prediction has a network" if separate else f"{k}, one for each prediction"
+            raise ValueError(f"net has {net.n_outputs} outputs; expected {wanted}")
         if self.optimizer.whole_network and not separate and k > 1:
             raise ValueError(
                 f"optimizer is {type(self.optimizer).__name__}, whose step depends on one TD error and its trace; {k} "
@@ -161,7 +161,7 @@ class Predictions(Learner):
     def input_gradients(self, s: ArrayLike, output: int = 0, w: np.ndarray | None = None) -> np.ndarray:
         """d v_output / d s (n, d) at states (n, d): which inputs the prediction depends on."""
         if output not in range(self.n_predictions):
-            raise ValueError(f"output is {output}; there are predictions 0 to {self.n_predictions - 1}")
+            raise ValueError(f"output is {output}; expected a prediction from 0 to {self.n_predictions - 1}")
         states = as_floats("s", s, self._dtype, (None, self.net.n_inputs))
         rows, gradients = (self._w if w is None else w), np.empty_like(states)
         row, o = (rows[output], 0) if self.separate else (rows[0], output)
@@ -227,7 +227,7 @@ class Predictions(Learner):
         places = np.broadcast_to(as_numbers("stream", stream), (n,)).astype(np.int64)
         if n and not (places.min() >= 0 and places.max() < self.streams):
             wrong_place = places[(places < 0) | (places >= self.streams)][0]
-            raise ValueError(f"stream is {wrong_place}; there are streams 0 to {self.streams - 1}")
+            raise ValueError(f"stream is {wrong_place}; expected a stream from 0 to {self.streams - 1}")
         flags = []
         for name, value in (("terminated", terminated), ("truncated", truncated), ("cut", cut)):
             array = np.broadcast_to(as_numbers(name, value), (n,))

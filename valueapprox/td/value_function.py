@@ -103,7 +103,7 @@ class ValueFunction(Learner):
         self.state = self.optimizer.init(self.w)._replace(n_updates=self._count[: base.TRANSITIONS])
         shape = (self._method.queue_size, net.n_inputs + 1)
         self._queues = [np.zeros(shape, self._dtype) for _ in range(streams)]
-        self._span = np.zeros((streams, 2), np.int64)
+        self._span, self._has_queue = np.zeros((streams, 2), np.int64), self._method.queue_size > 0
         hyper = self.optimizer.hyper(net.layer_names)
         self._norms_every = hyper.size + base.NORMS_EVERY
         self._hyper = np.array([*hyper, self.gamma, 0.0, *self._method.settings()])
@@ -191,7 +191,7 @@ class ValueFunction(Learner):
         if type(truncated) is not bool:
             truncated = _flag("truncated", truncated)
         while True:
-            before = self._snapshot(stream) if self._queues[0].size and (terminated or truncated) else []
+            before = self._snapshot(stream) if self._has_queue and (terminated or truncated) else []
             delta, status = self._learn_one[stream](s, r, s_next, terminated, truncated)
             if status == LEARNED:
                 return delta
@@ -222,7 +222,7 @@ class ValueFunction(Learner):
         deltas = np.empty(len(s), self._dtype)
         t = 0
         while t < len(s):
-            first, before = t, self._snapshot(stream) if self._queues[0].size else []
+            first, before = t, self._snapshot(stream) if self._has_queue else []
             t, status = self._learn_many(*self._arguments[stream], t, s, rewards, s_next, ended, cut, deltas)
             if before and status == base.DIVERGED:
                 self._put_back(stream, before)  # and learn again up to there, which gives the same bits

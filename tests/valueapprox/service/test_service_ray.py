@@ -110,7 +110,7 @@ def test_errors_arrive_as_what_they_were(started, tmp_path):
     assert (gap.value.expected, gap.value.result.rejected) == (4, 2)
     with pytest.raises(ValueError, match=r"states\[0\]\[1\] is inf"):
         service.values([[0, np.inf, 0]])
-    with pytest.raises(ValueError, match="output is 2; there are predictions 0 to 1"):
+    with pytest.raises(ValueError, match="output is 2; expected a prediction from 0 to 1"):
         service.gradients(np.zeros((1, 3)), 2)
     good, bad = service.submit_values(np.zeros((1, 3))), service.submit_values(np.full((1, 3), np.inf))
     assert good.result().values.shape == (1, 2)

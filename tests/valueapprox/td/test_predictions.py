@@ -282,7 +282,7 @@ def test_input_gradients_are_those_of_the_network(separate):
         w, output = (p.w[o], 0) if separate else (p.w[0], o)
         expected = [net.input_gradient(w, row, output) for row in s]
         np.testing.assert_array_equal(p.input_gradients(s, o), expected)
-    with pytest.raises(ValueError, match="output is 2; there are predictions 0 to 1"):
+    with pytest.raises(ValueError, match="output is 2; expected a prediction from 0 to 1"):
         p.input_gradients(s, 2)
 
 
@@ -392,8 +392,12 @@ def test_an_optimizer_of_one_td_error_wants_separate_networks(optimizer):
 @pytest.mark.parametrize(
     ("net", "settings", "message"),
     [
-        (Network((3, 2)), {"discounts": (0.5,)}, "net has 2 outputs; there are 1 predictions"),
-        (Network((3, 2)), {"discounts": (0.5, 0.9), "separate": True}, "net has 2 outputs; with separate .* has 1"),
+        (Network((3, 2)), {"discounts": (0.5,)}, "net has 2 outputs; expected 1, one for each prediction"),
+        (
+            Network((3, 2)),
+            {"discounts": (0.5, 0.9), "separate": True},
+            "net has 2 outputs; expected 1, as each",
+        ),
         (Network((3, 2)), {"discounts": (0.5, 1.1)}, r"discounts\[1\] is 1.1; expected a number in \[0, 1\]"),
         (Network((3, 2)), {"discounts": (0.5, 0.9), "lams": (0, 0, 0)}, "lams has 3 entries; discounts has 2"),
         (Network((3, 2)), {"discounts": (0.5, 0.9), "names": ("a", "a")}, "expected 2 different ones"),
@@ -416,7 +420,7 @@ def test_settings_that_do_not_fit_are_refused(net, settings, message):
         ({"c": [[1]]}, r"c has shape \(1, 1\); expected \(1, 2\)"),
         ({"s": [[1, 0]]}, r"s has shape \(1, 2\); expected \(n, 3\)"),
         ({"discounts": [[0.5, -0.1]]}, r"discounts\[0, 1\] is -0.1; expected a number in \[0, 1\]"),
-        ({"stream": 3}, "stream is 3; there are streams 0 to 2"),
+        ({"stream": 3}, "stream is 3; expected a stream from 0 to 2"),
         ({"terminated": [2]}, "terminated holds 2; expected booleans"),
     ],
 )
