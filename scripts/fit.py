@@ -114,7 +114,9 @@ def data_path(options: Fit) -> Path:
         named = [*options.settings.target, *options.settings.features, *options.settings.ignore]
         swallowed = next((name for name in named if name.lower().endswith((".csv", ".tsv", ".npz"))), None)
         hint = f" ({swallowed} was taken for a column)" if swallowed else ""
-        raise ValueError(f"no file is named; it comes first{hint}: fit.py DATA.csv --target COLUMN")
+        raise ValueError(
+            f"no file is named; it comes first{hint}: {command('fit.py', 'DATA.csv', '--target', 'COLUMN')}"
+        )
     return options.data
 
 

@@ -783,7 +783,7 @@ BAD_DATA = {
 }
 #: name: (options, what the line says); good.csv is fine, bad.npz is not
 BAD_OPTIONS = {
-    "no file": ((), "no file is named; it comes first: fit.py DATA.csv --target COLUMN"),
+    "no file": ((), "fit.py DATA.csv --target COLUMN"),
     "file last": (("--target", "price", "good.csv"), "it comes first (good.csv was taken for a column)"),
     "missing file": (("god.csv",), "there is no file god.csv; did you mean 'good.csv'?"),
     "loss": (("good.csv", "--target", "price", "--loss", "half_square"), "did you mean 'half_squared'"),

@@ -168,7 +168,8 @@ def test_a_run_whose_environment_raises_saves_what_it_has_learned(tmp_path, kind
     step = 180 if kind is PredictionRun else 99
     assert code == 1
     assert "RuntimeError: the arm fell off" in said
-    assert f"step {step} is saved, and train.py --resume '{tmp_path / 'my run'}' goes on" in said
+    assert f"step {step} is saved. To continue: " in said
+    assert f"train.py --resume '{tmp_path / 'my run'}'" in said
     run = child.resumed()
     assert run.step == step
     assert json.loads((child.folder / "settings.json").read_text())["steps"] == 5000
