@@ -1,4 +1,4 @@
-"""What all tests share: no token for Ray, helper environments that workers can import too, one Ray for all."""
+"""What all tests share: no token for Ray, helper environments for workers too, one Ray and one browser for all."""
 
 import json
 import os
@@ -37,6 +37,33 @@ def local_ray():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _browser(tmp_path_factory):
+    from browser import Browser, installed
+
+    program = installed()
+    running = None if program is None else Browser(program, tmp_path_factory.mktemp("profile"))
+    yield running
+    if running is not None:
+        running.close()
+
+
+@pytest.fixture
+def browser(_browser, record_property):
+    """A headless browser; see browser.py."""
+    if _browser is None:
+        pytest.skip("no browser is installed: Chromium, or Chrome")
+    record_property("browser", _browser.version)
+    return _browser
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in which browser tests ran."""
+    ran = [dict(report.user_properties).get("browser") for report in terminalreporter.getreports("passed")]
+    for version in sorted(set(filter(None, ran))):
+        terminalreporter.write_line(f"{ran.count(version)} tests passed in a headless browser, {version}")
 
 
 @pytest.fixture(scope="session")
