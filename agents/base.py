@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -28,6 +28,9 @@ from valueapprox.optim.base import N_BOUNDED, SUM_OF_STEPS
 from valueapprox.registry import Registry
 from valueapprox.seeding import sequence
 from valueapprox.td.base import GRADIENT, N_SAMPLED, TOTALS, TRACE, UPDATE, improve
+
+if TYPE_CHECKING:
+    from valueapprox.export.graph import Graph
 
 __all__ = ["AGENTS", "Actor", "ControlAgent", "register"]
 
@@ -395,6 +398,12 @@ class ControlAgent:
     def actor(self, seed: int = 0, greedy: bool = True) -> Actor:
         """A copy that acts and does not learn: weights and normalisers frozen, random numbers of its own."""
         return Actor(self, seed, greedy)
+
+    def exported(self) -> Graph:
+        """What `valueapprox.export` writes of it: see `agents.export.describe_agent`."""
+        from valueapprox.agents.export import describe_agent
+
+        return describe_agent(self)
 
     # --- what the log shows -------------------------------------------------------------------------------------------
 

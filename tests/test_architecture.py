@@ -69,7 +69,7 @@ LAYERS = (
     ("nn",),
     ("optim",),
     ("td", "supervised"),
-    ("service", "cli"),
+    ("service", "cli", "export"),
 )
 CORE = [path for path in FILES if path.parts[0] == "valueapprox" and path.name not in ("__init__.py", "__main__.py")]
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tomllib
+from importlib.util import find_spec
 
 import pytest
 from pages import PAGES, PORT, ROOT, Shell, blocks, commands, free_port, shortened
@@ -36,8 +37,12 @@ def numbers_apart(text):
 def test_the_blocks_of_a_page_run_as_they_stand(name, tmp_path, tmp_path_factory, monkeypatch, request):
     page = ROOT / name
     found = [block for block in blocks(page) if block.mark not in ("cluster", "install")]
-    if any(block.language == "sh" and "curl" in block.text for block in found) and shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+    typed = "\n".join(block.text for block in found if block.language == "sh")
+    for program in ("curl", "cc"):
+        if re.search(rf"\b{program}\b", typed) and shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    if "\nimport onnxruntime\n" in page.read_text() and not find_spec("onnxruntime"):
+        pytest.skip("onnxruntime is not installed")
     if "import ray\n" in page.read_text():
         request.getfixturevalue("local_ray")
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,89 @@
+"""Write what was learned as an ONNX model, or as one C header that goes on learning."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from valueapprox import ValueFunction, checkpoint
+from valueapprox.cli.terminal import command_line, console, errors_in_one_line, note, plain
+from valueapprox.export import describe, write
+from valueapprox.export.c import why_no_update
+from valueapprox.export.writing import FORMATS
+from valueapprox.service.state import State
+from valueapprox.service.store import load_service
+from valueapprox.supervised.models import load_model
+
+CHECKPOINT_FILES = ("model.npz", "checkpoint.npz")  # in the folders of a fit; of a run, or a service
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write what was learned to a file for other programs: an ONNX model (.onnx) or one C header (.h).
+
+    Of a run that acts: the best action, values, and the probabilities of a policy, with the normalisers built in. Of a
+    value function, or a service with one prediction: its values, and in C also the TD(lambda) update.
+
+    For example:
+      export.py runs/NAME critic.onnx
+      export.py runs/NAME agent.h
+      export.py runs/NAME firmware/net.h --name critic
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a run, a fit or a service; or a file: a checkpoint, or what ValueFunction.save wrote."""
+    target: tyro.conf.Positional[Path]
+    """File to write; its suffix says the format."""
+    name: str | None = None
+    """Start of all names in a C header, and name of an ONNX graph; if not given, made of the file's name."""
+
+
+def main(options: Export) -> int:
+    """Export and say what is in the file; returns the exit code."""
+    if options.target.suffix not in FORMATS:
+        raise ValueError(f"the file to write is {options.target}; expected a name that ends in {' or '.join(FORMATS)}")
+    if not options.target.parent.is_dir():
+        raise FileNotFoundError(
+            f"the file to write is {options.target}; expected a place in a folder that exists: there is no folder "
+            f"{options.target.parent}"
+        )
+    graph = describe(found(options.source))
+    try:
+        write(graph, options.target, options.name)
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from None
+    console.print(f"{plain(options.target)}: {plain(graph.about)}")
+    console.print(f"  observation ({len(graph.inputs)},)", markup=False)
+    for output in graph.outputs:
+        console.print(f"  {output.name} ({graph.size(output)},)  {plain(output.meaning)}")
+    if options.target.suffix == ".h" and (why := why_no_update(graph)):
+        note(f"there is no update in it: {why}")
+    return 0
+
+
+def found(path: Path) -> Any:
+    """What was learned at a path: an agent, a value function, the predictions of a service, or a fitted model."""
+    if path.is_dir():
+        path = next((path / name for name in CHECKPOINT_FILES if (path / name).exists()), path / CHECKPOINT_FILES[-1])
+    kind = checkpoint.load(path).meta.get("kind")
+    if kind == "model":
+        return load_model(path)
+    if kind == "service":
+        return State.from_arrays(*load_service(path)).learner
+    if kind == "control run":
+        from valueapprox.agents.control_run import ControlRun  # and Gymnasium and Ray with it
+
+        agent, _ = ControlRun.load_agent(path, note)
+        return agent
+    if kind == "fit":
+        raise checkpoint.CheckpointError(f"{path} is where a fit goes on; expected its folder, {path.parent}")
+    return ValueFunction.load(path)
+
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        sys.exit(main(command_line(Export)))
