@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -34,9 +34,9 @@ class Export:
       export.py runs/NAME firmware/net.h --name critic
     """
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Folder of a run, a fit or a service; or a file: a checkpoint, or what ValueFunction.save wrote."""
-    target: tyro.conf.Positional[Path]
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """File to write; its suffix says the format."""
     name: str | None = None
     """Start of all names in a C header, and name of an ONNX graph; if not given, made of the file's name."""

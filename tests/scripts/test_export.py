@@ -35,7 +35,7 @@ def sources(tmp_path_factory):
         "its checkpoint": (folder / "walk" / "checkpoint.npz", ["value"]),
         "control run": (folder / "pole", ["value", "action_probabilities", "action"]),
         "value function": (folder / "v.npz", ["value"]),
-        "fit": (FIT, ["predictions"]),
+        "fit": (FIT, ["probabilities"]),
         "service": (SERVICE, None),
     }
 

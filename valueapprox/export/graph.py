@@ -264,7 +264,7 @@ def _model(model: Model) -> Graph:
     what = " of ".join(["each class"] * bool(model.classes) + [", ".join(model.targets)])
     meaning = what if name == "predictions" else f"probabilities of {what}"
     output = Output(name, meaning, (Forward("model", net, w),), entries)
-    return Graph(model.features, (output,), f"a model that was fitted to a table ({model.loss}), a network {net}")
+    return Graph(model.features, (output,), f"a fit to a table, which minimised {model.loss}, of a network {net}")
 
 
 def _plain(net: Network, w: ArrayLike) -> tuple[Network, np.ndarray]:
