@@ -31,7 +31,6 @@ EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[s
 CHECKPOINT_FILE = "checkpoint.npz"  # in a run's folder, and in a service's
 CONTROL_RUN = "control run"  # kind of its checkpoints: ControlSettings.kind, which would load Ray
 LOG_FOLDER = "log"  # in the data folder
-EPSILON = 1e-8  # that the agents' normalisers add to a variance
 
 
 @dataclass(frozen=True)
@@ -298,17 +297,12 @@ def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
     x = (s - mean) / sd, and values are of rewards r / c. In float64, since mean / sd may be large. A time feature stays
     as it is.
     """
-    from valueapprox.agents.layout import NORMALISE, OBSERVATIONS_SEEN, REWARD_SPREAD, REWARDS_SEEN, SCALE, STATISTICS
+    from valueapprox.agents.export import normalisation
 
-    net, memory, d = agent.first.net, agent.memory, agent.encode.size
-    inputs, outputs = Scaling.none(net.n_inputs), Scaling.none(net.n_outputs)
-    if agent.settings[NORMALISE]:
-        n = memory[OBSERVATIONS_SEEN]
-        mean, spread = memory[STATISTICS : STATISTICS + d], memory[STATISTICS + d : STATISTICS + 2 * d]
-        inputs.mean[:d], inputs.scale[:d] = mean, np.sqrt((spread / (n - 1.0) if n > 1 else np.ones(d)) + EPSILON)
-    if agent.settings[SCALE]:
-        n = memory[REWARDS_SEEN]
-        outputs.scale[:] = np.sqrt((memory[REWARD_SPREAD] / (n - 1.0) if n > 1 else 1.0) + EPSILON)
+    net, d = agent.first.net, agent.encode.size
+    inputs, unit = normalisation(agent)
+    inputs.mean[d:], inputs.scale[d:] = 0.0, 1.0
+    outputs = Scaling(np.zeros(net.n_outputs), np.full(net.n_outputs, unit))
     return fold_scaling(net, agent.first.w, inputs, outputs)
 
 

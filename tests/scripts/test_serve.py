@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from gymnasium import spaces
 
 from valueapprox import CheckpointError, ValueFunction, checkpoint
+from valueapprox.agents import StreamQ
 from valueapprox.agents import layout as kernels
 from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
@@ -221,6 +223,16 @@ def test_a_control_run_is_served_in_the_environment_s_own_units(tmp_path, agent,
         assert service.settings.read_only
     with pytest.raises(ValueError, match="expected --checkpoint alone"):
         script.make_service(script.Serve(checkpoint=folder, data=tmp_path / "service"))
+
+
+def test_values_of_rewards_that_are_all_equal_are_served_as_they_are():
+    agent = StreamQ(spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2), hidden=(3,), gamma=0.0, seed=1)
+    agent.start([0.5, 0.5])
+    for _ in range(5):
+        agent.step(1.0, [0.5, 0.5])
+    net, w = script.folded(agent)
+    x = np.zeros((1, 2), np.float32)  # the observation, normalised: it has been the same all along
+    assert net.forward(w, [[0.5, 0.5]]) == pytest.approx(agent.first.net.forward(agent.first.w, x), rel=1e-5)
 
 
 def test_what_a_person_can_mend_is_said(tmp_path):

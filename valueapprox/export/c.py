@@ -75,9 +75,10 @@ def why_no_update(graph: Graph) -> str:
 def to_c(what: Any, w: ArrayLike | None = None, *, name: str = "model") -> str:
     """The text of a C99 header.
 
-    It has a function for each output, and for a value function that learns by TD(lambda) with `SGD`, `Momentum`,
-    `RMSProp`, `Adam` or `ObGD` also the update, of a struct that holds weights and trace. Step sizes stand where the
-    optimizer's schedule has brought them, and stay. Moments start at zero. Without such an update the header says why.
+    It has a function for each output, and for a value function that learns by TD(lambda) with one of the optimizers in
+    `c_pieces.RULES` also the update, of a struct that holds weights, trace and moments. It goes on where learning
+    stood, but with no trace, and with step sizes that stay where the schedule has brought them. A header without an
+    update says why.
 
     Parameters
     ----------
@@ -116,6 +117,9 @@ class _Header:
         for network in self.graph.networks:
             pieces += [self._array("@_real", f"@_{network.name}_w", network.w), self._network(network)]
         if self.update is not None:
+            (network,), rule = self.graph.networks, RULES[type(self.update.optimizer)]
+            for m, values in zip(rule.moments, self.update.moments, strict=True):
+                pieces.append(self._array("@_real", f"@_{network.name}_{m}", values))
             pieces.append(self._state(self.update))
         pieces += [self._function(output) for output in self.graph.outputs]
         if self.update is not None:
@@ -305,9 +309,10 @@ class _Header:
         return STATE.format(
             net=network.name,
             moments="".join(f"    @_real {m}[$_PARAMETERS]; /* moment */\n" for m in moments),
+            moments_of="".join(f"        v->{m}[p] = @_{network.name}_{m}[p];\n" for m in moments),
+            n_updates=min(update.n_updates, 2**32 - 1),  # a long may have 32 bits
             bounds=", ".join(map(str, network.net.bounds)),
             alphas=", ".join(_double(alpha * factor) for alpha in update.optimizer.layer_alphas(names)),
-            zero=" = ".join([*(f"v->{m}[p]" for m in moments), "0.0§"]),
         )
 
     def _learning(self, update: Update) -> list[str]:

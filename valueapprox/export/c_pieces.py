@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from valueapprox.nn.activations import LEAK
 from valueapprox.nn.backprop import EPSILON
-from valueapprox.optim import SGD, Adam, Momentum, ObGD, Optimizer, RMSProp
+from valueapprox.optim import SGD, Adam, AdaptiveObGD, DecayedMax, Momentum, ObGD, Optimizer, RMSProp
 
 __all__ = [
     "ACCUMULATE", "ACTIVATE", "ACTIVATE_BACK", "ACTIVATIONS", "AFFINE", "ARGMAX", "LEARN", "NORMALISE",
@@ -135,11 +135,17 @@ static inline void @_step(@_state *v, @_real delta)
     }}
 }}
 """
-AT_ONCE = """
+BOUNDED = """
 static inline void @_step(@_state *v, @_real delta)
 {{
+    @_real size = 0.0§;
     v->n_updates++;
-{body}
+{before}\
+    for (int p = 0; p < $_PARAMETERS; p++) size += {size};
+    const double error = fabs((double)delta), alpha = v->alpha[0];
+    const double bound = alpha * $_KAPPA * (error > 1.0 ? error : 1.0) * (double)size;
+    const @_real scale = (@_real)(alpha / (bound > 1.0 ? bound : 1.0)) * delta;
+    for (int p = 0; p < $_PARAMETERS; p++) v->w[p] += scale * {direction};
 }}
 """
 
@@ -189,17 +195,33 @@ RULES: dict[type[Optimizer], Rule] = {
         "const @_real root = (@_real)(1.0 / sqrt(1.0 - pow($_BETA2, t)));",
         alpha="v->alpha[l] / (1.0 - pow($_BETA1, t))",
     ),
+    DecayedMax: _by_layers(
+        "n <- max(beta n, |u|), w <- w + alpha u / (n + epsilon), u = delta z",
+        "const @_real u = delta * v->z[p];\n"
+        "v->n[p] *= (@_real)$_BETA;\n"
+        "if (v->n[p] < fabs§(u)) v->n[p] = fabs§(u);\n"
+        "v->w[p] += step * u / (v->n[p] + (@_real)$_EPSILON);",
+        ("n",),
+    ),
     ObGD: Rule(
         "w <- w + alpha / max(1, alpha kappa max(|delta|, 1) ||z||_1) delta z",
-        AT_ONCE.format(
-            body="""\
-    @_real size = 0.0§;
-    for (int p = 0; p < $_PARAMETERS; p++) size += fabs§(v->z[p]);
-    const double error = fabs((double)delta), alpha = v->alpha[0];
-    const double bound = alpha * $_KAPPA * (error > 1.0 ? error : 1.0) * (double)size;
-    const @_real scale = (@_real)(alpha / (bound > 1.0 ? bound : 1.0)) * delta;
-    for (int p = 0; p < $_PARAMETERS; p++) v->w[p] += scale * v->z[p];"""
+        BOUNDED.format(before="", size="fabs§(v->z[p])", direction="v->z[p]"),
+    ),
+    AdaptiveObGD: Rule(
+        "n <- beta2 n + (1 - beta2) (delta z)^2, y = z / sqrt(n / (1 - beta2^t) + epsilon), "
+        "w <- w + alpha / max(1, alpha kappa max(|delta|, 1) ||y||_1) delta y",
+        BOUNDED.format(
+            before="""\
+    const @_real correction = (@_real)(1.0 / (1.0 - pow($_BETA2, (double)v->n_updates)));
+    for (int p = 0; p < $_PARAMETERS; p++) {
+        const @_real u = delta * v->z[p];
+        v->n[p] = (@_real)$_BETA2 * v->n[p] + (@_real)(1.0 - $_BETA2) * u * u;
+    }
+""",
+            size="fabs§(v->z[p]) / sqrt§(v->n[p] * correction + (@_real)$_EPSILON)",
+            direction="v->z[p] / sqrt§(v->n[p] * correction + (@_real)$_EPSILON)",
         ),
+        ("n",),
     ),
 }
 LEARN = """
@@ -236,7 +258,7 @@ typedef struct {{
     double alpha[$_LAYERS]; /* step size of each layer */
     double gamma;           /* discount */
     double lambda;          /* trace decay */
-    unsigned long n_updates;
+    unsigned long n_updates; /* that were made */
 }} @_state;
 
 /* Where the weights of each layer start. */
@@ -248,17 +270,17 @@ static inline void @_cut_trace(@_state *v)
     for (int p = 0; p < $_PARAMETERS; p++) v->z[p] = 0.0§;
 }}
 
-/* The weights as they were exported, and no trace. */
+/* As it was exported, but without a trace. */
 static inline void @_init(@_state *v)
 {{
     static const double alpha[$_LAYERS] = {{{alphas}}};
     for (int p = 0; p < $_PARAMETERS; p++) {{
         v->w[p] = @_{net}_w[p];
-        v->z[p] = {zero};
-    }}
+        v->z[p] = 0.0§;
+{moments_of}    }}
     for (int l = 0; l < $_LAYERS; l++) v->alpha[l] = alpha[l];
     v->gamma = $_GAMMA;
     v->lambda = $_LAMBDA;
-    v->n_updates = 0;
+    v->n_updates = {n_updates}ul;
 }}
 """

@@ -131,6 +131,7 @@ class Update(NamedTuple):
 
     optimizer: Optimizer
     n_updates: int  # that the optimizer has made: where its schedule stands
+    moments: np.ndarray  # (m, P), what the optimizer remembers
     gamma: float
     lam: float
 
@@ -233,7 +234,7 @@ def _value_function(v: ValueFunction) -> Graph:
     if v.method != "td":
         why = f"the method is {v.method}; the update that can be exported is that of td, TD(lambda)"
         return Graph(_numbered("state", v.net.n_inputs), (output,), about, None, why)
-    update = Update(v.optimizer, int(v.state.n_updates[0]), v.gamma, v.lam)
+    update = Update(v.optimizer, int(v.state.n_updates[0]), v.state.moments.copy(), v.gamma, v.lam)
     return Graph(_numbered("state", v.net.n_inputs), (output,), about, update)
 
 
@@ -246,8 +247,9 @@ def _predictions(p: Predictions) -> Graph:
         name, what = ("value", p.names[0]) if k == 1 else ("values", "each signal")
         output = Output(name, meaning + what, (Forward("value", p.net, p.w[0].copy()),), p.names)
         if k == 1:
-            n_updates = int(p.state_dict(0)[0]["count"][0, 0])
-            return Graph(inputs, (output,), about, Update(p.optimizer, n_updates, p.discounts[0], p.lams[0]))
+            learned, _ = p.state_dict(0)
+            n_updates, moments = int(learned["count"][0, 0]), learned["moments"][0].copy()
+            return Graph(inputs, (output,), about, Update(p.optimizer, n_updates, moments, p.discounts[0], p.lams[0]))
         return Graph(inputs, (output,), about, None, f"there are {k} predictions; one can go on learning")
     names = identifiers([f"value_{name}" for name in p.names])
     outputs = tuple(
