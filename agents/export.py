@@ -60,9 +60,6 @@ def describe_agent(agent: ControlAgent) -> Graph:
     scaling, unit = normalisation(agent)
     seen = (Standardise(scaling),)
     first = (*seen, _forward(agent.first, agent.name))
-    names = [f"observation[{i}]" for i in range(agent.encode.size)]
-    if agent.settings[layout.TIME_STEP] > 0.0:
-        names.append("steps since the episode's start")
     n = agent.first.net.n_outputs
     in_unit = (*first, Affine(np.zeros(n), np.full(n, unit)))
     if isinstance(agent, StreamTD):
@@ -79,7 +76,9 @@ def describe_agent(agent: ControlAgent) -> Graph:
         ]
         outputs.append(Output("action", "the action of the highest value", (*first, *_chosen(actions))))
     about = f"{type(agent).__name__} after {agent.n_steps:,} steps"
-    return Graph(tuple(names), tuple(outputs), about, None, NO_UPDATE)
+    if agent.settings[layout.TIME_STEP] > 0.0:
+        about += "; the last entry of observation is the number of steps since the episode's start"
+    return Graph(agent.first.net.n_inputs, tuple(outputs), about, no_update=NO_UPDATE)
 
 
 def _forward(learner: Learner, name: str) -> Forward:
@@ -111,7 +110,7 @@ def _policy(agent: ControlAgent, actor: tuple[Step, ...]) -> list[Output]:
         within = Clip(entries[:, layout.LOW], entries[:, layout.HIGH], entries[:, layout.WHOLE] != 0.0)
         return [
             Output("action_mean", "mean of the Gaussian from which actions are drawn", mean),
-            Output("action_std", "its standard deviation, of each entry by itself", std),
+            Output("action_std", "standard deviation of that Gaussian, of each entry by itself", std),
             Output("action", "the mean, within the bounds of actions", (*mean, within)),
         ]
     if isinstance(space, spaces.Discrete):

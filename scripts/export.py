@@ -57,7 +57,7 @@ def main(options: Export) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from None
     console.print(f"{plain(options.target)}: {plain(graph.about)}")
-    console.print(f"  observation ({len(graph.inputs)},)", markup=False)
+    console.print(f"  observation ({graph.n_inputs},)", markup=False)
     for output in graph.outputs:
         console.print(f"  {output.name} ({graph.size(output)},)  {plain(output.meaning)}")
     if options.target.suffix == ".h" and (why := why_no_update(graph)):

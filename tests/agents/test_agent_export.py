@@ -129,7 +129,8 @@ def test_in_onnx(agents):
 def test_the_time_is_the_number_of_steps(tmp_path):
     agent, _ = played("q", time_limit=20)
     header = compiled(tmp_path, agent=agent)["agent"]
-    assert header.graph.inputs[-1] == "steps since the episode's start"
+    assert header.graph.n_inputs == 4
+    assert "the last entry of observation is the number of steps" in header.graph.about
     actor, s = agent.actor(), states(15)
     actions = [actor.start(s[0]), *map(actor.step, s[1:])]
     assert header.action(np.column_stack([s, np.arange(15)]))[:, 0].tolist() == actions

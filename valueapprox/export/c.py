@@ -133,11 +133,14 @@ class _Header:
     # --- words --------------------------------------------------------------------------------------------------------
 
     def _comment(self) -> str:
-        graph, d = self.graph, len(self.graph.inputs)
+        graph = self.graph
         lines = [f"{self.name}.h: {graph.about}.", f"Written by valueapprox {valueapprox.__version__}.", ""]
         for network in graph.networks:
-            lines += [f"{network.name}: {formula(network)}", ""]
-        lines += [f"observation ({d},): {', '.join(graph.inputs)}"]
+            sizes = "-".join(map(str, network.net.sizes))
+            lines += [f"{network.name} {sizes}: {formula(network)}", ""]
+        if any(isinstance(step, Standardise) for output in graph.outputs for step in output.steps):
+            lines += ["s = (observation - mean) / scale, with the normaliser's statistics as they were.", ""]
+        lines.append(f"observation ({graph.n_inputs},)" + f": {', '.join(graph.inputs)}" * bool(graph.inputs))
         for output in graph.outputs:
             n = graph.size(output)
             entries = f": {', '.join(output.entries)}" if n > 1 and output.entries else ""
@@ -155,7 +158,7 @@ class _Header:
 
     def _usage(self) -> list[str]:
         real = self.graph.dtype.replace("float32", "float").replace("float64", "double")
-        lines = [f'#include "{self.name}.h"', f"{real} observation[{len(self.graph.inputs)}] = {{...}};"]
+        lines = [f'#include "{self.name}.h"', f"{real} observation[{self.graph.n_inputs}] = {{...}};"]
         state = ""
         if self.update is not None:
             lines += [f"static {self.name}_state v;", f"{self.name}_init(&v);"]
@@ -171,7 +174,7 @@ class _Header:
 
     def _macros(self) -> list[str]:
         graph = self.graph
-        lines = [f"typedef {'float' if self.single else 'double'} @_real;", "", f"#define $_INPUTS {len(graph.inputs)}"]
+        lines = [f"typedef {'float' if self.single else 'double'} @_real;", "", f"#define $_INPUTS {graph.n_inputs}"]
         lines += [f"#define $_{output.name.upper()}_SIZE {graph.size(output)}" for output in graph.outputs]
         if self.update is not None:
             (network,), optimizer = graph.networks, self.update.optimizer
@@ -245,11 +248,11 @@ class _Header:
         given = "const @_state *v, const @_real *observation" if self.update else "const @_real *observation"
         answer = (kind, "") if n == 1 else ("void", f", {kind} *out")
         lines = [
-            f"/* {_safe(output.meaning)}. */",
+            f"/* {output.name}: {_safe(output.meaning)}. */",
             f"static inline {answer[0]} @_{output.name}({given}{answer[1]})",
             "{",
         ]
-        x, size = "observation", len(graph.inputs)
+        x, size = "observation", graph.n_inputs
         for i, step in enumerate(output.steps, start=1):
             before, size, y = size, size_after(step, size), f"y{i}"
             whole = isinstance(step, ArgMax | Rows)
@@ -357,7 +360,7 @@ def formula(network: Forward) -> str:
             psi = f"LayerNorm({psi})"
         x = "yhat" if last else f"x{l}"
         parts.append(f"{x} = {psi if f == 'linear' else f'{f}({psi})'}")
-    return f"{', '.join(parts)}; {net}"
+    return ", ".join(parts)
 
 
 def _own_names(optimizer: Optimizer) -> list[str]:

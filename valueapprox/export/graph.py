@@ -142,21 +142,24 @@ class Graph:
 
     Parameters
     ----------
-    inputs
-        Names of the observation's entries; d of them.
+    n_inputs
+        Length d of the observation.
     outputs
         One or more.
     about
         What it is, in a sentence.
+    inputs
+        Names of the observation's entries, if they have any.
     update
         How it goes on learning, for a format that can; None if it does not.
     no_update
         Why it does not, where somebody might expect it.
     """
 
-    inputs: tuple[str, ...]
+    n_inputs: int
     outputs: tuple[Output, ...]
     about: str
+    inputs: tuple[str, ...] = ()
     update: Update | None = None
     no_update: str = ""
 
@@ -179,7 +182,7 @@ class Graph:
 
     def size(self, output: Output) -> int:
         """How many numbers an output has."""
-        n = len(self.inputs)
+        n = self.n_inputs
         for step in output.steps:
             n = size_after(step, n)
         return n
@@ -211,7 +214,7 @@ def describe(what: Any, w: ArrayLike | None = None) -> Graph:
         name = "value" if what.n_outputs == 1 else "values"
         net, weights = _plain(what, w)
         output = Output(name, "outputs of the network", (Forward("net", net, weights),))
-        return Graph(_numbered("input", what.n_inputs), (output,), f"a network {what}")
+        return Graph(what.n_inputs, (output,), f"a network {what}")
     if w is not None:
         raise TypeError(f"w was given with a {type(what).__name__}; expected nothing, as it has weights of its own")
     if isinstance(what, ValueFunction):
@@ -233,15 +236,16 @@ def _value_function(v: ValueFunction) -> Graph:
     about = f"a value function, gamma {v.gamma:g}, of a network {v.net}"
     if v.method != "td":
         why = f"the method is {v.method}; the update that can be exported is that of td, TD(lambda)"
-        return Graph(_numbered("state", v.net.n_inputs), (output,), about, None, why)
+        return Graph(v.net.n_inputs, (output,), about, no_update=why)
     update = Update(v.optimizer, int(v.state.n_updates[0]), v.state.moments.copy(), v.gamma, v.lam)
-    return Graph(_numbered("state", v.net.n_inputs), (output,), about, update)
+    return Graph(v.net.n_inputs, (output,), about, update=update)
 
 
 def _predictions(p: Predictions) -> Graph:
-    inputs, k = _numbered("state", p.net.n_inputs), p.n_predictions
+    d, k = p.net.n_inputs, p.n_predictions
     about = f"{k} prediction{'s' * (k > 1)}, gamma {', '.join(f'{g:g}' for g in p.discounts)}, of "
     about += f"{f'{k} networks' if len(p.w) > 1 else 'a network'} {p.net}"
+    several = f"there are {k} predictions; the update that can be exported is that of one"
     meaning = "the expected discounted sum of "
     if len(p.w) == 1:
         name, what = ("value", p.names[0]) if k == 1 else ("values", "each signal")
@@ -249,14 +253,15 @@ def _predictions(p: Predictions) -> Graph:
         if k == 1:
             learned, _ = p.state_dict(0)
             n_updates, moments = int(learned["count"][0, 0]), learned["moments"][0].copy()
-            return Graph(inputs, (output,), about, Update(p.optimizer, n_updates, moments, p.discounts[0], p.lams[0]))
-        return Graph(inputs, (output,), about, None, f"there are {k} predictions; one can go on learning")
+            update = Update(p.optimizer, n_updates, moments, p.discounts[0], p.lams[0])
+            return Graph(d, (output,), about, update=update)
+        return Graph(d, (output,), about, no_update=several)
     names = identifiers([f"value_{name}" for name in p.names])
     outputs = tuple(
         Output(name, meaning + own, (Forward(f"net_{name}", p.net, row.copy()),), (own,))
         for name, own, row in zip(names, p.names, p.w, strict=True)
     )
-    return Graph(inputs, outputs, about, None, f"there are {k} predictions; one can go on learning")
+    return Graph(d, outputs, about, no_update=several)
 
 
 def _model(model: Model) -> Graph:
@@ -266,7 +271,8 @@ def _model(model: Model) -> Graph:
     what = " of ".join(["each class"] * bool(model.classes) + [", ".join(model.targets)])
     meaning = what if name == "predictions" else f"probabilities of {what}"
     output = Output(name, meaning, (Forward("model", net, w),), entries)
-    return Graph(model.features, (output,), f"a fit to a table, which minimised {model.loss}, of a network {net}")
+    about = f"a fit to a table, which minimised {model.loss}, of a network {net}"
+    return Graph(net.n_inputs, (output,), about, model.features)
 
 
 def _plain(net: Network, w: ArrayLike) -> tuple[Network, np.ndarray]:
@@ -274,10 +280,6 @@ def _plain(net: Network, w: ArrayLike) -> tuple[Network, np.ndarray]:
     if net.batch_norm:
         return net.fold(w)
     return net, as_floats("w", w, np.dtype(net.dtype), (net.size,)).copy()
-
-
-def _numbered(name: str, n: int) -> tuple[str, ...]:
-    return tuple(f"{name}[{i}]" for i in range(n))
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

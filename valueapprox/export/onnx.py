@@ -90,7 +90,7 @@ class _Model:
             self._add("Identity", [last], output.name)
             shown = TensorProto.INT64 if output.whole else kind
             outputs.append(helper.make_tensor_value_info(output.name, shown, ["n", graph.size(output)]))
-        given = helper.make_tensor_value_info("observation", kind, ["n", len(graph.inputs)])
+        given = helper.make_tensor_value_info("observation", kind, ["n", graph.n_inputs])
         made = helper.make_graph(self.nodes, self.name, [given], outputs, self.constants, doc_string=graph.about)
         model = helper.make_model(
             made,
@@ -99,7 +99,8 @@ class _Model:
             producer_name="valueapprox",
             producer_version=valueapprox.__version__,
         )
-        told = {"about": graph.about, "observation": json.dumps(graph.inputs)}
+        told = {"about": graph.about}
+        told |= {"observation entries": json.dumps(graph.inputs)} if graph.inputs else {}
         told |= {output.name: output.meaning for output in graph.outputs}
         told |= {f"{output.name} entries": json.dumps(output.entries) for output in graph.outputs if output.entries}
         helper.set_model_props(model, told)
@@ -109,7 +110,7 @@ class _Model:
         """What the steps give; what other outputs begin with is computed once."""
         key = tuple(map(id, steps))
         if key not in self.known:
-            x, n = self._chain(steps[:-1]), len(self.graph.inputs)
+            x, n = self._chain(steps[:-1]), self.graph.n_inputs
             for step in steps[:-1]:
                 n = size_after(step, n)
             self.known[key] = self._step(steps[-1], x, n)

@@ -118,7 +118,7 @@ def test_a_model_says_what_its_entries_are_and_takes_any_number_of_rows():
     model = to_onnx(p, name="p")
     told = {entry.key: entry.value for entry in model.metadata_props}
     assert told["values entries"] == '["now", "later"]'
-    assert told["observation"] == '["state[0]", "state[1]"]'
+    assert "2 predictions, gamma 0, 0.9, of a network 2-3-2" in told["about"]
     assert [v.name for v in model.graph.input] == ["observation"]
     for n in (1, 7):
         (found,) = in_onnx_runtime(p, np.zeros((n, 2))).values()
