@@ -12,7 +12,7 @@ from valueapprox.export import describe, to_c, to_onnx
 from valueapprox.export.c import why_no_update
 
 CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-FLAGS = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+FLAGS = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wdouble-promotion", "-Werror", "-pedantic"]
 needs_compiler = pytest.mark.skipif(CC is None, reason="no C compiler is installed")
 needs_onnx = pytest.mark.skipif(
     not (find_spec("onnx") and find_spec("onnxruntime")),
@@ -91,7 +91,7 @@ def compiled(folder, **what):
             body = f"*y = {call});" if graph.size(output) == 1 else f"{call}, y);"
             source.append(f"void {name}__{output.name}({given}const {name}_real *s, {kind} *y) {{ {body} }}")
     (folder / "library.c").write_text("\n".join(source) + "\n")
-    words = [CC, *FLAGS, "-Wno-missing-prototypes", "-shared", "-fPIC", "library.c", "-o", "library.so", "-lm"]
+    words = [CC, *FLAGS, "-shared", "-fPIC", "library.c", "-o", "library.so", "-lm"]
     run = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     library = ctypes.CDLL(str(folder / "library.so"))
