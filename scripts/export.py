@@ -16,6 +16,7 @@ from valueapprox.export.c import why_no_update
 from valueapprox.export.writing import FORMATS
 from valueapprox.service.state import State
 from valueapprox.service.store import load_service
+from valueapprox.supervised.history import History
 from valueapprox.supervised.models import load_model
 
 CHECKPOINT_FILES = ("model.npz", "checkpoint.npz")  # in the folders of a fit; of a run, or a service
@@ -80,7 +81,9 @@ def found(path: Path) -> Any:
         agent, _ = ControlRun.load_agent(path, note)
         return agent
     if kind == "fit":
-        raise checkpoint.CheckpointError(f"{path} is where a fit goes on; expected its folder, {path.parent}")
+        if (path.parent / CHECKPOINT_FILES[0]).exists():  # whose columns it has standardised
+            raise checkpoint.CheckpointError(f"{path} is where a fit goes on; expected its folder, {path.parent}")
+        return History.load(path)
     return ValueFunction.load(path)
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from exported import CC, needs_compiler, needs_onnx
 
-from valueapprox import SGD, Network, ValueFunction
+from valueapprox import SGD, Network, ValueFunction, fit
 from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.cli.terminal import command_line, errors_in_one_line
+from valueapprox.commands import export as script
 from valueapprox.supervised.models import load_model
 
 HERE = Path(__file__).parent
@@ -17,9 +19,29 @@ FIT = HERE / "fits" / "version-0.2"
 SERVICE = HERE.parent / "valueapprox" / "service" / "folders" / "version-0.2"
 
 
-@pytest.fixture(scope="module")
-def export(start_script):
-    return lambda *options, cwd=".": start_script("export.py", *options, cwd=cwd)
+@pytest.fixture
+def export(capsys, monkeypatch):
+    """As in a process of its own, but here, which saves the seconds that a start takes."""
+
+    def run(*options, cwd="."):
+        monkeypatch.chdir(cwd)
+        try:
+            with errors_in_one_line():
+                code = script.main(command_line(script.Export, [str(o) for o in options]))
+        except SystemExit as error:
+            code = error.code
+        return subprocess.CompletedProcess(options, code, *capsys.readouterr())
+
+    return run
+
+
+def test_as_a_person_starts_it(start_script, sources, tmp_path):
+    result = start_script("export.py", sources["value function"][0], "v.h", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\n  value (1,)  v(s), the expected discounted sum of rewards\n" in result.stdout
+    assert "v_learn(" in (tmp_path / "v.h").read_text()
+    wrong = start_script("export.py", "nowhere", "v.h", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr) == (2, "error: there is no checkpoint at nowhere\n")
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +52,21 @@ def sources(tmp_path_factory):
     PredictionRun(walk, folder / "walk").train(0)
     ControlRun(ControlSettings("valueapprox/CartPole-v1", steps=300), folder / "pole").train()
     ValueFunction(Network((2, 3, 1)), SGD(0.5)).save(folder / "v.npz")
+    net = Network((2, 3, 1))
+    examples = np.random.default_rng(0).normal(size=(20, 3))
+    fit(net, net.init(0), examples[:, :2], examples[:, 2:], epochs=1, progress=False).save(folder / "history.npz")
     return {
         "prediction run": (folder / "walk", ["value"]),
         "its checkpoint": (folder / "walk" / "checkpoint.npz", ["value"]),
         "control run": (folder / "pole", ["value", "action_probabilities", "action"]),
         "value function": (folder / "v.npz", ["value"]),
         "fit": (FIT, ["probabilities"]),
+        "fit in Python": (folder / "history.npz", ["value"]),
         "service": (SERVICE, None),
     }
 
 
-NAMES = ["prediction run", "its checkpoint", "control run", "value function", "fit", "service"]
+NAMES = ["prediction run", "its checkpoint", "control run", "value function", "fit", "fit in Python", "service"]
 
 
 @needs_compiler
@@ -54,7 +80,7 @@ def test_a_header_compiles_and_what_is_in_it_is_said(export, sources, name, tmp_
     for output in outputs or []:
         assert f"\n  {output} (" in result.stdout
         assert f" my_net_{output}(" in text
-    learns = name not in ("control run", "fit")
+    learns = name not in ("control run", "fit", "fit in Python")
     if outputs is not None:
         assert (" my_net_learn(" in text) == learns
         assert ("note: there is no update in it: an agent that acts" in result.stdout) == (name == "control run")

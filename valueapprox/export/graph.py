@@ -17,6 +17,7 @@ from valueapprox.nn.network import Network
 from valueapprox.nn.scaling import Scaling
 from valueapprox.optim import Optimizer
 from valueapprox.supervised import losses
+from valueapprox.supervised.history import History
 from valueapprox.supervised.models import Model
 from valueapprox.td.predictions import Predictions
 from valueapprox.td.value_function import ValueFunction
@@ -194,8 +195,8 @@ def describe(what: Any, w: ArrayLike | None = None) -> Graph:
     Parameters
     ----------
     what
-        A `ValueFunction`; `Predictions`; a fitted `Model`; a `Network`, with w; or whatever has a method `exported`
-        that says it, as agents have.
+        A `ValueFunction`; `Predictions`; a fitted `Model`; the `History` of a fit; a `Network`, with w; or whatever has
+        a method `exported` that says it, as agents have.
     w
         Weights (P,) of a network, nothing else.
 
@@ -223,6 +224,8 @@ def describe(what: Any, w: ArrayLike | None = None) -> Graph:
         return _predictions(what)
     if isinstance(what, Model):
         return _model(what)
+    if isinstance(what, History):
+        return describe(what.net, what.w)
     if hasattr(what, "exported"):
         return describe(what.exported())
     raise TypeError(

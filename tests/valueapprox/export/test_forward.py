@@ -77,7 +77,9 @@ def sources():
     one = Predictions(net, discounts=(0.5,), names=("heat",), seed=5)
     batch_norm = Network((3, 6, 2), batch_norm=True, dtype="float64")
     w = batch_norm.init(0)
-    fit(batch_norm, w, rng.normal(size=(64, 3)), rng.normal(size=(64, 2)), epochs=3, batch_size=16, progress=False)
+    history = fit(
+        batch_norm, w, rng.normal(size=(64, 3)), rng.normal(size=(64, 2)), epochs=3, batch_size=16, progress=False
+    )
     classes = Network((3, 4, 3), output="softmax", dtype="float64")
     model = Model(classes, classes.init(1), ("a", "b", "c"), ("kind",), "nll", ("x", "y", "z"))
     return s, {
@@ -86,6 +88,7 @@ def sources():
         "apart": (apart, {f"value_in_2_steps{'_2' * i}": apart.predict(s)[:, i : i + 1] for i in (0, 1)}),
         "one": (one, {"value": one.predict(s)}),
         "batch_norm": ((batch_norm, w), {"values": batch_norm.forward(w, s)}),
+        "history": (history, {"values": batch_norm.forward(w, s)}),
         "model": (model, {"probabilities": model.predict(s)}),
     }
 
