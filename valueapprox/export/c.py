@@ -48,6 +48,7 @@ from valueapprox.export.graph import (
     identifier,
     size_after,
 )
+from valueapprox.nn.network import Network
 from valueapprox.optim import Optimizer
 
 __all__ = ["to_c", "why_no_update"]
@@ -119,7 +120,7 @@ class _Header:
         if self.update is not None:
             (network,), rule = self.graph.networks, RULES[type(self.update.optimizer)]
             for m, values in zip(rule.moments, self.update.moments, strict=True):
-                pieces.append(self._array("@_real", f"@_{network.name}_{m}", values))
+                pieces += [self._array("@_real", f"@_{network.name}_{m}", values)] * (m != "g")
             pieces.append(self._state(self.update))
         pieces += [self._function(output) for output in self.graph.outputs]
         if self.update is not None:
@@ -308,11 +309,15 @@ class _Header:
         (network,) = self.graph.networks
         names = network.net.layer_names
         factor = update.optimizer.schedule.factor(update.n_updates)
-        moments = RULES[type(update.optimizer)].moments
+        rule, net = RULES[type(update.optimizer)], network.name
+        first = {m: "0.0§" if m == "g" else f"@_{net}_{m}[p]" for m in rule.moments}
+        numbers = dict(zip(rule.scalars, update.scalars, strict=False))
         return STATE.format(
-            net=network.name,
-            moments="".join(f"    @_real {m}[$_PARAMETERS]; /* moment */\n" for m in moments),
-            moments_of="".join(f"        v->{m}[p] = @_{network.name}_{m}[p];\n" for m in moments),
+            net=net,
+            moments="".join(f"    @_real {m}[$_PARAMETERS];\n" for m in first),
+            moments_of="".join(f"        v->{m}[p] = {value};\n" for m, value in first.items()),
+            scalars="".join(f"    double {name};\n" for name in numbers),
+            scalars_of="".join(f"    v->{name} = {_double(number)};\n" for name, number in numbers.items()),
             n_updates=min(update.n_updates, 2**32 - 1),  # a long may have 32 bits
             bounds=", ".join(map(str, network.net.bounds)),
             alphas=", ".join(_double(alpha * factor) for alpha in update.optimizer.layer_alphas(names)),
@@ -330,11 +335,14 @@ class _Header:
                 backward.append(f"    @_{net.hidden}_back(p.x{l - 1}, d{l - 1}, {n});")
             if net.layer_norm:
                 backward.append(f"    @_normalise_back(p.hat{l - 1}, p.inv{l - 1}, d{l - 1}, {n});")
-        accumulate = [
-            f"    @_accumulate(v->z + {net.bounds[l - 1]}, decay, p.x{l - 1}, d{l}, {net.sizes[l - 1]}, "
-            f"{net.sizes[l]}, {int(net.bias)});"
-            for l in range(1, L + 1)
-        ]
+        kept = "g" in RULES[type(update.optimizer)].moments
+        accumulate = []
+        if kept:
+            accumulate.append("    for (int i = 0; i < $_PARAMETERS; i++) v->g[i] = 0.0§;")
+            accumulate += [f"    @_accumulate(v->g + {layer}" for layer in self._layers(net, "1.0§")]
+        accumulate.append("    /* z <- gamma lambda z + grad v(s) */")
+        accumulate.append("    const @_real decay = (@_real)(v->gamma * v->lambda);")
+        accumulate += [f"    @_accumulate(v->z + {layer}" for layer in self._layers(net, "decay")]
         learn = LEARN.format(
             net=network.name,
             derivatives="\n".join([*declared, f"    @_real d{L}[1] = {{1.0§}};"]),
@@ -344,6 +352,13 @@ class _Header:
         rule = RULES[type(update.optimizer)]
         words = "\n * ".join(_wrapped(f"{rule.formula}."))
         return [f"/* {words} */\n{rule.code.strip()}", learn]
+
+    def _layers(self, net: Network, decay: str) -> list[str]:
+        """The rest of the calls of accumulate, layer by layer."""
+        return [
+            f"{net.bounds[l]}, {decay}, p.x{l}, d{l + 1}, {net.sizes[l]}, {net.sizes[l + 1]}, {int(net.bias)});"
+            for l in range(net.n_layers)
+        ]
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 
 from valueapprox.nn.activations import LEAK
 from valueapprox.nn.backprop import EPSILON
-from valueapprox.optim import SGD, Adam, AdaptiveObGD, DecayedMax, Momentum, ObGD, Optimizer, RMSProp
+from valueapprox.optim import (
+    SGD,
+    Adam,
+    AdaptiveObGD,
+    DecayedMax,
+    Intentional,
+    Momentum,
+    ObGD,
+    Optimizer,
+    RMSProp,
+    VarianceAdjusted,
+)
 
 __all__ = [
     "ACCUMULATE", "ACTIVATE", "ACTIVATE_BACK", "ACTIVATIONS", "AFFINE", "ARGMAX", "LEARN", "NORMALISE",
@@ -150,13 +161,30 @@ static inline void @_step(@_state *v, @_real delta)
 """
 
 
+SHARE = """
+/* (1 - decay) / (1 - decay^t): the newest of t numbers in their mean that forgets by decay. */
+static inline double @_share(double decay, double t)
+{
+    return decay <= 0.0 ? 1.0 : decay >= 1.0 ? 1.0 / t : (1.0 - decay) / -expm1(t * log(decay));
+}
+"""
+
+
 @dataclass(frozen=True)
 class Rule:
-    """How an optimizer moves the weights along u = delta z: its formula, the code, and the names of its moments."""
+    """How an optimizer moves the weights: its formula and the code.
+
+    moments
+        Names of what it remembers for each weight, in its own order. `g` is the newest gradient, for those that look at
+        it beside the trace.
+    scalars
+        Names of what it remembers beside that, in its own order.
+    """
 
     formula: str
     code: str
     moments: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
 
 
 def _by_layers(
@@ -223,6 +251,65 @@ RULES: dict[type[Optimizer], Rule] = {
         ),
         ("n",),
     ),
+    VarianceAdjusted: Rule(
+        "n <- n + k (g^2 - n), w <- w + alpha clip(delta) z / (sqrt(n) + epsilon), g = grad v(s), "
+        "k = (1 - gamma lambda) / (1 - (gamma lambda)^t)",
+        SHARE
+        + """
+static inline void @_step(@_state *v, @_real delta)
+{
+    const @_real rest = (@_real)@_share((double)(@_real)(v->gamma * v->lambda), (double)++v->n_updates);
+    const double bound = $_CLIP > 0.0 ? $_CLIP : HUGE_VAL;
+    const double error = (double)delta > bound ? bound : (double)delta < -bound ? -bound : (double)delta;
+    const @_real step = (@_real)(v->alpha[0] * error);
+    for (int p = 0; p < $_PARAMETERS; p++) {
+        v->n[p] = (1.0§ - rest) * v->n[p] + rest * v->g[p] * v->g[p];
+        v->w[p] += step * v->z[p] / (sqrt§(v->n[p]) + (@_real)$_EPSILON);
+    }
+}
+""",
+        ("g", "n"),
+    ),
+    Intentional: Rule(
+        "n <- beta2 n + (1 - beta2) g^2, D = 1 / (sqrt(n / (1 - beta2^t)) + epsilon), S <- S + k (sum g^2 D - S), "
+        "w <- w + alpha / sqrt(S sum z^2 D) delta D z, g = grad v(s), k = (1 - gamma lambda) / (1 - (gamma lambda)^t)",
+        SHARE
+        + """
+static inline void @_step(@_state *v, @_real delta)
+{
+    const double t = (double)++v->n_updates, rest = 1.0 - $_CLIP_DECAY, known = 1.0 - pow($_CLIP_DECAY, t);
+    const @_real correction = (@_real)(1.0 / (1.0 - pow($_BETA2, t)));
+    @_real size = 0.0§, trace_size = 0.0§;
+    for (int p = 0; p < $_PARAMETERS; p++) {
+        const @_real g = v->g[p];
+        @_real scale = 1.0§;
+        if ($_RMS != 0.0) {
+            v->n[p] = (@_real)$_BETA2 * v->n[p] + (@_real)(1.0 - $_BETA2) * g * g;
+            scale = 1.0§ / (sqrt§(v->n[p] * correction) + (@_real)$_EPSILON);
+        }
+        size += g * g * scale;
+        v->g[p] = scale * v->z[p];
+        trace_size += v->g[p] * v->z[p];
+    }
+    v->gradient_size += @_share((double)(@_real)(v->gamma * v->lambda), t) * ((double)size - v->gradient_size);
+    const double length = sqrt(v->gradient_size * (double)trace_size);
+    double error = (double)delta;
+    v->squared_error = $_CLIP_DECAY * v->squared_error + rest * error * error;
+    if ($_CLIP > 0.0) {
+        const double cap = $_CLIP * sqrt(v->squared_error / known);
+        error = error > cap ? cap : error < -cap ? -cap : error;
+    }
+    if ($_NORMALISE != 0.0) {
+        v->error_size = $_CLIP_DECAY * v->error_size + rest * fabs(error);
+        error /= v->error_size / known > 1e-12 ? v->error_size / known : 1e-12;
+    }
+    const @_real along = (@_real)(v->alpha[0] / (length > 1e-8 ? length : 1e-8) * error);
+    for (int p = 0; p < $_PARAMETERS; p++) v->w[p] += along * v->g[p];
+}
+""",
+        ("g", "n"),
+        ("gradient_size", "squared_error", "error_size"),
+    ),
 }
 LEARN = """
 /* Learns from one transition and returns its TD error, delta = r + gamma v(s') - v(s) before the update. A terminal s'
@@ -241,8 +328,6 @@ static inline @_real @_learn(@_state *v, const @_real *s, @_real r, const @_real
     if (!isfinite(delta)) return delta;
     /* Derivatives of v(s) at the pre-activations, from the last layer to the first. */
 {backward}
-    /* z <- gamma lambda z + grad v(s) */
-    const @_real decay = (@_real)(v->gamma * v->lambda);
 {accumulate}
     @_step(v, delta);
     if (terminated || truncated) @_cut_trace(v);
@@ -255,6 +340,7 @@ typedef struct {{
     @_real w[$_PARAMETERS]; /* weights */
     @_real z[$_PARAMETERS]; /* eligibility trace */
 {moments}\
+{scalars}\
     double alpha[$_LAYERS]; /* step size of each layer */
     double gamma;           /* discount */
     double lambda;          /* trace decay */
@@ -278,6 +364,7 @@ static inline void @_init(@_state *v)
         v->w[p] = @_{net}_w[p];
         v->z[p] = 0.0§;
 {moments_of}    }}
+{scalars_of}\
     for (int l = 0; l < $_LAYERS; l++) v->alpha[l] = alpha[l];
     v->gamma = $_GAMMA;
     v->lambda = $_LAMBDA;

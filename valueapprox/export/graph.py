@@ -133,6 +133,7 @@ class Update(NamedTuple):
     optimizer: Optimizer
     n_updates: int  # that the optimizer has made: where its schedule stands
     moments: np.ndarray  # (m, P), what the optimizer remembers
+    scalars: np.ndarray  # (5,), of the whole network
     gamma: float
     lam: float
 
@@ -240,7 +241,8 @@ def _value_function(v: ValueFunction) -> Graph:
     if v.method != "td":
         why = f"the method is {v.method}; the update that can be exported is that of td, TD(lambda)"
         return Graph(v.net.n_inputs, (output,), about, no_update=why)
-    update = Update(v.optimizer, int(v.state.n_updates[0]), v.state.moments.copy(), v.gamma, v.lam)
+    state = v.state
+    update = Update(v.optimizer, int(state.n_updates[0]), state.moments.copy(), state.scalars.copy(), v.gamma, v.lam)
     return Graph(v.net.n_inputs, (output,), about, update=update)
 
 
@@ -255,8 +257,8 @@ def _predictions(p: Predictions) -> Graph:
         output = Output(name, meaning + what, (Forward("value", p.net, p.w[0].copy()),), p.names)
         if k == 1:
             learned, _ = p.state_dict(0)
-            n_updates, moments = int(learned["count"][0, 0]), learned["moments"][0].copy()
-            update = Update(p.optimizer, n_updates, moments, p.discounts[0], p.lams[0])
+            remembered = learned["moments"][0].copy(), learned["scalars"][0].copy()
+            update = Update(p.optimizer, int(learned["count"][0, 0]), *remembered, p.discounts[0], p.lams[0])
             return Graph(d, (output,), about, update=update)
         return Graph(d, (output,), about, no_update=several)
     names = identifiers([f"value_{name}" for name in p.names])

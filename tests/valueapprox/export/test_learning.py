@@ -17,6 +17,7 @@ from valueapprox import (
     Predictions,
     RMSProp,
     ValueFunction,
+    VarianceAdjusted,
 )
 from valueapprox.export import describe, to_c
 from valueapprox.export.c import why_no_update
@@ -44,6 +45,9 @@ OPTIMIZERS = {
     "decayed_max": DecayedMax(),
     "obgd": ObGD(),
     "adaptive_obgd": AdaptiveObGD(),
+    "intentional": Intentional(),
+    "intentional_clipped": Intentional(0.05, rms=False, clip=1.5, normalise=True),
+    "variance_adjusted": VarianceAdjusted(),
 }
 
 
@@ -153,9 +157,13 @@ def test_a_schedule_stays_where_it_is(tmp_path):
     assert "The step sizes are those that the schedule had come to" in (tmp_path / "v.h").read_text()
 
 
+class OwnOptimizer(SGD):
+    """One that the export does not know."""
+
+
 NO_UPDATE = {
+    "own_optimizer": (lambda net: ValueFunction(net, OwnOptimizer(0.1)), "the optimizer is OwnOptimizer"),
     "n_step": (lambda net: ValueFunction(net, method="n-step", n=3), "the method is n-step"),
-    "intentional": (lambda net: ValueFunction(net, Intentional()), "the optimizer is Intentional"),
     "clipped": (lambda net: ValueFunction(net, SGD(0.1, clip_norm=1.0)), "clip_norm is 1"),
     "several": (lambda net: Predictions(net, discounts=(0.5, 0.9), separate=True), "there are 2 predictions"),
 }
