@@ -340,6 +340,7 @@ def announce(service: Service | RemoteService, options: Serve, port: int) -> Non
         transition = {"stream": "try", "sequence": 0, "state": state, **signals, "next_state": state}
         teach = json.dumps({**transition, "terminated": False})
         console.print(f"Teach it    curl -s {key}{url}/v1/transitions -d '{teach}'", markup=False)
+    console.print(f"Look at it  {url}/", markup=False)
     console.print(f"Read on     {url}/docs   (Ctrl-C stops it)\n")
     sys.stdout.flush()
 

@@ -195,12 +195,12 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, expression: str, seconds: float = SECONDS) -> Any:
-        """The value of an expression, once it is true."""
-        deadline, value = time.monotonic() + seconds, None
+        """The value of an expression, once it is true, as JavaScript sees it."""
+        deadline, is_true, value = time.monotonic() + seconds, False, None
         while True:
             with contextlib.suppress(RuntimeError):  # it is between two documents
-                value = self.js(expression)
-            if value:
+                is_true, value = self.js(f"Promise.resolve({expression}).then((value) => [Boolean(value), value])")
+            if is_true:
                 return value
             assert time.monotonic() < deadline, f"{expression} is {value} after {seconds:g} s; {self.problems}"
             time.sleep(0.05)
@@ -210,9 +210,10 @@ class Page:
         return self.wait(f"{self._find(selector)} && {{text: {self._find(selector)}.innerText}}")["text"]
 
     def click(self, selector: str) -> None:
-        """Click on the middle of an element, also of one in a shadow tree."""
+        """Click on the middle of an element, also of one in a shadow tree, once it is to be seen."""
         x, y = self.wait(
-            f"(e => {{ if (!e) return null; e.scrollIntoView({{block: 'center', behavior: 'instant'}});"
+            f"(e => {{ if (!e || !e.checkVisibility()) return null;"
+            f" e.scrollIntoView({{block: 'center', behavior: 'instant'}});"
             f" const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})"
             f"({self._find(selector)})"
         )
@@ -220,8 +221,8 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, selector: str, text: str) -> None:
-        """Type a text into a field, instead of what was in it."""
-        self.wait(f"(e => e && (e.focus(), e.select(), true))({self._find(selector)})")
+        """Type a text into a field, once it is to be seen, instead of what was in it."""
+        self.wait(f"(e => e && e.checkVisibility() && (e.focus(), e.select(), true))({self._find(selector)})")
         self.call("Input.insertText", text=text)
 
     def screenshot(self, path: str | Path, *, whole: bool = False) -> Path:

@@ -57,6 +57,7 @@ def test_it_types_clicks_waits_and_looks(browser, site, tmp_path):
             page.js("missing()")
         with pytest.raises(AssertionError, match="1 > 2 is False"):
             page.wait("1 > 2", 0.1)
+        assert page.wait("document.body") == {}
 
 
 def test_problems_are_heard_of_and_nothing_else_can_be_reached(browser, site):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -21,13 +20,16 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.routing import request_response
 
+from valueapprox import __version__
 from valueapprox.service import schemas
 from valueapprox.service.batcher import Batcher
 from valueapprox.service.bodies import JSON, NPY, NPZ, read_npy, read_npz, write_npy, write_npz
 from valueapprox.service.errors import InvalidRequestError, QueueFullError, ReadOnlyError, ServiceError
 from valueapprox.service.gate import LOOPBACK, OPEN, Gate, error_answer, service_error_answer
-from valueapprox.service.messages import STATUS_NAMES, LearnResult, Transitions, gap
+from valueapprox.service.messages import MAX_SEQUENCE, STATUS_NAMES, LearnResult, Transitions, gap
 from valueapprox.service.metrics import Metrics
+from valueapprox.service.pages import page
+from valueapprox.service.recent import MAX_PREDICTIONS
 from valueapprox.service.schemas import Error, Limits, Requests, Served, parse, transitions_from
 
 __all__ = ["create_app"]
@@ -49,7 +51,6 @@ MEANING = {
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 AS_JSON = ("", JSON, "application/x-www-form-urlencoded")  # the last is curl's default for `-d`
 PARSED_IN_LOOP = 2**18  # bytes of JSON that are parsed in the event loop
-PAGE = Path(__file__).with_name("page.html")
 
 
 def create_app(
@@ -67,7 +68,7 @@ def create_app(
     service
         A Service, or anything with its methods.
     token
-        Every request must carry it, except for probes and the description of the API.
+        Every request must carry it, except for probes, pages and the description of the API.
     hosts
         Names by which the service may be called; None for any. Those of this machine by default; with a token, any.
     limits
@@ -162,7 +163,7 @@ class _Application:
             raise InvalidRequestError(None, late, status=408) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _route(self, handler: Handler, known: Mapping[str, tuple[str, ...]]) -> Handler:
+    def _route(self, handler: Handler, known: Mapping[str, range]) -> Handler:
         """The handler of a request whose query has known options and values.
 
         The bytes that it has read are free again when it ends, however it ends.
@@ -330,9 +331,11 @@ class _Application:
                 "inputs": self.service.n_inputs,
                 "predictions": list(self.service.names),
                 "network": self.net.as_dict(),
+                "optimizer": settings.optimizer.as_dict(),
                 **{name: getattr(settings, name) for name in copied},
                 "max_states": limits.max_states,
                 "max_body": limits.max_body,
+                "valueapprox": __version__,
                 "version": self.service.version,
             }
         )
@@ -340,6 +343,18 @@ class _Application:
     async def health(self, request: Request) -> Response:
         """Everything that the service knows of its own state."""
         return self._json(await asyncio.to_thread(self.service.health))
+
+    async def recent(self, request: Request) -> Response:
+        """Predictions and TD errors of the last minutes, and the state of the service: what its page shows.
+
+        A few streams are followed, with two points a second each at most. With `after`, only points whose id is larger.
+        """
+        after = int(request.query_params.get("after", 0))
+        points = await asyncio.to_thread(self.service.recent, after)
+        health = await asyncio.to_thread(self.service.health)
+        names = list(self.service.names[:MAX_PREDICTIONS])
+        content = {"predictions": names, "points": points, "requests": self.metrics.by_class, "health": health}
+        return self._json({**content, "version": self.service.version})
 
     async def healthz(self, request: Request) -> Response:
         """Whether the process answers."""
@@ -361,16 +376,12 @@ class _Application:
         text = await asyncio.to_thread(generate_latest, self.metrics.registry)
         return Response(text, 200, media_type=CONTENT_TYPE_LATEST)
 
-    async def page(self, request: Request) -> Response:
-        """What this is, as a page with a form to try each request; it loads nothing from elsewhere."""
-        return Response(PAGE.read_bytes(), 200, media_type="text/html; charset=utf-8")
-
     def _routes(self) -> None:
         refused: dict[int, Any] = dict.fromkeys((400, 408, 413, 415, 422, 429), Error)
 
         def add(
             method: str, path: str, handler: Handler, answers: Mapping[int, Any], extra: dict[str, Any] | None = None,
-            **options: tuple[str, ...],
+            **options: range,
         ) -> None:  # fmt: skip
             responses: dict[int | str, dict[str, Any]] = {}
             answers = {500: Error, **answers} | ({401: Error} if self._guarded(path) else {})
@@ -393,10 +404,13 @@ class _Application:
         npy = {NPY: {"schema": {"type": "string", "format": "npy"}}}
         npz = {NPZ: {"schema": {"type": "string", "format": "npz"}}}
         states_npy = f"JSON, or npy: one array (n, {self.service.n_inputs}), answered by an npy array"
-        output = {
-            "name": "output", "in": "query", "required": False, "description": "which prediction",
-            "schema": {"type": "integer", "minimum": 0, "maximum": self.requests.k - 1},
-        }  # fmt: skip
+        output, after = range(self.requests.k), range(MAX_SEQUENCE + 1)
+
+        def query(name: str, known: range, description: str) -> dict[str, Any]:
+            """The description of an option: one of the numbers that are known."""
+            schema = {"type": "integer", "minimum": known[0], "maximum": known[-1]}
+            described = {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+            return {"parameters": [described]}
 
         def body(media: dict[str, Any], description: str, *names: str) -> dict[str, Any]:
             """The description of a body: models by name, if it may be JSON, and other media."""
@@ -411,7 +425,7 @@ class _Application:
         add("GET", "/v1", self.about, get | {200: schemas.About})
         add("POST", "/v1/values", self.values, refused | {200: (schemas.ValuesAnswer, npy)}, states)
         add("POST", "/v1/gradients", self.gradients, refused | {200: (schemas.GradientsAnswer, npy)},
-            states | {"parameters": [output]}, output=tuple(map(str, range(self.requests.k))))  # fmt: skip
+            states | query("output", output, "which prediction"), output=output)  # fmt: skip
         add("POST", "/v1/transitions", self.learn, refused | {200: learned, 403: Error, 409: learned, 503: Error},
             body(npz, arrays, "Transition", "Transitions"))  # fmt: skip
         add("GET", "/v1/weights", self.get_weights, get | {200: (schemas.WeightsAnswer, npz)})
@@ -419,10 +433,13 @@ class _Application:
             body(npy, "npy: one array (P,), or (m, P)"))  # fmt: skip
         add("GET", "/v1/norms", self.norms, get | {200: schemas.NormsAnswer})
         add("GET", "/v1/health", self.health, get | {200: dict[str, Any]})
+        add("GET", "/v1/recent", self.recent, get | {200: schemas.RecentAnswer},
+            query("after", after, "id of the last point that is known already"), after=after)  # fmt: skip
         add("GET", "/healthz", self.healthz, get | {200: schemas.Alive})
         add("GET", "/readyz", self.readyz, get | {200: schemas.Ready, 503: schemas.Ready})
         add("GET", "/metrics", self.metrics_page, get | {200: (None, {"text/plain": {"schema": {"type": "string"}}})})
-        self.app.add_route("/docs", self._route(self.page, {}), methods=["GET", "HEAD"], include_in_schema=False)
+        for path, name in (("/", "page.html"), ("/docs", "requests.html")):
+            self.app.add_route(path, self._route(page(name), {}), methods=["GET", "HEAD"], include_in_schema=False)
 
     def _guarded(self, path: str) -> bool:
         return self.token is not None and path not in OPEN
@@ -448,15 +465,16 @@ class _Application:
         self.app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _check_options(request: Request, known: Mapping[str, tuple[str, ...]]) -> None:
-    """Each option in the query has one of the known values, and is there once."""
+def _check_options(request: Request, known: Mapping[str, range]) -> None:
+    """Each option in the query is one of the known numbers, and is there once."""
     seen = set()
     for name, value in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True):
         if name not in known or name in seen:
             message = f"is given twice, or not known; expected {', '.join(known) or 'no options'}"
             raise InvalidRequestError(name[:80], message)
-        if value not in known[name]:
-            choice = " to ".join(dict.fromkeys((known[name][0], known[name][-1])))
+        number = int(value) if value.isdecimal() and len(value) < 20 else -1
+        if number not in known[name] or str(number) != value:
+            choice = " to ".join(dict.fromkeys((str(known[name][0]), str(known[name][-1]))))
             raise InvalidRequestError(name, f"is {value[:80]!r}; expected {choice}")
         seen.add(name)
 

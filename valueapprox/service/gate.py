@@ -21,7 +21,7 @@ from valueapprox.service.schemas import Served
 __all__ = ["LOOPBACK", "OPEN", "Gate", "error_answer", "service_error_answer"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # without a token: probes, and what describes the API
+OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")  # without a token: pages, probes, the description
 ONCE = frozenset(  # headers that would say two things if they came twice
     (b"host", b"origin", b"authorization", b"content-type", b"content-length", b"content-encoding", b"expect")
 )

@@ -14,8 +14,8 @@ from valueapprox.service.errors import GapError, InvalidRequestError
 from valueapprox.service.validation import check, check_flags, check_floats, check_whole, numbers
 
 __all__ = [
-    "DIVERGED", "DUPLICATE", "GAP", "LEARNED", "STATUS_NAMES", "Gradients", "LearnResult", "Norms", "Transitions",
-    "Values", "Weights", "gap", "without_gap",
+    "DIVERGED", "DUPLICATE", "GAP", "LEARNED", "MAX_SEQUENCE", "STATUS_NAMES", "Gradients", "LearnResult", "Norms",
+    "Transitions", "Values", "Weights", "gap", "without_gap",
 ]  # fmt: skip
 
 LEARNED, DUPLICATE, GAP, DIVERGED = range(4)  # what became of a transition

@@ -29,6 +29,7 @@ class Metrics:
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.seconds = {path: seconds.labels(path) for path in (*paths, "other")}
+        self.by_class = dict.fromkeys(("none", "1xx", "2xx", "3xx", "4xx", "5xx"), 0)  # requests, by kind of status
         self._children: dict[tuple[str, str, int], Any] = {}
         self.registry.register(_ServiceCollector(service))
         ProcessCollector(registry=self.registry)
@@ -36,6 +37,7 @@ class Metrics:
 
     def observe(self, path: str, method: str, status: int, seconds: float) -> None:
         """Count a request."""
+        self.by_class[f"{status // 100}xx" if status else "none"] += 1
         if path not in self.seconds:
             path = "other"  # a label per address that somebody tries would grow without end
         if method not in ("GET", "HEAD", "POST", "PUT"):

@@ -204,6 +204,10 @@ class RemoteService:
         """Averages over the last second in which something was learned; see `Service.diagnostics`."""
         return dict(self._get(self._actor.call.remote("diagnostics")))
 
+    def recent(self, after: int = 0) -> list[dict[str, Any]]:
+        """Predictions at some of what was learned in the last minutes; see `Service.recent`."""
+        return list(self._get(self._actor.call.remote("recent", after)))
+
     def checkpoint(self) -> None:
         """Write a checkpoint now."""
         self._get(self._actor.wait_for.remote("checkpoint"))

@@ -118,6 +118,13 @@ class Follower:
         except Exception:  # noqa: BLE001  (as above)
             return {}
 
+    def recent(self, after: int = 0) -> list[dict[str, Any]]:
+        """The learner's."""
+        try:
+            return [] if self._problem else self._learner.recent(after)
+        except Exception:  # noqa: BLE001  (as above)
+            return []
+
     def close(self) -> None:
         """Stop following. The learner continues."""
         self._following.close()

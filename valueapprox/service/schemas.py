@@ -46,6 +46,7 @@ class Served(Protocol):
     def load_weights(self, weights: np.ndarray) -> int: ...  # noqa: D102
     def health(self) -> dict[str, Any]: ...  # noqa: D102
     def diagnostics(self) -> dict[str, float]: ...  # noqa: D102
+    def recent(self, after: int = 0) -> list[dict[str, Any]]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class About(VersionAnswer):
     discounts: list[float]
     lams: list[float]
     network: dict[str, Any]
+    optimizer: dict[str, Any]
     separate: bool
     read_only: bool
     durability: str
@@ -169,6 +171,27 @@ class About(VersionAnswer):
     max_batch: int = Field(description="transitions in a request")
     max_states: int = Field(description="states in a request")
     max_body: int = Field(description="bytes of a body")
+    valueapprox: str = Field(description="the version of the program")
+
+
+class Point(BaseModel):
+    """A transition that was learned, and the predictions at its state after that."""
+
+    id: int
+    seconds: float = Field(description="since the service started")
+    stream: str
+    version: int
+    values: list[float | None]
+    td_errors: list[float | None]
+
+
+class RecentAnswer(VersionAnswer):
+    """The last minutes."""
+
+    predictions: list[str] = Field(description="those that are in the points, the first 32 at most")
+    points: list[Point]
+    requests: dict[str, int] = Field(description="requests since the start by the first digit of their status, as 4xx")
+    health: dict[str, Any]
 
 
 # --- requests ---

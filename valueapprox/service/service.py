@@ -40,6 +40,7 @@ from valueapprox.service.messages import (
     Weights,
     without_gap,
 )  # fmt: skip
+from valueapprox.service.recent import Recent
 from valueapprox.service.records import Change
 from valueapprox.service.settings import ServiceSettings
 from valueapprox.service.state import State, join
@@ -136,6 +137,7 @@ class Service:
         self._storage_error = ""
         self._broken: BaseException | None = None
         self._diagnostics = self._state.learner.diagnostics()
+        self._recent = Recent(self.n_predictions)
         self._diagnosed = time.monotonic()
         self._pending = False  # sums since then
         self._rate = 1e5  # transitions per second, a running guess for retry_after
@@ -283,7 +285,9 @@ class Service:
             ):
                 self._counts[name] += int(np.count_nonzero(status == code))
             job.future.set_result(result)
-        if at:
+        if plan is not None:
+            predict = self._state.learner.predict
+            self._recent.offer(plan.batch, td_errors, state.version, lambda s: predict(s, self._snapshot.w))
             self._rate += 0.1 * (at / max(time.monotonic() - began, 1e-6) - self._rate)
 
     def _commit(self, change: Change) -> tuple[np.ndarray, np.ndarray]:
@@ -450,6 +454,15 @@ class Service:
         As `Predictions.diagnostics`, but reading them changes nothing.
         """
         return dict(self._diagnostics)
+
+    def recent(self, after: int = 0) -> list[dict[str, Any]]:
+        """Predictions and TD errors at some of what was learned in the last minutes, oldest first, JSON-able.
+
+        A point is a transition: id, which rises; seconds, since the start; stream; version, of the weights after it;
+        values, at its state with these weights; td_errors. Only those whose id is larger than `after` are given. There
+        are two a second for each of four streams at most, and of many predictions the first 32.
+        """
+        return self._recent.since(after)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -382,10 +382,12 @@ def test_who_reads_slowly_but_reads_gets_the_answer(wide, hasty, monkeypatch):
 # --- every way to ask -------------------------------------------------------------------------------------------------
 
 ADDRESSES = [
+    "/",
     "/v1",
     "/v1/weights",
     "/v1/norms",
     "/v1/health",
+    "/v1/recent",
     "/healthz",
     "/readyz",
     "/metrics",
@@ -404,7 +406,7 @@ def test_head_gives_the_headers_of_get_and_no_body(url, path):
     assert head[2] == b""
     assert len(full[2]) > 10
     assert set(head[1]) == set(full[1])
-    same = {"date", "content-length"} if path in ("/metrics", "/v1/health") else {"date"}
+    same = {"date", "content-length"} if path in ("/metrics", "/v1/health", "/v1/recent") else {"date"}
     assert [h for h in head[1].items() if h[0] not in same] == [h for h in full[1].items() if h[0] not in same]
 
 
@@ -417,7 +419,8 @@ def test_head_says_that_a_service_is_not_ready():
 
 @pytest.mark.parametrize(
     ("path", "allowed"),
-    [("/v1/values", "OPTIONS, POST"), ("/v1/weights", "OPTIONS, GET, HEAD, PUT"), ("/docs", "OPTIONS, GET, HEAD"),
+    [("/v1/values", "OPTIONS, POST"), ("/v1/weights", "OPTIONS, GET, HEAD, PUT"), ("/", "OPTIONS, GET, HEAD"),
+     ("/docs", "OPTIONS, GET, HEAD"), ("/v1/recent", "OPTIONS, GET, HEAD"),
      ("/healthz", "OPTIONS, GET, HEAD"), ("*", "OPTIONS, GET, HEAD, POST, PUT")],
 )  # fmt: skip
 def test_options_says_what_is_taken(url, path, allowed):
@@ -446,7 +449,8 @@ def test_an_absolute_address_is_its_path_and_its_host(url):
     for host in (b"localhost:" + port, b"127.0.0.1", b"[::1]:1"):
         one = b"POST http://%s/v1/values HTTP/1.1\r\nHost: elsewhere.example\r\nContent-Length: 20\r\n\r\n" % host
         assert json.loads(send(url, one + STATES)[2])["values"] == [[11.0]]
-    assert send(url, b"GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n")[0] == 404  # there is no /
+    page = send(url, b"GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n")  # the path is /
+    assert (page[0], page[1]["Content-Type"]) == (200, "text/html; charset=utf-8")
     status, _, body = send(url, b"GET http://elsewhere.example/v1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (status, json.loads(body)["error"]["field"]) == (403, "host")
 

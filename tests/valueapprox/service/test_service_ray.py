@@ -60,6 +60,8 @@ def test_an_actor_learns_what_predictions_learn(started, tmp_path):
     assert service.health()["learned"] == 20
     service.checkpoint()
     assert service.health()["checkpoint_version"] == 21
+    assert service.recent()[0]["id"] == 1
+    assert service.recent(service.recent()[-1]["id"]) == []
     assert (service.settings, service.n_inputs, service.n_predictions) == (SETTINGS, 3, 2)
 
 

@@ -48,6 +48,9 @@ def test_a_follower_answers_with_the_weights_and_the_version_of_the_learner():
         until(lambda: follower.version == 3)
         assert follower.weights().w.tobytes() == learner.weights().w.tobytes()
         assert follower.health()["learned"] == 1
+        (point,) = follower.recent()
+        assert (point["stream"], point["values"]) == ("a", [pytest.approx(3.8)])  # 3 + 0.5 * 1.6
+        assert follower.recent(1) == []
         follower.close()
 
 
