@@ -55,6 +55,7 @@ class Recent:
         now = time.monotonic()
         if now < self._due:
             return
+        began = time.thread_time()  # time that other threads take is not ours
         rows = self._rows(batch, now)
         if rows:
             values = predict(batch.state[list(rows.values())])[:, : self._k]
@@ -66,7 +67,7 @@ class Recent:
                          "values": _short(at_row), "td_errors": _short(td_errors[row, : self._k])}
                     )  # fmt: skip
         # By chance, so that no stream comes again and again just when nobody looks.
-        pause = max(LOOK * random.uniform(0.5, 1.5), SHARE * (time.monotonic() - now))
+        pause = max(LOOK * random.uniform(0.5, 1.5), SHARE * (time.thread_time() - began))
         self._due = max(self._due, now - BURST * LOOK) + pause
 
     def _rows(self, batch: Transitions, now: float) -> dict[str, int]:

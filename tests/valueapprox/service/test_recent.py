@@ -30,6 +30,10 @@ def every(monkeypatch):
         monkeypatch.setattr(recent, name, 0)
 
 
+def clock(now):
+    return SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0])
+
+
 def settled(service):
     """The points, once the writer has done what it does after an answer."""
     service.load_weights(service.weights().w)
@@ -67,7 +71,7 @@ def test_each_stream_has_points_of_its_own(monkeypatch, pauses):
     # the last of the streams is the one that is missed first: it is rare, or it comes right after another
     random.seed(0)
     now, streams = [0.0], "b" * (len(pauses) - 1) + "a"
-    monkeypatch.setattr(recent, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(recent, "time", clock(now))
     kept, i = Recent(1), 0
     while now[0] < 10:  # seconds, and two points in each
         kept.offer(one(streams[i % len(pauses)], i), np.zeros((1, 1)), i, lambda s: np.zeros((len(s), 1)))
@@ -80,7 +84,7 @@ def test_each_stream_has_points_of_its_own(monkeypatch, pauses):
 
 def test_an_update_takes_a_small_part_of_the_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(recent, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(recent, "time", clock(now))
     kept = Recent(1)
 
     def slow(states):
