@@ -145,6 +145,9 @@ def kernel(
     return _compile(function, inline, exact, blas)
 
 
+NUMBAS = "_ZN5numba"  # how the names of functions that Numba brings begin
+
+
 class _Closed(JITCodeLibrary):
     """The machine code of one kernel and of a copy of every kernel that it calls, optimised together, once.
 
@@ -166,7 +169,8 @@ class _Closed(JITCodeLibrary):
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         for function in self._final_module.functions:
             if not function.is_declaration and not any(b"alwaysinline" in word for word in function.attributes):
-                function.add_function_attribute("noinline")
+                # Numba's own, such as x ** 2 and max, are small: a call for each number keeps a sum from being vectors'.
+                function.add_function_attribute("alwaysinline" if function.name.startswith(NUMBAS) else "noinline")
         if self.door:
             self._optimize_final_module()
             # Calls shall find these copies, and not a function of the same name that the process has from elsewhere.
