@@ -405,6 +405,49 @@ class ControlAgent:
 
         return describe_agent(self)
 
+    def values(self, observation: Any, elapsed: int | None = None) -> np.ndarray:
+        """What the value network says at an observation: v (1,), or q(a) (n_actions,). Nothing changes.
+
+        In the rewards' own unit, with the normalisers as they stand.
+
+        Parameters
+        ----------
+        observation
+            As the environment gives it.
+        elapsed
+            With `time_limit`: the number of steps from the episode's start to this observation. None: as many as the
+            running episode has, or 0 where none runs.
+
+        Raises
+        ------
+        ValueError
+            If the observation is not finite.
+        DivergenceError
+            If a value is not.
+        """
+        memory, first, second = self.memory.copy(), self.first, self.second
+        if elapsed is not None:
+            memory[layout.TIME] = elapsed * self.settings[layout.TIME_STEP] - 0.5
+        elif not self.counts[layout.RUNNING]:
+            memory[layout.TIME] = -0.5
+        scratch = first.net.scratch()
+        status = self.act(
+            *(self._state(observation), True, self.settings, memory, self.counts.copy(), self.key),
+            *(self._action_values.copy(), self.sums, first.w, first.net.spec, scratch),
+            *(second.w, second.net.spec, second.net.scratch()),
+        )
+        if status == layout.BAD_INPUT:
+            raise ValueError(f"the observation is {observation}; expected finite numbers up to {layout.LARGEST:g}")
+        start, n = first.net.starts[-2], first.net.n_outputs
+        values = scratch[X, start : start + n].astype(np.float64) * (memory[layout.REWARD_SCALE] or 1.0)
+        if not np.isfinite(values).all():
+            raise DivergenceError("a value is infinite or NaN")
+        return values
+
+    def value(self, observation: Any, elapsed: int | None = None) -> float:
+        """The value of an observation: v, or max_a q(a) of an agent of action values. See `values`."""
+        return float(self.values(observation, elapsed).max())
+
     # --- what the log shows -------------------------------------------------------------------------------------------
 
     @property
@@ -433,11 +476,14 @@ class ControlAgent:
             values["agent/epsilon"] = float(epsilon_now(self.settings, self.counts))
         if self.settings[layout.AVERAGE_REWARD] > 0.0:
             values["agent/mean_reward"] = float(self.memory[layout.MEAN_REWARD])
-        for name, learner in ((self.name, self.first), (self.second_name, self.second)):
-            if name:
-                values |= {f"{name}/{tag}": number for tag, number in learner.diagnostics(seen).items()}
+        for name, learner in self.networks().items():
+            values |= {f"{name}/{tag}": number for tag, number in learner.diagnostics(seen).items()}
         self.sums[:] = 0.0
         return values
+
+    def networks(self) -> dict[str, Learner]:
+        """Its networks by their names in the log: critic and actor, or value, or value and h."""
+        return {self.name: self.first} | ({self.second_name: self.second} if self.second_name else {})
 
     def _own_diagnostics(self, n_steps: float) -> dict[str, float]:
         """What one agent alone logs: averages over the steps since the last call."""

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from valueapprox.agents.evaluation import MonteCarlo, Returns
-from valueapprox.agents.run import Status
+from valueapprox.agents.report import Status
 from valueapprox.cli.terminal import console
 
 __all__ = ["evaluation_table", "returns_table", "training_bar"]
@@ -23,7 +23,7 @@ def training_bar(quiet: bool) -> Iterator[Callable[[Status], None]]:
         yield lambda status: None
         return
     progress = Progress(
-        TextColumn("[bold]learning"),
+        TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -32,12 +32,17 @@ def training_bar(quiet: bool) -> Iterator[Callable[[Status], None]]:
         console=console,
     )
     try:
-        task = progress.add_task("", total=None, rate="", result="")
+        task = progress.add_task("learning", total=None, rate="", result="")
 
         def show(status: Status) -> None:
             progress.start()  # not before: an error on the way to the first block leaves no empty bar
+            if status.episodes is not None:
+                done, total = status.episodes
+                progress.update(task, description="evaluating", completed=done, total=total, rate="", result="")
+                return
             progress.update(
                 task,
+                description="learning",
                 completed=status.step,
                 total=status.steps,
                 rate=f"{status.steps_per_second:,.0f} steps/s",

@@ -14,25 +14,30 @@ import gymnasium as gym
 import numpy as np
 
 from valueapprox import DivergenceError, Optimizer, checkpoint, envs
-from valueapprox.agents.base import ControlAgent
+from valueapprox.agents import evaluation
+from valueapprox.agents.base import DEAD_AFTER, ControlAgent
 from valueapprox.agents.catalogue import AGENTS
 from valueapprox.agents.checked import Checked, close, fault_of, image_note, is_image
 from valueapprox.agents.control_loop import Chunk, CompiledLoop
 from valueapprox.agents.rollout import make_environment
-from valueapprox.agents.run import CHECKPOINT_FILE, NORMS_EVERY, Run, lost_wrappers, norm_charts, read_episodes
+from valueapprox.agents.run import CHECKPOINT_FILE, NORMS_EVERY, Run, lost_wrappers, weights_of
 from valueapprox.agents.settings import RunSettings
 from valueapprox.checks import one_of, unit_interval
 from valueapprox.interrupts import watched
 from valueapprox.optim import OPTIMIZERS, Intentional
+from valueapprox.optim.base import GlobalOptimizer, TraceOptimizer
 from valueapprox.seeding import seed_for
+from valueapprox.telemetry import network_charts
 
-__all__ = ["AGENTS", "ControlRun", "ControlSettings", "complete"]
+__all__ = ["AGENTS", "ControlRun", "ControlSettings"]
 
 COMPILED_CHUNK = 10_000  # steps of one compiled call
 FIRST_CHUNK = 100
 CHUNK_SECONDS = 0.1  # of the Gymnasium loop: how long Ctrl-C and the progress bar wait
 
 if TYPE_CHECKING:
+    from valueapprox.agents.evaluation import Recording, Returns
+
     AgentName: TypeAlias = str
     OptimizerName: TypeAlias = str
 else:  # what is registered is what the command line knows
@@ -81,6 +86,8 @@ class ControlSettings(RunSettings):
     """Divide rewards by the running standard deviation of their discounted sum."""
     keep_values: bool = True
     """When that divisor changes, keep values in the rewards' own unit as they are."""
+    stop_at: float | None = None
+    """End the run once the mean return reaches this: of an evaluation, or without any, of the last 100 episodes."""
 
     kind = "control run"
 
@@ -126,8 +133,7 @@ class ControlSettings(RunSettings):
         """All settings for a person to read; instead of "auto", each network's optimizer with all of its settings."""
         values = asdict(self.chosen())
         if self.optimizer == "auto":
-            networks = ((agent.name, agent.first), (agent.second_name, agent.second))
-            values["optimizer"] = {name: learner.optimizer.as_dict() for name, learner in networks if name}
+            values["optimizer"] = {name: learner.optimizer.as_dict() for name, learner in agent.networks().items()}
         return values
 
     def make_optimizer(self, second: bool = False) -> Optimizer:
@@ -204,6 +210,7 @@ class ControlRun(Run[ControlSettings]):
 
     Settings = ControlSettings
     lists_episodes = True
+    ways = ("greedy", "sampled")
 
     def _prepare(
         self, stored: ControlSettings | None, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
@@ -241,6 +248,10 @@ class ControlRun(Run[ControlSettings]):
             observation, _ = self.checked.reset(seed=seed)
         self.agent.start(observation)
         self.running[:] = 0.0
+
+    def close(self) -> None:
+        """Close the environment."""
+        close(self.env, self.settings.env, self.notice)
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -304,7 +315,7 @@ class ControlRun(Run[ControlSettings]):
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
-        stack.callback(close, self.env, self.settings.env, self.notice)
+        stack.callback(self.close)
         self._size, self._warm = 1, False
         if self.loop is None:
             self._compile()
@@ -380,28 +391,45 @@ class ControlRun(Run[ControlSettings]):
     def _diagnostics(self) -> dict[str, float]:
         return self.agent.diagnostics()
 
+    def _weights(self) -> dict[str, np.ndarray]:
+        weights: dict[str, np.ndarray] = {}
+        for name, learner in self.agent.networks().items():
+            weights |= weights_of(name, learner.net, learner.w)
+        return weights
+
+    def _evaluate(
+        self, way: str, n_episodes: int, seed: int, recording: Recording | None, progress: Callable[[int], None]
+    ) -> Returns:
+        return evaluation.evaluate(
+            self.agent,
+            self.settings,
+            n_episodes,
+            seed,
+            greedy=way == "greedy",
+            recording=recording,
+            progress=progress,
+            notice=self.notice,
+        )
+
     def _document(self) -> dict[str, Any]:
         return self.settings.document(self.agent)
 
     def _charts(self) -> dict[str, dict[str, list[str]]]:
-        names = [name for name in (self.agent.name, self.agent.second_name) if name]
-        return {
-            name.capitalize(): norm_charts(name, step_size=[f"{name}/step_size"])
-            | {"dead units per layer": [f"{name}/dead_units/.*"]}
-            for name in names
-        }
+        agent, settings = self.agent, self.settings
+        learned = {"return": ["episode/return", *(["evaluation/return"] if settings.eval_every else [])]}
+        learned["TD error"] = [f"{agent.name}/td_error/rms"]
+        if agent.learns_policy:
+            learned["entropy of the policy"] = ["actor/entropy"]
+        else:
+            learned["exploration"] = ["agent/epsilon"]
+        charts = {"Did it learn?": learned | {"steps per second": ["time/steps_per_second"]}}
+        for name, learner in agent.networks().items():
+            tags = ["grad_norm", "trace_norm", "update_ratio", "weight_norm"]
+            tags += ["step_size"] if isinstance(learner.optimizer, GlobalOptimizer | TraceOptimizer) else []
+            tags += ["dead_units"] if learner.net.n_layers > 1 and settings.steps >= DEAD_AFTER else []
+            charts[name.capitalize()] = network_charts(name, *tags)
+        return charts
 
 
 def _chunk(n_steps: int, episodes: list[tuple[int, float, int]]) -> Chunk:
     return Chunk(n_steps, np.array(episodes, np.float64).reshape(-1, 3))
-
-
-def complete(settings: ControlSettings, folder: str | Path) -> list[dict[str, Any]]:
-    """The episodes of a run, which is begun, continued or only read, as its folder has it."""
-    begun = (Path(folder) / CHECKPOINT_FILE).exists()
-    run = ControlRun(settings, folder, resume=begun)
-    if run.step < settings.steps:
-        run.train()
-    else:
-        close(run.env, settings.env)
-    return read_episodes(folder)

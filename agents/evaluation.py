@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from valueapprox.agents.rollout import Recorder, Task, make_environment
 from valueapprox.agents.spaces import encoder
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import positive
+from valueapprox.interrupts import Stopped, tick
 from valueapprox.seeding import seed_for, sequence
 
 __all__ = ["Estimate", "MonteCarlo", "Recording", "Returns", "evaluate", "monte_carlo", "rmsve", "truth"]
@@ -33,7 +36,6 @@ TAIL = 0.001  # a return may miss what is discounted by less than this
 CONFIDENCE = 0.95
 BRANCHES = 8  # continuations from one state
 MAX_STEPS = 100_000  # of an episode in an environment without a time limit
-MAX_FRAMES = 1000  # of a recording
 MIN_FRAME = 200  # pixels of its longer side; smaller ones are enlarged
 BRANCH_STEPS = 400_000  # no further states are branched from after about so many steps: they take the time
 
@@ -81,6 +83,16 @@ class MonteCarlo:
     n_states: int
     n_skipped: int
 
+    @property
+    def score(self) -> float:
+        """More is better: minus the value error, or what is there of it."""
+        return -(self.value_error or self.rmse).value
+
+    def tags(self) -> dict[str, float]:
+        """For the log."""
+        named = ("value_error", "rmse", "bias", "explained_variance")
+        return {name: getattr(self, name).value for name in named if getattr(self, name) is not None}
+
 
 def horizon(gamma: float) -> float:
     """Steps after which a reward is discounted by less than `TAIL`; infinite for gamma = 1."""
@@ -95,6 +107,8 @@ def follow(
     rewards: list[float] = []
     terminated = truncated = False
     while not (terminated or truncated) and len(rewards) < most:
+        if tick():
+            raise Stopped
         observations.append(observation)
         observation, reward, terminated, truncated, _ = env.step(policy(observation, rng))
         rewards.append(float(reward))
@@ -312,27 +326,45 @@ class Returns:
     n_episodes: int
     n_cut: int
 
+    @property
+    def score(self) -> float:
+        """More is better."""
+        return self.mean.value
+
+    def tags(self) -> dict[str, float]:
+        """For the log."""
+        return {"return": self.mean.value, "length": self.mean_length}
+
 
 @dataclass
 class Recording:
-    """Pictures (height, width, 3) of an episode."""
+    """Pictures of the first steps of an episode, every so many steps one."""
 
-    frames: list[np.ndarray] = field(default_factory=list)
+    max_frames: int = 1000
+    every: int = 1
+    frames: list[Any] = field(default_factory=list)
     frames_per_second: float = 30.0
 
-    def write(self, path: Path) -> None:
-        """Write an animated GIF that begins anew at its end."""
-        from PIL import Image
+    def add(self, step: int, picture: Callable[[], np.ndarray]) -> None:
+        """Keep the picture (height, width, 3) of a step, if it is one of those that are kept."""
+        if step % self.every == 0 and len(self.frames) < self.max_frames:
+            from PIL import Image
 
-        images = [Image.fromarray(frame).quantize(64, method=Image.Quantize.FASTOCTREE) for frame in self.frames]
+            # 64 colours need a third of the memory.
+            self.frames.append(Image.fromarray(picture()).quantize(64, method=Image.Quantize.FASTOCTREE))
+
+    def gif(self) -> bytes:
+        """An animated GIF that begins anew at its end."""
+        file = io.BytesIO()
         # GIF counts in hundredths of a second, and viewers slow down below two.
-        milliseconds = max(20, round(100 / self.frames_per_second) * 10)
-        write_whole(
-            path,
-            lambda file: images[0].save(
-                file, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0
-            ),
-        )
+        milliseconds = max(20, round(100 * self.every / self.frames_per_second) * 10)
+        first, *others = self.frames
+        first.save(file, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
+        return file.getvalue()
+
+    def write(self, path: Path) -> None:
+        """Write the GIF to a file."""
+        write_whole(path, lambda file: file.write(self.gif()))
 
 
 def evaluate(
@@ -349,7 +381,7 @@ def evaluate(
     """Returns of episodes in which a frozen copy of the agent acts: greedily, or by the policy that it learns with.
 
     Episode i starts from a seed of its own, so that agents are compared on the same starts. The first
-    episode is recordinged, if asked.
+    episode is recorded, if asked.
 
     Raises
     ------
@@ -371,8 +403,10 @@ def evaluate(
             action = actor.start(observation)
             ended = False
             while not ended and lengths[episode] < MAX_STEPS:
-                if recording is not None and episode == 0 and len(recording.frames) < MAX_FRAMES:
-                    recording.frames.append(_frame(env, settings))
+                if tick():
+                    raise Stopped
+                if recording is not None and episode == 0:
+                    recording.add(int(lengths[episode]), partial(_frame, env, settings))
                 observation, reward, terminated, truncated, _ = env.step(action)
                 returns[episode] += float(reward)
                 lengths[episode] += 1
@@ -396,6 +430,22 @@ def evaluate(
         n_episodes,
         n_cut,
     )
+
+
+def can_be_drawn(env: gym.Env[Any, Any], settings: RunSettings) -> bool:
+    """Whether `evaluate` can record episodes of an environment: it says so, and all that drawing needs is installed."""
+    if "rgb_array" not in (env.metadata.get("render_modes") or []):
+        return False
+    try:
+        trial = _drawn(make_environment(settings.env, **settings.arguments()), settings, warnings.warn)
+        try:
+            trial.reset(seed=0)
+            _frame(trial, settings)
+        finally:
+            close(trial, settings.env)
+    except Exception:  # noqa: BLE001  (whatever it is that drawing needs)
+        return False
+    return True
 
 
 def _drawn(env: gym.Env[Any, Any], settings: RunSettings, notice: Callable[[str], None]) -> gym.Env[Any, Any]:

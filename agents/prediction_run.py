@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -24,13 +24,7 @@ from valueapprox.agents.rollout import (
     make_rollout,
     resolved_id,
 )
-from valueapprox.agents.run import (
-    CHECKPOINT_FILE,
-    NORMS_EVERY,
-    Run,
-    lost_wrappers,
-    norm_charts,
-)
+from valueapprox.agents.run import CHECKPOINT_FILE, NORMS_EVERY, Run, lost_wrappers, weights_of
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive
@@ -49,6 +43,7 @@ from valueapprox.optim import (
 )
 from valueapprox.seeding import sequence
 from valueapprox.td import METHODS
+from valueapprox.telemetry import network_charts
 
 __all__ = ["PredictionRun", "PredictionSettings"]
 
@@ -381,8 +376,31 @@ class PredictionRun(Run[PredictionSettings]):
         self._measure()
         return values if self.value_error is None else {**values, "value/error/rmsve": self.value_error}
 
+    def _weights(self) -> dict[str, np.ndarray]:
+        return weights_of("value", self.value_function.net, self.value_function.w)
+
+    def _evaluate(
+        self,
+        way: str,
+        n_episodes: int,
+        seed: int,
+        recording: evaluation.Recording | None,
+        progress: Callable[[int], None],
+    ) -> evaluation.MonteCarlo:
+        return evaluation.monte_carlo(
+            self.value_function, self.task, n_episodes, seed, progress=progress, notice=self.notice
+        )
+
     def _charts(self) -> dict[str, dict[str, list[str]]]:
-        return {"Value function": norm_charts("value", error=["value/td_error/rms", "value/error/rmsve"])}
+        learned = {}
+        errors = ["value/error/rmsve"] if self.known is not None else []
+        errors += ["evaluation/value_error"] if self.settings.eval_every else []
+        if errors:
+            learned["value error"] = errors
+        learned |= {"TD error": ["value/td_error/rms"], "steps per second": ["time/steps_per_second"]}
+        traces = ["trace_norm"] if METHODS[self.settings.agent].has_trace else []
+        network = network_charts("value", "grad_norm", *traces, "update_ratio", "weight_norm")
+        return {"Did it learn?": learned | {"return of the policy": ["episode/return"]}, "Value function": network}
 
 
 def _part(step: int, settings: PredictionSettings) -> list[int]:

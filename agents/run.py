@@ -11,38 +11,38 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from valueapprox import checkpoint
+from valueapprox import Network, checkpoint
+from valueapprox.agents import provenance
+from valueapprox.agents.callbacks import Callback, Point, stop_at_return
+from valueapprox.agents.checked import fault_of
+from valueapprox.agents.report import EPISODES_FILE, LAST_EPISODES, Episodes, Report, Status, read_episodes
 from valueapprox.agents.settings import RunSettings, resumed_settings
 from valueapprox.checkpoint import CheckpointError
 from valueapprox.checks import one_of
 from valueapprox.cli.terminal import command
 from valueapprox.files import LOCK_FILE, FolderLock
-from valueapprox.interrupts import PATIENCE, Stop, Stopped, interruptible
+from valueapprox.interrupts import PATIENCE, Stop, Stopped, interruptible, watched
+from valueapprox.seeding import seed_for
 from valueapprox.telemetry import RunLog, hold
 
-__all__ = ["CHECKPOINT_FILE", "EPISODES_FILE", "KINDS", "Report", "Run", "Status", "read_episodes"]
+if TYPE_CHECKING:
+    from valueapprox.agents.evaluation import MonteCarlo, Recording, Returns
+
+__all__ = ["BEST_FILE", "CHECKPOINT_FILE", "KINDS", "Run"]
 
 CHECKPOINT_FILE = "checkpoint.npz"
+BEST_FILE = "best.npz"  # the checkpoint of the best evaluation, where there are any
 SETTINGS_FILE = "settings.json"
-EPISODES_FILE = "episodes.jsonl"
 NORMS_EVERY = 64  # updates between two whose norms are measured: costs about 1 %
 LOG_POINTS = 50  # of a run, by default
-LAST_EPISODES = 100  # whose mean return is shown
-NORM_CHARTS = {
-    "gradient norm per layer": "grad_norm/.*",
-    "trace norm per layer": "trace_norm/.*",
-    "update / weight norm per layer": "update_ratio/.*",
-    "weight norm per layer": "weight_norm/.*",
-}
-
+HISTOGRAM_POINTS = 10  # of a run, at which its weights are drawn
 
 S = TypeVar("S", bound=RunSettings)
 
@@ -63,16 +63,6 @@ def _checkpoint_stamp(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def read_episodes(folder: str | Path, last_step: float = math.inf) -> list[dict[str, Any]]:
-    """The run's episodes that ended by a step, in order: {"step": ..., "return": ..., "length": ...}."""
-    path = Path(folder) / EPISODES_FILE
-    if not path.exists():
-        return []
-    # a crash may have left half a line at the end
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    return [episode for episode in map(json.loads, lines) if episode["step"] <= last_step]
-
-
 def lost_wrappers(env: str, names: list[str]) -> str:
     """What is said of wrappers that nobody can save."""
     what = ", ".join(names)
@@ -80,55 +70,6 @@ def lost_wrappers(env: str, names: list[str]) -> str:
 
 
 # --- the run --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a progress bar shows."""
-
-    step: int
-    steps: int
-    steps_per_second: float
-    shown: dict[str, float]  # by the words before them
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a run ended."""
-
-    folder: Path
-    step: int
-    interrupted: int  # by which signal; 0: not
-    seconds: float
-    steps_per_second: float
-    first_step_after: float  # seconds; NaN if nothing was learned
-    n_episodes: int | None  # in all of the run's steps; None where episodes are not listed
-    mean_return: float | None  # of the last `LAST_EPISODES`
-    value_error: float | None  # where the true values are known
-
-
-class Episodes:
-    """Undiscounted return and length of running episodes, and what the log wants of finished ones."""
-
-    def __init__(self, n: int = 1) -> None:
-        self.running = np.zeros((n, 2))
-        self.finished = np.zeros(3)  # since the last log: number, sum of returns, sum of lengths
-        self.last_returns: deque[float] = deque(maxlen=LAST_EPISODES)
-
-    def add(self, total: float, length: float) -> None:
-        """Count an episode that has ended."""
-        self.finished += 1.0, total, length
-        self.last_returns.append(total)
-
-    def mean_return(self) -> float | None:
-        """Mean return of the last episodes."""
-        return sum(self.last_returns) / len(self.last_returns) if self.last_returns else None
-
-    def take(self) -> dict[str, float]:
-        """Their means since the last log, by tag."""
-        number, returns, lengths = map(float, self.finished)
-        self.finished[:] = 0.0
-        return {"episode/return": returns / number, "episode/length": lengths / number} if number > 0 else {}
 
 
 #: Every kind of run, by the kind of its checkpoints.
@@ -167,6 +108,8 @@ class Run(ABC, Generic[S]):
     Settings: ClassVar[type[Any]]
     #: Whether each episode is a line of `EPISODES_FILE`.
     lists_episodes: ClassVar[bool] = False
+    #: How actions can be chosen in an evaluation; the first one is that of evaluations while the run learns.
+    ways: ClassVar[tuple[str, ...]] = ("",)
     #: Error against the true values, where they are known.
     value_error: float | None = None
 
@@ -184,7 +127,12 @@ class Run(ABC, Generic[S]):
     ) -> None:
         self.folder, self.notice, self.resumed, self.compiled = Path(folder), notice, resume, compiled
         self._stamp = _checkpoint_stamp(self.folder)
-        self.step = self.logged = 0
+        self.step = self.logged = self.evaluated = 0
+        self.best = -math.inf  # score of the best evaluation
+        self.stopped = ""  # why a callback has ended it
+        self.patience = PATIENCE
+        self._progress: Callable[[Status], None] = lambda status: None
+        self._clock = (time.monotonic(), 0)  # when learning began, evaluations taken off, and at which step
         self.remarks: list[str] = []  # for the log
         if resume:
             path = self.folder / CHECKPOINT_FILE
@@ -200,6 +148,9 @@ class Run(ABC, Generic[S]):
         if resume:
             try:
                 self.step, self.logged = int(meta["step"]), int(meta["logged"])
+                self.evaluated, best = int(meta.get("evaluated", 0)), meta.get("best")
+                self.best = self.best if best is None else float(best)
+                self.stopped = str(meta.get("stopped", ""))
                 self.episodes.running[:] = arrays["episodes/running"].reshape(self.episodes.running.shape)
                 self.episodes.finished[:] = arrays["episodes/finished"]
             except (KeyError, TypeError, ValueError) as error:
@@ -225,6 +176,9 @@ class Run(ABC, Generic[S]):
     def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and description of all that goes on after a resume."""
 
+    def close(self) -> None:
+        """Let go of what a run that will not be trained holds."""
+
     def _connect(self, stack: contextlib.ExitStack, n_workers: int, ray_address: str | None) -> None:
         """Load kernels and connect to Ray, for those kinds of runs that have workers; `stack` ends it."""
         if n_workers:
@@ -248,6 +202,16 @@ class Run(ABC, Generic[S]):
         """Values for the log, by tag."""
 
     @abstractmethod
+    def _weights(self) -> dict[str, np.ndarray]:
+        """The weights of each layer, by tag."""
+
+    @abstractmethod
+    def _evaluate(
+        self, way: str, n_episodes: int, seed: int, recording: Recording | None, progress: Callable[[int], None]
+    ) -> Returns | MonteCarlo:
+        """Evaluate in fresh episodes what was learned so far, choosing actions in one of the `ways`."""
+
+    @abstractmethod
     def _charts(self) -> dict[str, dict[str, list[str]]]:
         """The layout of charts in TensorBoard."""
 
@@ -257,12 +221,16 @@ class Run(ABC, Generic[S]):
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
+    def save(self, name: str = CHECKPOINT_FILE) -> None:
         """Write a checkpoint from which the run goes on bit for bit."""
         arrays, description = self._state()
         arrays |= {"episodes/running": self.episodes.running, "episodes/finished": self.episodes.finished}
         numbers = {"settings": asdict(self.settings), "step": self.step, "logged": self.logged}
-        checkpoint.save(self.folder / CHECKPOINT_FILE, arrays, {"kind": self.settings.kind, **description, **numbers})
+        if self.stopped:
+            numbers |= {"stopped": self.stopped}
+        if self.evaluated:
+            numbers |= {"evaluated": self.evaluated, "best": self.best if math.isfinite(self.best) else None}
+        checkpoint.save(self.folder / name, arrays, {"kind": self.settings.kind, **description, **numbers})
         self._stamp = _checkpoint_stamp(self.folder)
 
     @classmethod
@@ -317,6 +285,10 @@ class Run(ABC, Generic[S]):
         ray_address: str | None = None,
         checkpoint_every: float = 30.0,
         patience: float = PATIENCE,
+        callbacks: Sequence[Callback] = (),
+        episodes: int = 0,
+        recording: Recording | None = None,
+        command: str = "",
         progress: Callable[[Status], None] = lambda status: None,
     ) -> Report:
         """Learn until the run's steps are done, or until Ctrl-C, SIGTERM or SIGHUP; all end with a checkpoint.
@@ -336,8 +308,17 @@ class Run(ABC, Generic[S]):
         patience
             Seconds after which an environment, or a Ray worker, that does not answer ends the run; 0 for no limit. A
             worker's first block may take five times as long, others ten times as long as the slowest before.
+        callbacks
+            Called at every point of the log, with a `Point`; see `valueapprox.agents.callbacks`. One that returns
+            something true ends the run here.
+        episodes
+            Fresh episodes in which what was learned is evaluated at the end; 0 for none.
+        recording
+            Of the first of these episodes, where the environment can be drawn.
+        command
+            What was typed to start it, for its record (`provenance.PROVENANCE_FILE`).
         progress
-            Called after every block, or some ten times a second.
+            Called after every block, or some ten times a second, and after each episode of an evaluation.
 
         Raises
         ------
@@ -345,25 +326,29 @@ class Run(ABC, Generic[S]):
             If an environment hangs, or Ray's workers do not start or do not answer.
         """
         self._started, self._first_step_after, self.patience = time.monotonic(), math.nan, patience
-        self._clock = (self._started, self.step)
-        with contextlib.ExitStack() as stack:
-            lock = stack.enter_context(self._hold_again()) if self.resumed else None
+        self._clock, self._progress, self.stopped = (self._started, self.step), progress, ""
+        self._command = command
+        self._callbacks = list(callbacks)
+        if (target := getattr(self.settings, "stop_at", None)) is not None:
+            self._callbacks.append(stop_at_return(target))
+        with contextlib.ExitStack() as files, contextlib.ExitStack() as stack:
+            lock = files.enter_context(self._hold_again()) if self.resumed else None
             self._connect(stack, n_workers, ray_address)
             stop = stack.enter_context(interruptible())
             self._begin(stack)
             if lock is None:
-                lock = stack.enter_context(self._hold_fresh())
-            log = stack.enter_context(self._open_log(lock))
-            episodes = stack.enter_context(self._open_episodes())
+                lock = files.enter_context(self._hold_fresh())
+            log = files.enter_context(self._open_log(lock))
+            flush_episodes = files.enter_context(self._open_episodes())
 
             def save() -> None:
                 log.flush()
-                episodes()
+                flush_episodes()
                 self.save()
 
             self._clock = (time.monotonic(), self.step)
             try:
-                interrupted = self._learn(log, stop, save, checkpoint_every, progress)
+                interrupted = self._learn(log, stop, save, checkpoint_every)
             except (Exception, KeyboardInterrupt) as error:
                 # Not what diverged, nor what an interruption has left half done: the last checkpoint stands.
                 if isinstance(error, FloatingPointError) or not self._whole:
@@ -372,44 +357,52 @@ class Run(ABC, Generic[S]):
                 if not (stop.is_set() and isinstance(error, KeyboardInterrupt)):
                     raise
                 interrupted = stop.number
-            rate = self._rate()
-            if not interrupted:
-                self._log(log)  # an interrupted run logs no point that an uninterrupted one would not have
+            seconds, rate = self.seconds, self._rate()
             save()
+            stack.close()  # workers, and the wish to save first, end with learning
+            results: dict[str, Returns | MonteCarlo] = {}
+            if not interrupted:  # an interrupted run logs no point that an uninterrupted one would not have
+                results = self._evaluate_at_the_end(episodes, recording)
+                self._log(log, results, last=True)
+                if recording is not None and recording.frames:
+                    log.film("policy", recording.gif(), recording.frames[0].size, self.step)
+                log.hparams_done()
+                save()
         return Report(
             self.folder,
             self.step,
             interrupted,
-            time.monotonic() - self._clock[0],
+            self.stopped,
+            seconds,
             rate,
             self._first_step_after,
             len(read_episodes(self.folder)) if self.lists_episodes else None,
             self.episodes.mean_return(),
             self.value_error,
+            results,
         )
 
-    def _learn(
-        self,
-        log: RunLog,
-        stop: Stop,
-        save: Callable[[], None],
-        checkpoint_every: float,
-        progress: Callable[[Status], None],
-    ) -> int:
+    @property
+    def seconds(self) -> float:
+        """Time of learning, without evaluations."""
+        return time.monotonic() - self._clock[0]
+
+    def _learn(self, log: RunLog, stop: Stop, save: Callable[[], None], checkpoint_every: float) -> int:
         """Returns the signal that ended it too early, or 0."""
         steps, last_save = self.settings.steps, time.monotonic()
-        log_every = self.settings.log_every or max(1, steps // LOG_POINTS)
+        every = [n for n in (self._log_every, self.settings.eval_every) if n]
         while self.step < steps:
             try:
-                shown = self._advance(min(steps - self.step, log_every - self.step % log_every))
+                self._log(log)  # what fell due after the last steps: also of a run that was interrupted there
+                if self.stopped:
+                    return 0
+                shown = self._advance(min(steps - self.step, *(n - self.step % n for n in every)))
             except Stopped:
                 return stop.number
             if math.isnan(self._first_step_after):
                 self._first_step_after = time.monotonic() - self._started
-            if self.step // log_every > self.logged // log_every:
-                self._log(log)
             if stop.number != signal.SIGHUP:  # then there is no terminal
-                progress(Status(self.step, steps, self._rate(), shown))
+                self._progress(Status(self.step, steps, self._rate(), shown))
             if stop.is_set():
                 return stop.number if self.step < steps else 0
             if time.monotonic() - last_save > checkpoint_every:
@@ -421,12 +414,87 @@ class Run(ABC, Generic[S]):
         """Steps per second since the kernels were loaded."""
         return (self.step - self._clock[1]) / max(time.monotonic() - self._clock[0], 1e-9)
 
-    def _log(self, log: RunLog) -> None:
-        if self.step == self.logged:
-            return
-        values = {tag: float(number) for tag, number in self._diagnostics().items()}
-        log.scalars(self.step, {**values, **self.episodes.take(), "time/steps_per_second": self._rate()})
-        self.logged = self.step
+    @property
+    def _log_every(self) -> int:
+        return self.settings.log_every or max(1, self.settings.steps // LOG_POINTS)
+
+    def _is_due(self, every: int, last: int) -> bool:
+        """Whether a multiple of `every` lies between the step at which something was done last and this one."""
+        return every > 0 and self.step // every > last // every
+
+    def _log(self, log: RunLog, results: Mapping[str, Returns | MonteCarlo] | None = None, last: bool = False) -> None:
+        """Log what falls due at this step, and let callbacks have their say; at the last one everything is due."""
+        every = self.settings.eval_every
+        due = self._is_due(every, self.evaluated) or (last and every and self.step > self.evaluated)
+        evaluation = self._evaluate_now() if due else None
+        point = self._is_due(self._log_every, self.logged) or (last and self.step > self.logged)
+        values = {f"evaluation/{tag}": number for tag, number in evaluation.tags().items()} if evaluation else {}
+        if point:
+            values |= {tag: float(number) for tag, number in self._diagnostics().items()}
+            values |= {**self.episodes.take(), "time/steps_per_second": self._rate()}
+        for way, result in (results or {}).items():
+            values |= {"/".join(filter(None, ("final", way, tag))): number for tag, number in result.tags().items()}
+        if point or evaluation is not None:
+            for callback in self._callbacks:
+                if reason := callback(Point(self, values, evaluation)):
+                    self.stopped = self.stopped or (reason if isinstance(reason, str) else "a callback has ended it")
+        if values:
+            log.scalars(self.step, values)
+        if point and self._is_due(max(1, self.settings.steps // HISTOGRAM_POINTS), self.logged):
+            log.histograms(self.step, self._weights())
+        if values:
+            self.logged = self.step
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self, n_episodes: int = 20, seed: int | None = None) -> Returns | MonteCarlo:
+        """Evaluate what is learned so far in fresh episodes, in an environment of their own; it changes nothing.
+
+        Without a seed, they begin with other states at every step of the run.
+        """
+        seed = seed_for(self.settings.seed, "evaluation", self.step) if seed is None else seed
+        return self._timed(self.ways[0], n_episodes, seed, None)
+
+    def _timed(self, way: str, n_episodes: int, seed: int, recording: Recording | None) -> Returns | MonteCarlo:
+        """`_evaluate`, watched, and without counting its time as learning."""
+        begun = time.monotonic()
+        try:
+            with watched(self.settings.env, self.patience):
+                return self._evaluate(way, n_episodes, seed, recording, self._episode_is_done(n_episodes))
+        finally:
+            self._clock = (self._clock[0] + time.monotonic() - begun, self._clock[1])
+
+    def _episode_is_done(self, n_episodes: int) -> Callable[[int], None]:
+        def show(done: int) -> None:
+            self._progress(Status(self.step, self.settings.steps, self._rate(), {}, (done, n_episodes)))
+
+        return show
+
+    def _evaluate_now(self) -> Returns | MonteCarlo | None:
+        """The evaluation that falls due, its checkpoint kept if it is the best so far."""
+        result = None
+        try:
+            result = self.evaluate(self.settings.eval_episodes)
+        except ValueError as error:
+            if fault_of(error) is not None:
+                raise
+            self.notice(f"no evaluation at step {self.step:,}: {error}")
+        self.evaluated = self.step
+        if result is not None and result.score > self.best:
+            self.best = result.score
+            self.save(BEST_FILE)
+        return result
+
+    def _evaluate_at_the_end(self, n_episodes: int, recording: Recording | None) -> dict[str, Returns | MonteCarlo]:
+        results = {}
+        for way in self.ways if n_episodes else ():
+            try:
+                results[way] = self._timed(way, n_episodes, 1, recording if way == self.ways[0] else None)
+            except ValueError as error:
+                if fault_of(error) is not None:
+                    raise
+                self.notice(f"no evaluation: {error}")
+        return results
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -457,9 +525,12 @@ class Run(ABC, Generic[S]):
             left.unlink(missing_ok=True)
         for n, remark in enumerate(self.remarks):
             log.text(f"resumed at step {self.step}/{n}", remark, self.step)
+        origin = provenance.add(self.folder, self.step, self._command)
+        log.text(f"started at step {self.step}", f"```json\n{json.dumps(origin, indent=2)}\n```", self.step)
         if not self.resumed:
             log.text("settings", f"```json\n{settings}\n```")
             log.layout(self._charts())
+            log.hparams(asdict(self.settings))
             self.save()
         return log
 
@@ -482,11 +553,10 @@ class Run(ABC, Generic[S]):
         self.episodes.add(total, length)
 
 
-def norm_charts(name: str, **further: list[str]) -> dict[str, list[str]]:
-    """The charts of a network whose tags begin with a name: its norms, and further ones."""
-    return {title: [f"{name}/{tag}"] for title, tag in NORM_CHARTS.items()} | {
-        title.replace("_", " "): tags for title, tags in further.items()
-    }
+def weights_of(name: str, net: Network, w: np.ndarray) -> dict[str, np.ndarray]:
+    """The weights of each layer of a network, by tag."""
+    layers = zip(net.layer_names, net.bounds, net.bounds[1:], strict=False)
+    return {f"{name}/weights/{layer}": w[start:stop] for layer, start, stop in layers}
 
 
 def kind_of(path: Path) -> type[Run[Any]]:

@@ -17,6 +17,9 @@ from valueapprox.checks import positive, python_settings
 
 __all__ = ["RunSettings", "resumed_settings"]
 
+#: What may differ on a resume: how far a run goes, and how it is watched.
+CHANGEABLE = ("steps", "schedule_steps", "eval_every", "eval_episodes", "stop_at")
+
 
 @cache
 def _with_own(settings: Any, own: Any) -> Any:
@@ -65,6 +68,10 @@ class RunSettings:
     """Flatten observations that are neither Box nor Discrete into one vector."""
     log_every: int = 0
     """Steps between two points of the log; 0 for fifty points a run."""
+    eval_every: int = 0
+    """Steps between two evaluations in fresh episodes, in which nothing is learned; 0 for none."""
+    eval_episodes: int = 20
+    """Fresh episodes of such an evaluation."""
 
     #: Of the checkpoints of this kind of run.
     kind: ClassVar[str]
@@ -115,8 +122,9 @@ class RunSettings:
     def check(self) -> None:
         """Raise ValueError for what nobody else would notice."""
         positive("steps", self.steps)
-        for name in ("log_every", "schedule_steps", "seed"):
+        for name in ("log_every", "schedule_steps", "seed", "eval_every"):
             positive(name, getattr(self, name), at_least=0)
+        positive("eval_episodes", self.eval_episodes, at_least=2)
         self.own_of(self.agent)(**self.own())
 
     @property
@@ -143,9 +151,14 @@ class RunSettings:
         return {name: _parsed_argument(value) for name, value in self.env_args.items()}
 
     @classmethod
+    def names(cls, agent: str) -> list[str]:
+        """Names of all settings of a run of an agent."""
+        return [f.name for kind in (cls, cls.own_of(agent)) for f in fields(kind)]
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Settings as a checkpoint holds them."""
-        known = [*(f.name for f in fields(cls)), *(f.name for f in fields(cls.own_of(values.get("agent", cls.agent))))]
+        """Settings as a checkpoint or a configuration file holds them; what is not given is as by default."""
+        known = cls.names(values.get("agent", cls.agent))
         own = {name: value for name, value in values.items() if name in known}
         if isinstance(own.get("optimizer"), str):
             own["optimizer"] = own["optimizer"].replace("-", "_")  # as version 0.1 spelled them
@@ -178,10 +191,10 @@ def resumed_settings(settings: S | None, stored: S, notice: Callable[[str], None
     settings = settings.chosen()
     for name in ("agent", *(f.name for f in fields(stored))):  # with another agent other settings are others, too
         given, old = getattr(settings, name), getattr(stored, name)
-        if name not in ("steps", "schedule_steps") and given != old:
+        if name not in CHANGEABLE and given != old:
             raise ValueError(
-                f"{name} is {given!r}; expected {old!r}, as the run was started with it: only steps and "
-                "schedule_steps can change on a resume"
+                f"{name} is {given!r}; expected {old!r}, as the run was started with it: only "
+                f"{', '.join(CHANGEABLE[:-1])} and {CHANGEABLE[-1]} can change on a resume"
             )
     if (plan := settings.planned()) is not None:
         what, afterwards = plan

@@ -9,10 +9,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from valueapprox import DivergenceError, Intentional, ObGD
+from valueapprox import Intentional, ObGD
 from valueapprox.agents.base import Actor, ControlAgent
 from valueapprox.agents.choosing import outputs
-from valueapprox.agents.layout import BAD_INPUT, LARGEST, LEARNED, REWARD_SCALE, RUNNING, TIME, TIME_STEP
+from valueapprox.agents.layout import LEARNED, RUNNING
 from valueapprox.agents.policies import Policy, uniform
 from valueapprox.agents.spaces import Decoder
 from valueapprox.agents.stream import learn_from, value
@@ -73,7 +73,6 @@ class StreamTD(ControlAgent):
         self.policy = uniform(action_space) if policy is None else policy
         self.rng = np.random.default_rng(sequence(settings.get("seed", 0), "policy", 0))
         self._action: Any = None
-        self._scratch = self.first.net.scratch(), self.second.net.scratch()
 
     def _actions(self, action_space: gym.Space[Any]) -> Decoder:
         return Decoder(1, 0, np.zeros(0), lambda index, values: None)
@@ -93,41 +92,6 @@ class StreamTD(ControlAgent):
         if self._action is None:
             raise RuntimeError("no action is known: start and step return the policy's")
         return self._action
-
-    def value(self, observation: Any, elapsed: int | None = None) -> float:
-        """v at an observation, in the rewards' own unit, with the normalisers as they stand. Nothing changes.
-
-        Parameters
-        ----------
-        observation
-            As the environment gives it.
-        elapsed
-            With `time_limit`: the number of steps from the episode's start to this observation. None: as many as the
-            running episode has, or 0 where none runs.
-
-        Raises
-        ------
-        ValueError
-            If the observation is not finite.
-        DivergenceError
-            If the value is not.
-        """
-        memory = self.memory.copy()
-        if elapsed is not None:
-            memory[TIME] = elapsed * self.settings[TIME_STEP] - 0.5
-        elif not self.counts[RUNNING]:
-            memory[TIME] = -0.5
-        here, here_2 = self._scratch
-        status = self.act(
-            *(self._state(observation), True, self.settings, memory, self.counts, self.key, self._action_values),
-            *(self.sums, self.first.w, self.first.net.spec, here, self.second.w, self.second.net.spec, here_2),
-        )
-        if status == BAD_INPUT:
-            raise ValueError(f"the observation is {observation}; expected finite numbers up to {LARGEST:g}")
-        v = float(here[X, self.first.net.starts[-2]]) * (memory[REWARD_SCALE] or 1.0)
-        if not np.isfinite(v):
-            raise DivergenceError("the value is infinite or NaN")
-        return v
 
     def actor(self, seed: int = 0, greedy: bool = True) -> Actor:
         """Acts by the policy with random numbers of its own. `greedy` changes nothing."""

@@ -16,16 +16,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from valueapprox.agents.control_run import ControlRun, ControlSettings, complete
+from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.evaluation import Estimate, interval_of_mean
+from valueapprox.agents.several import LATEST, complete, draw_seeds
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
-from valueapprox.cli.charts import progress_bar
+from valueapprox.cli.charts import new_figure, progress_bar, save_figure
 from valueapprox.cli.pictures import POINTS, mean_returns, steps_axis
 from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line, plain
 from valueapprox.envs import compiled_world
 
-LATEST = 0.15  # a result at step t is the mean return of the training episodes that ended in its last 15 %
 WIDTH = 120  # of a table, also where the output goes to a file
 
 
@@ -307,26 +307,14 @@ def show_ablations(results: dict[str, dict[str, list[float]]]) -> None:
 
 def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
     """Learning curves: mean over seeds with its 95 % interval, and each seed thin behind it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = -(-len(chosen) // 4)
     columns = -(-len(chosen) // rows)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.4 * columns, 2.8 * rows)
     for place, (name, e) in enumerate(chosen.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
         steps = np.linspace(0, e.settings.steps, POINTS + 1)[1:]
         seeds = np.array([mean_returns(episodes, steps) for episodes in curves[name]])
-        for one in seeds:
-            there = np.isfinite(one)
-            axes.plot(steps[there], one[there], color="C0", alpha=0.2, linewidth=0.7)
-        complete_columns = np.isfinite(seeds).all(axis=0)
-        bands = [interval_of_mean(values) for values in seeds[:, complete_columns].T]
-        if bands:
-            means, lows, highs = np.array([(b.value, b.low, b.high) for b in bands]).T
-            axes.plot(steps[complete_columns], means, color="C0", linewidth=1.8)
-            axes.fill_between(steps[complete_columns], lows, highs, color="C0", alpha=0.25, linewidth=0)
+        draw_seeds(axes, steps, seeds, "C0")
         if not np.isfinite(seeds).any():
             axes.text(0.5, 0.5, "no episode ended", ha="center", transform=axes.transAxes, fontsize=9)
         axes.set_title(f"{e.settings.env}, {e.settings.agent}", fontsize=10)
@@ -335,7 +323,7 @@ def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str,
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     figure.suptitle("Return of training episodes: mean over seeds with its 95 % interval, and every seed", fontsize=11)
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    save_figure(figure, path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from valueapprox.agents import evaluation
+import valueapprox
+from valueapprox.agents import evaluation, several, verdict
 from valueapprox.agents.console import evaluation_table, returns_table, training_bar
 from valueapprox.agents.control_run import ControlRun, ControlSettings
-from valueapprox.agents.evaluation import Returns, evaluate
+from valueapprox.agents.evaluation import Recording
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
-from valueapprox.agents.run import CHECKPOINT_FILE, LAST_EPISODES, Report, kind_of, read_episodes
+from valueapprox.agents.report import LAST_EPISODES, Report, read_episodes
+from valueapprox.agents.run import CHECKPOINT_FILE, Run, kind_of
+from valueapprox.agents.training import kind_for, read_config, settings_from
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of
 from valueapprox.cli.charts import progress_bar
@@ -37,6 +40,7 @@ from valueapprox.cli.terminal import (
 from valueapprox.envs import WORLDS
 from valueapprox.files import folder_for
 from valueapprox.interrupts import PATIENCE
+from valueapprox.telemetry import read_metrics
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,18 @@ class Common:
     """Folder of the run; a new one in runs/ if not given."""
     resume: Path | None = None
     """Continue the run in this folder, bit for bit; of the other options only --steps may differ."""
+    config: Path | None = None
+    """Settings from this file, such as the settings.json of another run, or TOML; options given here come first."""
+    seeds: int = 1
+    """Runs of as many seeds, counted from --seed, each by itself; a table and a picture compare them."""
+    film: bool = True
+    """Show a film of the final policy in TensorBoard, where the environment can be drawn."""
     checkpoint_every: float = 30.0
     """Seconds between two checkpoints."""
     patience: float = PATIENCE
     """Seconds after which an environment that does not come back ends the run, saved; 0 waits without end."""
+    ray_address: str | None = None
+    """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
     quiet: bool = False
     """No progress bar; the summary only."""
 
@@ -67,6 +79,7 @@ class Train(Common):
       train.py --env MountainCar-v0 --policy random --workers 2
       train.py --env valueapprox/RandomWalk-v0 --agent td --lam 0.8 --hidden --no-bias --optimizer sgd --alpha 0.05
       train.py --resume runs/NAME [--steps MORE]
+      train.py --config runs/NAME/settings.json --seeds 10
 
     An agent as the first word leaves the options of the others out:
       train.py n-step --help
@@ -76,9 +89,7 @@ class Train(Common):
 
     settings: tyro.conf.OmitArgPrefixes[PredictionSettings] = field(default_factory=PredictionSettings)
     workers: int = 2
-    """Ray workers that collect experience; 0 for none. Changes the speed and not the result."""
-    ray_address: str | None = None
-    """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
+    """Ray workers that collect experience, or among which --seeds are dealt; 0 for none. Changes the speed alone."""
     episodes: int = 200
     """Fresh episodes that the learned values are compared with at the end; 0 for none."""
 
@@ -94,6 +105,8 @@ class Control(Common):
       train.py --env CartPole-v1 --agent stream-ac --steps 300000 --seed 0
       train.py --env Acrobot-v1 --agent sarsa --optimizer adaptive_obgd --lam 0.9
       train.py --env valueapprox/Pendulum-v1 --agent stream-ac --steps 1000000
+      train.py --agent stream-ac --eval-every 10000 --stop-at 475
+      train.py --agent stream-ac --seeds 10
       train.py --resume runs/NAME [--steps MORE]
 
     An agent as the first word leaves the options of the others out:
@@ -103,6 +116,8 @@ class Control(Common):
     """
 
     settings: tyro.conf.OmitArgPrefixes[ControlSettings] = field(default_factory=ControlSettings)
+    workers: int = 2
+    """Ray workers among which --seeds are dealt; 0 for none. One run alone needs none."""
     episodes: int = 20
     """Fresh episodes, greedy and sampled, in which the agent is evaluated at the end; 0 for none."""
 
@@ -117,28 +132,55 @@ def main(options: Train | Control) -> int:
     env = options.settings.env.replace("/", "-").replace(":", "-")
     with folder_for(options.resume or options.run_dir, f"{env}-{options.settings.agent}") as folder:
         announce_compile()
-        kind: Any = PredictionRun if isinstance(options, Train) else ControlRun
-        run = kind(options.settings, folder, resume=options.resume is not None, notice=note)
+        if options.seeds > 1:
+            return run_seeds(options, folder)
+        run = kind_for(options.settings.agent)(options.settings, folder, resume=options.resume is not None, notice=note)
         if run.step >= run.settings.steps:
             console.print(f"{plain(folder)} has learned its {run.step:,} steps; --steps MORE lets it go on.")
         if not options.quiet:
             for line in described(run):
                 console.print(line)
-        workers = (
-            {"n_workers": options.workers, "ray_address": options.ray_address} if isinstance(options, Train) else {}
-        )
         with training_bar(options.quiet) as show:
             report = run.train(
-                **workers, checkpoint_every=options.checkpoint_every, patience=options.patience, progress=show
+                options.workers if isinstance(options, Train) else 0,
+                ray_address=options.ray_address,
+                checkpoint_every=options.checkpoint_every,
+                patience=options.patience,
+                episodes=options.episodes,
+                recording=film_of(run) if options.film and options.episodes else None,
+                command=typed(*sys.argv[0].split(" "), *sys.argv[1:]),
+                progress=show,
             )
-        if isinstance(options, Train):
-            summarise(run, report, options)
-        else:
-            summarise_control(run, report, options)
+        summarise(run, report)
         return 128 + report.interrupted if report.interrupted else 0
 
 
-def described(run: PredictionRun | ControlRun) -> list[str]:
+def run_seeds(options: Train | Control, folder: Path) -> int:
+    """Runs of several seeds, and what they have in common."""
+    if options.resume is not None:
+        raise ValueError("resume goes with one run; to go on with several seeds, give the same --run-dir again")
+    seeds = range(options.settings.seed, options.settings.seed + options.seeds)
+    runs = several.seed_runs(options.settings, folder, seeds)
+    if not options.quiet:
+        console.print(f"{plain(folder)}: seeds {seeds[0]} to {seeds[-1]} of {describe(options.settings)}")
+    with progress_bar("seeds", len(runs), options.quiet) as show:
+        several.complete_all(runs, options.workers, options.ray_address, options.episodes, show)
+    groups = several.group([folder])
+    for table in several.tables(groups):
+        console.print(table)
+    picture = several.picture(groups, folder / "seeds.png")
+    console.print(f"Runs     {plain(folder)}\nPicture  {plain(picture)}")
+    return 0
+
+
+def film_of(run: Run[Any]) -> Recording | None:
+    """What records the first steps of an episode at the end, where the environment can be drawn."""
+    if not (isinstance(run, ControlRun) and evaluation.can_be_drawn(run.env, run.settings)):
+        return None
+    return Recording(max_frames=200, every=2)
+
+
+def described(run: Run[Any]) -> list[str]:
     """What is about to be learned, and with which networks."""
     settings = run.settings
     head = f"[bold]{plain(settings.env)}[/]"
@@ -148,9 +190,8 @@ def described(run: PredictionRun | ControlRun) -> list[str]:
         head += f", policy {plain(task.policy)}{noise}"
         nets = [str(run.value_function.net)]
     else:
-        agent = run.agent
-        named = ((agent.name, agent.first), (agent.second_name, agent.second))
-        nets = [f"{name}: {learner.net}" for name, learner in named if name]
+        assert isinstance(run, ControlRun)
+        nets = [f"{name}: {learner.net}" for name, learner in run.agent.networks().items()]
     return [f"{head}, gamma {settings.gamma:g}: {describe(settings)}", *nets]
 
 
@@ -165,68 +206,61 @@ def describe(settings: PredictionSettings | ControlSettings) -> str:
     return f"{settings.agent}{own}, with {settings.optimizer}, alpha {alphas}"
 
 
-def summarise(run: PredictionRun, report: Report, options: Train) -> None:
-    """How good the values are, where everything lies, and what to type next."""
+def summarise(run: Run[Any], report: Report) -> None:
+    """How good it is and what that means, where everything lies, and what to type next."""
     settings, folder = run.settings, report.folder
-    summary: dict[str, object] = {"step": report.step, "seconds": report.seconds, "interrupted": report.interrupted > 0}
+    if report.stopped:
+        console.print(f"Ended at step {report.step:,}: {plain(report.stopped)}.")
     if not math.isnan(report.first_step_after):
+        of = f" in {report.n_episodes:,} episodes" if report.n_episodes is not None else ""
         console.print(
-            f"{'Interrupted after' if report.interrupted else 'Learned from'} {report.step:,} transitions in "
-            f"{report.seconds:.1f} s (first learning step after {report.first_step_after:.1f} s)."
+            f"{'Interrupted after' if report.interrupted else 'Learned from'} {report.step:,} transitions{of} "
+            f"({report.seconds:.1f} s, {report.steps_per_second:,.0f} steps/s; first learning step after "
+            f"{report.first_step_after:.1f} s)."
         )
+    summary: dict[str, Any] = {"step": report.step, "seconds": report.seconds, "interrupted": report.interrupted > 0}
+    summary |= {"stopped": report.stopped, "version": valueapprox.__version__}
+    title = f"{settings.env}: {describe(settings)}"
+    if run.lists_episodes:
+        episodes = read_episodes(folder)
+        sentences, picture = show_returns(run, report, episodes, summary), control_picture(folder, title, episodes)
+        again = ["--episodes", 50, "--gif", folder / "run.gif"]
+    else:
+        sentences, picture = show_values(run, report, summary), run_picture(folder, title)
+        again = ["--episodes", 1000]
+    for sentence in sentences:
+        console.print(plain(sentence))
+    summary["verdict"] = sentences
+    write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
+    where_it_lies(folder, picture, report.interrupted > 0, *again)
+
+
+def show_values(run: Run[Any], report: Report, summary: dict[str, Any]) -> list[str]:
+    """How good the values are, and in words."""
     if report.value_error is not None:
         summary["rmsve"] = report.value_error
         console.print(f"Exact error against the true values: RMSVE [bold]{report.value_error:.4g}[/]")
-    if options.episodes > 0 and not report.interrupted:
-        with progress_bar("evaluating", options.episodes, options.quiet) as advance:
-            try:
-                result = evaluation.monte_carlo(
-                    run.value_function, run.task, options.episodes, settings.seed, progress=advance, notice=note
-                )
-            except ValueError as error:
-                note(f"no evaluation: {error}")
-            else:
-                summary["monte_carlo"] = asdict(result)
-                console.print(evaluation_table(result))
-    write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
-    picture = run_picture(folder, f"{settings.env}: {describe(settings)}")
-    where_it_lies(folder, picture, report.interrupted > 0, "--episodes", 1000)
+    result: Any = report.evaluation.get("")
+    if result is not None:
+        summary["monte_carlo"] = asdict(result)
+        console.print(evaluation_table(result))
+    return verdict.of_values(result, read_metrics(report.folder))
 
 
-def summarise_control(run: ControlRun, report: Report, options: Control) -> None:
-    """How well it acts, the training curve, where everything lies, and what to type next."""
-    settings, folder = run.settings, report.folder
-    episodes = read_episodes(folder)
-    summary: dict[str, object] = {
-        "step": report.step,
-        "seconds": report.seconds,
-        "interrupted": report.interrupted > 0,
-        "n_episodes": len(episodes),
-        "mean_return_last_100": report.mean_return,
-    }
-    if report.seconds > 0 and report.steps_per_second > 0:
-        console.print(
-            f"{'Interrupted after' if report.interrupted else 'Learned from'} {report.step:,} transitions in "
-            f"{len(episodes):,} episodes ({report.seconds:.1f} s, {report.steps_per_second:,.0f} steps/s)."
-        )
+def show_returns(run: Run[Any], report: Report, episodes: list[dict[str, Any]], summary: dict[str, Any]) -> list[str]:
+    """How well the agent acts, with the training curve, and in words."""
+    summary |= {"n_episodes": len(episodes), "mean_return_last_100": report.mean_return}
     chart = return_chart(episodes, report.step, plain=not console.is_terminal)
     if chart:
         console.print(f"\nReturn of an episode\n{chart}\n")
     if report.mean_return is not None:
         n = min(LAST_EPISODES, len(episodes))
         console.print(f"Mean return of the last {n} episodes, while learning: [bold]{report.mean_return:,.5g}[/]")
-    if options.episodes > 0 and not report.interrupted:
-        results: dict[str, Returns] = {}
-        for name in ("greedy", "sampled"):
-            with progress_bar(f"evaluating, {name}", options.episodes, options.quiet) as advance:
-                results[name] = evaluate(
-                    run.agent, settings, options.episodes, greedy=name == "greedy", progress=advance, notice=note
-                )
+    results: Any = report.evaluation
+    if results:
         summary["evaluation"] = {name: asdict(result) for name, result in results.items()}
         console.print(returns_table(results))
-    write_whole(folder / "summary.json", lambda file: file.write(json.dumps(summary, indent=2).encode()))
-    picture = control_picture(folder, f"{settings.env}: {describe(settings)}", episodes)
-    where_it_lies(folder, picture, report.interrupted > 0, "--episodes", 50, "--gif", folder / "run.gif")
+    return verdict.of_returns(run.settings, report.step, episodes, results)
 
 
 def where_it_lies(folder: Path, picture: Path | None, interrupted: bool, *again: object) -> None:
@@ -239,6 +273,7 @@ def where_it_lies(folder: Path, picture: Path | None, interrupted: bool, *again:
         if interrupted
         else ("Evaluate again", plain(command("evaluate.py", folder, *again)))
     ]
+    rows += [("Use it in Python", plain(f"valueapprox.load({str(folder)!r})"))]
     console.print()
     for what, text in rows:
         if text:
@@ -284,9 +319,14 @@ def parse(arguments: list[str]) -> Train | Control:
     if word:
         agent, *rest = arguments
     stored = None
-    if resume is not None and not _asks_for_help(arguments):
-        path = Path(resume) / CHECKPOINT_FILE
-        stored = kind_of(path).stored_settings(resume)
+    config = _value("--config", arguments)
+    if resume is not None and config is not None:
+        raise ValueError(f"config is {config}; expected nothing with --resume, as a run knows its settings")
+    if (resume is not None or config is not None) and not _asks_for_help(arguments):
+        if resume is not None:
+            stored = kind_of(Path(resume) / CHECKPOINT_FILE).stored_settings(resume)
+        else:
+            stored = settings_from(read_config(str(config)))
         if word:
             rest = ["--agent", str(agent), *rest]
         agent = stored.agent

@@ -3,6 +3,9 @@
 Importing this loads NumPy and the kernels' compiler, and neither Ray, TensorBoard nor Gymnasium.
 """
 
+import importlib
+from typing import Any
+
 from valueapprox.checkpoint import CheckpointError
 from valueapprox.nn import twolayer
 from valueapprox.nn.network import Network
@@ -58,11 +61,22 @@ __all__ = [
     "fit",
     "gradient_flow",
     "linear",
+    "load",
     "losses",
     "regularizers",
     "risk",
     "risk_gradient",
+    "train",
     "twolayer",
 ]
 
 __version__ = "0.2.0"
+
+#: What needs Gymnasium is imported once it is asked for.
+_LATER = {"load": "valueapprox.agents.trained", "train": "valueapprox.agents.training"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'valueapprox' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)

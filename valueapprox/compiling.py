@@ -169,7 +169,7 @@ class _Closed(JITCodeLibrary):
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         for function in self._final_module.functions:
             if not function.is_declaration and not any(b"alwaysinline" in word for word in function.attributes):
-                # Numba's own, such as x ** 2 and max, are small: a call for each number keeps a sum from being vectors'.
+                # Numba's own, such as x ** 2 and max, are small; as calls they keep loops from being vectorised.
                 function.add_function_attribute("alwaysinline" if function.name.startswith(NUMBAS) else "noinline")
         if self.door:
             self._optimize_final_module()

@@ -15,10 +15,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
+from tensorboard.plugins.hparams.metadata import create_summary_metadata as hparams_metadata
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -26,10 +32,21 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from valueapprox.checkpoint import write_whole
 from valueapprox.files import FolderLock
 
-__all__ = ["METRICS_FILE", "RunLog", "hold", "read_metrics"]
+__all__ = ["METRICS_FILE", "RunLog", "hold", "network_charts", "read_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
 FLUSH_SECONDS = 2.0  # how late TensorBoard may see a number
+BINS = 30  # of a histogram
+
+#: What there may be of a network in the log, and the title of its chart.
+NETWORK_CHARTS = {
+    "grad_norm": "gradient norm per layer",
+    "trace_norm": "trace norm per layer",
+    "update_ratio": "update norm / weight norm per layer",
+    "weight_norm": "weight norm per layer",
+    "step_size": "step size",
+    "dead_units": "share of dead units per layer",
+}
 
 
 class RunLog:
@@ -104,6 +121,30 @@ class RunLog:
         """Show a text in TensorBoard's text tab."""
         self._add(step, text_pb(tag, markdown))
 
+    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Show how the numbers of arrays are distributed, by tag."""
+        for tag, array in arrays.items():
+            self._add(step, histogram_pb(tag, array[np.isfinite(array)], buckets=BINS))
+
+    def film(self, tag: str, gif: bytes, size: tuple[int, int], step: int = 0) -> None:
+        """Show an animated GIF of (width, height) pixels among TensorBoard's images."""
+        image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=gif)
+        self._add(step, Summary(value=[Summary.Value(tag=tag, image=image)]))
+
+    def hparams(self, settings: Mapping[str, Any]) -> None:
+        """Give TensorBoard's table of hyper-parameters this run's settings."""
+        plain = {
+            name: value if isinstance(value, bool | int | float) else json.dumps(value).strip('"')
+            for name, value in settings.items()
+        }
+        self._add(0, hparams_pb(plain, trial_id=str(self.folder.resolve()), start_time_secs=time.time()))
+
+    def hparams_done(self) -> None:
+        """Tell that table that the run has ended well."""
+        end = plugin_data_pb2.SessionEndInfo(status="STATUS_SUCCESS", end_time_secs=time.time())
+        metadata = hparams_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
+        self._add(0, Summary(value=[Summary.Value(tag=SESSION_END_INFO_TAG, metadata=metadata)]))
+
     def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
         """Lay out TensorBoard's custom scalars tab: category -> chart -> regular expressions for its tags."""
         layout = layout_pb2.Layout(
@@ -140,6 +181,11 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def network_charts(name: str, *tags: str) -> dict[str, list[str]]:
+    """The charts of a network whose tags begin with a name, all layers in one: of `NETWORK_CHARTS`, what it logs."""
+    return {NETWORK_CHARTS[tag]: [f"{name}/{tag}(/.*)?"] for tag in tags}
 
 
 def hold(folder: Path, notice: Callable[[str], None] = warnings.warn) -> FolderLock:

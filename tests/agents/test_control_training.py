@@ -19,7 +19,8 @@ from valueapprox.agents.base import ControlAgent
 from valueapprox.agents.control_run import AGENTS, ControlRun, ControlSettings
 from valueapprox.agents.evaluation import Recording, evaluate
 from valueapprox.agents.layout import DISCOUNTED, EPSILON_FIRST, EPSILON_LAST, EPSILON_STEPS
-from valueapprox.agents.run import CHECKPOINT_FILE, EPISODES_FILE, read_episodes
+from valueapprox.agents.report import EPISODES_FILE, read_episodes
+from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.cli import pictures
 from valueapprox.optim import OPTIMIZERS, Intentional, ObGD
 from valueapprox.telemetry import read_metrics

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from valueapprox.checkpoint import write_whole
+from valueapprox.cli.charts import new_figure, save_figure
 from valueapprox.telemetry import read_metrics
 
 __all__ = ["control_picture", "mean_returns", "return_chart", "run_picture", "steps_axis"]
@@ -18,7 +18,8 @@ __all__ = ["control_picture", "mean_returns", "return_chart", "run_picture", "st
 Panel = tuple[str, tuple[str, ...], str]
 
 PANELS: tuple[Panel, ...] = (
-    ("error", ("value/td_error/rms", "value/error/"), "linear"),
+    ("value error", ("value/error/", "evaluation/value_error"), "linear"),
+    ("TD error, root mean square", ("value/td_error/rms",), "linear"),
     ("gradient norm per layer", ("value/grad_norm/",), "log"),
     ("trace norm per layer", ("value/trace_norm/",), "log"),
     ("update norm / weight norm per layer", ("value/update_ratio/",), "log"),
@@ -30,7 +31,11 @@ CONTROL_PANELS: tuple[Panel, ...] = (
     ("h: gradient norm per layer", ("h/grad_norm/",), "log"),
     ("actor: entropy", ("actor/entropy",), "linear"),
 )
-NAMES = {"value/td_error/rms": "TD error, root mean square", "value/error/rmsve": "RMSVE, against the true values"}
+NAMES = {
+    **dict.fromkeys(("value/td_error/rms", "critic/td_error/rms"), "mean since the point before"),
+    "value/error/rmsve": "RMSVE, against the true values",
+    "evaluation/value_error": "in fresh episodes",
+}
 POINTS = 60  # of a curve of returns
 WINDOW = 20  # a point is the mean over a twentieth of the run
 MOST_TICKS = 9  # of an axis
@@ -39,7 +44,7 @@ BLOCKS, PLAIN_BLOCKS = " ▁▂▃▄▅▆▇█", " ...::::#"
 
 
 def run_picture(folder: str | Path, title: str) -> Path | None:
-    """Draw what the run logged, errors and per-layer norms over environment steps, into `run.png` of its folder.
+    """Draw what the run logged, value errors first, then norms by layer, into `run.png` of its folder.
 
     None if it logged nothing yet.
     """
@@ -52,9 +57,6 @@ def control_picture(folder: str | Path, title: str, episodes: Sequence[dict[str,
 
 
 def _draw(folder: str | Path, title: str, wanted: Sequence[Panel], episodes: Sequence[dict[str, Any]]) -> Path | None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second, which only pictures need
-    from matplotlib.figure import Figure
-
     metrics = read_metrics(folder)
     if not metrics:
         return None
@@ -67,14 +69,14 @@ def _draw(folder: str | Path, title: str, wanted: Sequence[Panel], episodes: Seq
         return None
     columns = 2 if n_panels > 1 else 1
     rows = -(-n_panels // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.0 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2 * columns, 3.0 * rows)
     figure.suptitle(title, fontsize=11)
     grid = figure.add_gridspec(rows, columns)
     places = [grid[i // columns, i % columns :] if i == n_panels - 1 else grid[i // columns, i % columns]
               for i in range(n_panels)]  # fmt: skip  # the last panel is as wide as the row has room
     if episodes:
-        _draw_returns(figure.add_subplot(places[0]), episodes, last)
+        evaluated = [(line["step"], line["evaluation/return"]) for line in metrics if "evaluation/return" in line]
+        _draw_returns(figure.add_subplot(places[0]), episodes, evaluated, last)
     for place, (name, lines, scale) in zip(places[first:], panels, strict=True):
         axes = figure.add_subplot(place)
         for tag, (steps, values) in lines.items():
@@ -87,7 +89,7 @@ def _draw(folder: str | Path, title: str, wanted: Sequence[Panel], episodes: Seq
         elif numbers.min() >= 0:
             axes.set_ylim(bottom=0)
     path = Path(folder) / "run.png"
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    save_figure(figure, path)
     return path
 
 
@@ -104,7 +106,9 @@ def _lines(
     return lines
 
 
-def _draw_returns(axes: Any, episodes: Sequence[dict[str, Any]], last: int) -> None:
+def _draw_returns(
+    axes: Any, episodes: Sequence[dict[str, Any]], evaluated: Sequence[tuple[int, float]], last: int
+) -> None:
     ends = np.array([episode["step"] for episode in episodes])
     returns = np.array([episode["return"] for episode in episodes], np.float64)
     axes.plot(ends, returns, ".", markersize=2, alpha=0.35, label="episode", rasterized=True)
@@ -114,6 +118,8 @@ def _draw_returns(axes: Any, episodes: Sequence[dict[str, Any]], last: int) -> N
     marker = "." if there.sum() <= FEW else None
     label = f"mean over the last {last / WINDOW:,.0f} steps"
     axes.plot(steps[there], means[there], marker=marker, linewidth=1.6, label=label)
+    if evaluated:
+        axes.plot(*zip(*evaluated, strict=True), marker="o", markersize=3, linewidth=1.2, label="evaluation, greedy")
     _finish(axes, "return of an episode", last)
 
 
