@@ -36,13 +36,6 @@ ACCEPTORS = 32  # connections that are accepted in a turn of the event loop
 SEND_BUFFER = 2**19  # bytes of an answer that the system keeps for each connection; by itself it may take megabytes
 MAX_TOKEN_FILE = 2**15  # bytes that are looked at
 WATCH_SECONDS = 1.0
-CHARTS = {
-    "gradient norm per layer": [r"value/grad_norm/.*"],
-    "trace norm per layer": [r"value/trace_norm/.*"],
-    "update / weight norm per layer": [r"value/update_ratio/.*"],
-    "weight norm per layer": [r"value/weight_norm/.*"],
-    "error": [r"value/td_error/rms.*"],
-}
 log = logging.getLogger("valueapprox.service")
 
 
@@ -192,14 +185,16 @@ class TelemetryLog:
     """
 
     def __init__(self, service: Service, folder: Path, seconds: float) -> None:
-        from valueapprox.telemetry import METRICS_FILE, RunLog
+        from valueapprox.telemetry import METRICS_FILE, RunLog, network_charts
 
         folder.mkdir(parents=True, exist_ok=True)
         self.service = service
         known = (folder / METRICS_FILE).exists()
         self._log = RunLog(folder, resume_step=service.version if known else None)
         if not known:
-            self._log.layout({"Value function": CHARTS})
+            errors = {"TD error": ["value/td_error/rms(/.*)?"]}
+            norms = network_charts("value", "grad_norm", "trace_norm", "update_ratio", "weight_norm")
+            self._log.layout({"Does it learn?": errors, "Value function": norms})
         self._version, self._when = service.version, time.monotonic()
         self._writer = Repeating("telemetry", seconds, self._try)
 

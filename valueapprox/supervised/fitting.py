@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sys
 import time
@@ -191,7 +192,7 @@ def fit(
 
     with (
         threadpool_limits(int(threads), "blas"),
-        _log(log, history, resume is not None) as write,
+        _log(log, history, resume is not None, validation is not None) as write,
         _bar(progress, epochs, max_iterations, run) as show,
     ):
         w[:] = history.last_w
@@ -463,13 +464,13 @@ def _hold_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
 
 @contextlib.contextmanager
 def _log(
-    log: str | Path | RunLog | None, history: History, resumed: bool
+    log: str | Path | RunLog | None, history: History, resumed: bool, validated: bool
 ) -> Iterator[Callable[[dict[str, float]], None]]:
     """Write rows to the log, if there is one."""
     if log is None:
         yield lambda values: None
         return
-    from valueapprox.telemetry import RunLog  # TensorBoard takes a second
+    from valueapprox.telemetry import RunLog, network_charts  # TensorBoard takes a second
 
     if isinstance(log, RunLog):
         yield lambda values: log.scalars(history.n_updates, values)
@@ -477,7 +478,13 @@ def _log(
     folder = Path(log)
     folder.mkdir(parents=True, exist_ok=True)
     with RunLog(folder, resume_step=history.n_updates if resumed else None) as own:
+        if not resumed:
+            loss = ["fit/loss", *(["fit/validation_loss"] if validated else [])]
+            own.layout({"Did it learn?": {"loss": loss}, "Network": network_charts("fit", "grad_norm", "step_size")})
+            own.text("settings", f"```json\n{json.dumps(history.settings, indent=2)}\n```")
+            own.hparams(history.settings)
         yield lambda values: own.scalars(history.n_updates, values)
+        own.hparams_done()
 
 
 @contextlib.contextmanager
