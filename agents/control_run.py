@@ -20,7 +20,7 @@ from valueapprox.agents.catalogue import AGENTS
 from valueapprox.agents.checked import Checked, close, fault_of, image_note, is_image
 from valueapprox.agents.control_loop import Chunk, CompiledLoop
 from valueapprox.agents.rollout import make_environment
-from valueapprox.agents.run import CHECKPOINT_FILE, NORMS_EVERY, Run, lost_wrappers, weights_of
+from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, NORMS_EVERY, Run, lost_wrappers, weights_of
 from valueapprox.agents.settings import RunSettings
 from valueapprox.checks import one_of, unit_interval
 from valueapprox.interrupts import watched
@@ -416,13 +416,12 @@ class ControlRun(Run[ControlSettings]):
 
     def _charts(self) -> dict[str, dict[str, list[str]]]:
         agent, settings = self.agent, self.settings
-        learned = {"return": ["episode/return", *(["evaluation/return"] if settings.eval_every else [])]}
-        learned["TD error"] = [f"{agent.name}/td_error/rms"]
+        learned = {title: LEARNED_CHARTS[title] for title in ("return", "TD error")}
         if agent.learns_policy:
             learned["entropy of the policy"] = ["actor/entropy"]
         else:
             learned["exploration"] = ["agent/epsilon"]
-        charts = {"Did it learn?": learned | {"steps per second": ["time/steps_per_second"]}}
+        charts = {"Did it learn?": learned | {"steps per second": LEARNED_CHARTS["steps per second"]}}
         for name, learner in agent.networks().items():
             tags = ["grad_norm", "trace_norm", "update_ratio", "weight_norm"]
             tags += ["step_size"] if isinstance(learner.optimizer, GlobalOptimizer | TraceOptimizer) else []

@@ -24,7 +24,7 @@ from valueapprox.agents.rollout import (
     make_rollout,
     resolved_id,
 )
-from valueapprox.agents.run import CHECKPOINT_FILE, NORMS_EVERY, Run, lost_wrappers, weights_of
+from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, NORMS_EVERY, Run, lost_wrappers, weights_of
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive
@@ -392,15 +392,12 @@ class PredictionRun(Run[PredictionSettings]):
         )
 
     def _charts(self) -> dict[str, dict[str, list[str]]]:
-        learned = {}
-        errors = ["value/error/rmsve"] if self.known is not None else []
-        errors += ["evaluation/value_error"] if self.settings.eval_every else []
-        if errors:
-            learned["value error"] = errors
-        learned |= {"TD error": ["value/td_error/rms"], "steps per second": ["time/steps_per_second"]}
+        learned = dict(LEARNED_CHARTS)
+        if self.known is not None or self.settings.eval_every:
+            learned = {"value error": ["value/error/rmsve", "evaluation/value_error"], **learned}
         traces = ["trace_norm"] if METHODS[self.settings.agent].has_trace else []
         network = network_charts("value", "grad_norm", *traces, "update_ratio", "weight_norm")
-        return {"Did it learn?": learned | {"return of the policy": ["episode/return"]}, "Value function": network}
+        return {"Did it learn?": learned, "Value": network}
 
 
 def _part(step: int, settings: PredictionSettings) -> list[int]:

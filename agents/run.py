@@ -42,6 +42,12 @@ BEST_FILE = "best.npz"  # the checkpoint of the best evaluation, where there are
 SETTINGS_FILE = "settings.json"
 NORMS_EVERY = 64  # updates between two whose norms are measured: costs about 1 %
 LOG_POINTS = 50  # of a run, by default
+#: The first charts in TensorBoard, which puts those of all runs that have the same tags into one.
+LEARNED_CHARTS = {
+    "return": ["episode/return", "evaluation/return"],
+    "TD error": ["(value|critic)/td_error/rms"],
+    "steps per second": ["time/steps_per_second"],
+}
 HISTOGRAM_POINTS = 10  # of a run, at which its weights are drawn
 
 S = TypeVar("S", bound=RunSettings)

@@ -32,7 +32,7 @@ def of_values(result: MonteCarlo | None, metrics: Sequence[Mapping[str, Any]]) -
             )
         else:
             chance = max(0.0, result.rmse.value**2 - result.value_error.value**2) / result.spread**2
-            possible = max(0.0, 1.0 - chance)
+            possible = max(0.0, explained, 1.0 - chance)  # both are estimates
             share = explained / possible if possible > 0.01 else math.nan
             sentences.append(
                 f"The values explain {max(explained, 0.0):.0%} of the variance of returns, of at most about "
@@ -43,8 +43,9 @@ def of_values(result: MonteCarlo | None, metrics: Sequence[Mapping[str, Any]]) -
             if abs(result.bias.value) > 0.1 * result.spread:
                 sentences.append(f"On average they are too {low}, by {abs(result.bias.value):.3g}.")
     errors = [line["value/td_error/rms"] for line in metrics if "value/td_error/rms" in line]
-    falling = len(errors) >= FEW and _fall(errors) > FALLING
-    if falling:
+    if share >= CLOSE:
+        return sentences
+    if len(errors) >= FEW and _fall(errors) > FALLING:
         sentences.append(
             f"The TD error was still falling, by {_fall(errors):.0%} over the last fifth: take more steps."
         )

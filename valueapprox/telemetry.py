@@ -137,7 +137,8 @@ class RunLog:
             name: value if isinstance(value, bool | int | float) else json.dumps(value).strip('"')
             for name, value in settings.items()
         }
-        self._add(0, hparams_pb(plain, trial_id=str(self.folder.resolve()), start_time_secs=time.time()))
+        trial = "/".join(self.folder.resolve().parts[-2:])
+        self._add(0, hparams_pb(plain, trial_id=trial, start_time_secs=time.time()))
 
     def hparams_done(self) -> None:
         """Tell that table that the run has ended well."""
