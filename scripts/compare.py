@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from valueapprox.agents import several
+from valueapprox.cli.charts import print_wide
 from valueapprox.cli.terminal import command_line, console, errors_in_one_line, plain
 
 
@@ -33,7 +34,7 @@ def main(options: Compare) -> int:
         raise ValueError("no run is named; expected folders, such as runs/a runs/b")
     groups = several.group(options.runs)
     for table in several.tables(groups):
-        console.print(table)
+        print_wide(table)
     console.print(f"Curves  {plain(several.picture(groups, options.picture))}")
     return 0
 

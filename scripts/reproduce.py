@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import tyro
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from valueapprox.agents.control_run import ControlRun, ControlSettings
@@ -21,12 +20,10 @@ from valueapprox.agents.evaluation import Estimate, interval_of_mean
 from valueapprox.agents.several import LATEST, complete, draw_seeds
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
-from valueapprox.cli.charts import new_figure, progress_bar, save_figure
+from valueapprox.cli.charts import new_figure, print_wide, progress_bar, save_figure
 from valueapprox.cli.pictures import POINTS, mean_returns, steps_axis
 from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line, plain
 from valueapprox.envs import compiled_world
-
-WIDTH = 120  # of a table, also where the output goes to a file
 
 
 @dataclass(frozen=True)
@@ -278,7 +275,7 @@ def show_results(chosen: dict[str, Experiment], results: dict[str, dict[str, lis
             returns = results[name][str(mark)]
             stuck = n_stuck(returns, e) if e.stuck > -math.inf else ""
             table.add_row(e.settings.env, e.settings.agent, f"{mark:,}", *shown(returns), stuck, known.strip())
-    Console(width=max(console.width, WIDTH), highlight=False).print(table)
+    print_wide(table)
     for e in chosen.values():
         console.print(plain(f"{e.command()} --seed 0"))
 
@@ -302,7 +299,7 @@ def show_ablations(results: dict[str, dict[str, list[float]]]) -> None:
             (returns,) = results[f"{world} | {change}"].values()
             cells.append("; ".join([*shown(returns), *([n_stuck(returns, e)] if e.stuck > -math.inf else [])]))
         table.add_row(change, *cells)
-    Console(width=max(console.width, WIDTH), highlight=False).print(table)
+    print_wide(table)
 
 
 def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:

@@ -25,7 +25,7 @@ from valueapprox.agents.run import CHECKPOINT_FILE, Run, kind_of
 from valueapprox.agents.training import kind_for, read_config, settings_from
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of
-from valueapprox.cli.charts import progress_bar
+from valueapprox.cli.charts import print_wide, progress_bar
 from valueapprox.cli.pictures import control_picture, return_chart, run_picture
 from valueapprox.cli.terminal import (
     announce_compile,
@@ -167,7 +167,7 @@ def run_seeds(options: Train | Control, folder: Path) -> int:
         several.complete_all(runs, options.workers, options.ray_address, options.episodes, show)
     groups = several.group([folder])
     for table in several.tables(groups):
-        console.print(table)
+        print_wide(table)
     picture = several.picture(groups, folder / "seeds.png")
     console.print(f"Runs     {plain(folder)}\nPicture  {plain(picture)}")
     return 0

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from valueapprox.checkpoint import write_whole
 from valueapprox.cli.terminal import console
 
-__all__ = ["new_figure", "new_table", "progress_bar", "save_figure"]
+__all__ = ["new_figure", "new_table", "print_wide", "progress_bar", "save_figure"]
+
+WIDTH = 120  # of a table of many columns
 
 
 def new_figure(width: float, height: float, **options: Any) -> Any:
@@ -41,6 +44,11 @@ def new_table(title: str | None, names: Sequence[str], numbers: Iterable[str], *
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def print_wide(table: Table) -> None:
+    """Print a table of many columns: in full also where the output goes to a file."""
+    Console(width=max(console.width, WIDTH), highlight=False).print(table)
 
 
 @contextmanager
