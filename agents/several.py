@@ -140,20 +140,24 @@ def group(paths: Sequence[Path]) -> list[Group]:
             run = read_run(folder if folder.is_dir() else folder.parent)
             settings = {name: value for name, value in run.settings.items() if name not in WATCHING}
             groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
-    named = [json.loads(key) for key in groups]
-    return [Group(_name(settings, named, runs), runs) for settings, runs in zip(named, groups.values(), strict=True)]
+    names = _names([json.loads(key) for key in groups], list(groups.values()))
+    return [Group(name, runs) for name, runs in zip(names, groups.values(), strict=True)]
 
 
-def _name(settings: dict[str, Any], others: Sequence[dict[str, Any]], runs: Sequence[Log]) -> str:
-    """What tells a group from the others: the settings in which they differ, if these are not too many."""
-    differing = [name for name in settings if any(other.get(name) != settings[name] for other in others)]
-    if 0 < len(differing) <= 4:
-        return ", ".join(
-            str(settings[name]) if name in ("env", "agent") else f"{name} {_shown(settings[name])}"
-            for name in differing
-        )
-    folder = runs[0].folder
-    return folder.parent.name if len(runs) > 1 else folder.name
+def _names(settings: Sequence[dict[str, Any]], runs: Sequence[list[Log]]) -> list[str]:
+    """What tells groups apart: environment and agent, if these do, or else the few settings in which they differ."""
+    shared = [name for name in settings[0] if all(name in other for other in settings)]
+    plain = [name for name in shared if not any(isinstance(other[name], dict) for other in settings)]
+    differing = [name for name in plain if len({str(other[name]) for other in settings}) > 1]
+    heads = [name for name in ("env", "agent") if name in differing]
+    for chosen in (heads, differing):
+        names = [
+            ", ".join(str(s[name]) if name in heads else f"{name} {_shown(s[name])}" for name in chosen)
+            for s in settings
+        ]
+        if 0 < len(chosen) <= 4 and len(set(names)) == len(names):
+            return names
+    return [logs[0].folder.parent.name if len(logs) > 1 else logs[0].folder.name for logs in runs]
 
 
 def _shown(value: Any) -> str:
