@@ -167,7 +167,7 @@ class ControlAgent:
     scale_rewards
         Divide rewards by the running standard deviation of their discounted sums. While these are all equal rewards
         stay as they are, where the published code divides them by 1e-4.
-    keep_values
+    rescale_outputs
         When that divisor changes, multiply the last layer of the value network, so that values in the rewards' own unit
         do not change (van Hasselt et al. 2016, arXiv 1602.07714, for a running target). Without it, as published, the
         first thousand steps are spent on values that the next step's unit makes wrong.
@@ -230,7 +230,7 @@ class ControlAgent:
         *,
         normalise_observations: bool = True,
         scale_rewards: bool = True,
-        keep_values: bool = True,
+        rescale_outputs: bool = True,
         time_limit: int | None = None,
         bootstrap_at_limit: bool = True,
         average_reward: float = 0.0,
@@ -291,7 +291,7 @@ class ControlAgent:
         settings[layout.TEMPERATURE] = temperature or 0.0
         settings[layout.AVERAGE_REWARD] = average_reward
         settings[layout.NORMALISE], settings[layout.SCALE] = normalise_observations, scale_rewards
-        settings[layout.KEEP_VALUES] = keep_values
+        settings[layout.RESCALE_OUTPUTS] = rescale_outputs
         settings[layout.TIME_STEP] = 0.0 if time_limit is None else 1.0 / positive("time_limit", time_limit)
         settings[layout.LIMIT_IS_TERMINAL] = not bootstrap_at_limit
         known = [f.name for f in dataclasses.fields(self.Settings)]
@@ -456,13 +456,13 @@ class ControlAgent:
         return int(self.counts[layout.STEPS])
 
     @property
-    def sample_every(self) -> int:
+    def norms_every(self) -> int:
         """Every how many steps the per-layer norms are measured for `diagnostics`; 0, as at first, is never."""
-        return int(self.settings[layout.SAMPLE_EVERY])
+        return int(self.settings[layout.NORMS_EVERY])
 
-    @sample_every.setter
-    def sample_every(self, steps: int) -> None:
-        self.settings[layout.SAMPLE_EVERY] = positive("sample_every", steps, at_least=0)
+    @norms_every.setter
+    def norms_every(self, steps: int) -> None:
+        self.settings[layout.NORMS_EVERY] = positive("norms_every", steps, at_least=0)
 
     def diagnostics(self) -> dict[str, float]:
         """Averages since the last call, by the log's tags: see docs/reference/tags.md."""

@@ -84,8 +84,8 @@ class ControlSettings(RunSettings):
     """Bring observations to mean 0 and variance 1 by their running statistics."""
     scale_rewards: bool = True
     """Divide rewards by the running standard deviation of their discounted sum."""
-    keep_values: bool = True
-    """When that divisor changes, keep values in the rewards' own unit as they are."""
+    rescale_outputs: bool = True
+    """When that divisor changes, rescale the outputs, so that values in the rewards' own unit stay (PopArt)."""
     stop_at: float | None = None
     """End the run once the mean return reaches this: of an evaluation, or without any, of the last 100 episodes."""
 
@@ -177,7 +177,7 @@ class ControlSettings(RunSettings):
             self.lam,
             normalise_observations=self.normalise_observations,
             scale_rewards=self.scale_rewards,
-            keep_values=self.keep_values,
+            rescale_outputs=self.rescale_outputs,
             time_limit=limit,
             bootstrap_at_limit=self.bootstrap_at_limit,
             average_reward=self.average_reward,
@@ -191,7 +191,7 @@ class ControlSettings(RunSettings):
             seed=self.seed,
             **self.own(),
         )
-        agent.sample_every = NORMS_EVERY
+        agent.norms_every = NORMS_EVERY
         return agent
 
     @classmethod

@@ -30,8 +30,8 @@ from valueapprox.nn.backprop import ROWS
     TIME_STEP,
     LIMIT_IS_TERMINAL,
     REGULARISE,
-    SAMPLE_EVERY,
-    KEEP_VALUES,
+    NORMS_EVERY,
+    RESCALE_OUTPUTS,
     PERSISTENCE,
     N_SETTINGS,
 ) = range(18)

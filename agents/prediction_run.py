@@ -150,11 +150,11 @@ class PredictionSettings(RunSettings):
             self.gamma,
             method=self.agent,
             seed=sequence(self.seed, "weights"),
-            scheme=self.init,
+            init=self.init,
             streams=self.envs,
             **self.own(),
         )
-        value_function.sample_every = NORMS_EVERY
+        value_function.norms_every = NORMS_EVERY
         return value_function
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import numpy as np
 
 from valueapprox.agents.rollout import resolved_id
+from valueapprox.checkpoint import under_new_names
 from valueapprox.checks import positive, python_settings
 
 __all__ = ["RunSettings", "resumed_settings"]
@@ -158,7 +159,7 @@ class RunSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Settings as a checkpoint or a configuration file holds them; what is not given is as by default."""
-        known = cls.names(values.get("agent", cls.agent))
+        values, known = under_new_names(values), cls.names(values.get("agent", cls.agent))
         own = {name: value for name, value in values.items() if name in known}
         if isinstance(own.get("optimizer"), str):
             own["optimizer"] = own["optimizer"].replace("-", "_")  # as version 0.1 spelled them

@@ -23,7 +23,6 @@ from valueapprox.agents.layout import (
     DRAWS,
     EXPLORING,
     GAMMA,
-    KEEP_VALUES,
     LAMBDA,
     LARGEST,
     LEARNED,
@@ -33,13 +32,14 @@ from valueapprox.agents.layout import (
     N_LEARNED,
     NO_EPISODE,
     NORMALISE,
+    NORMS_EVERY,
     OBSERVATIONS_SEEN,
+    RESCALE_OUTPUTS,
     REWARD_MEAN,
     REWARD_SCALE,
     REWARD_SPREAD,
     REWARDS_SEEN,
     RUNNING,
-    SAMPLE_EVERY,
     SCALAR_TRACE,
     SCALE,
     STATISTICS,
@@ -232,7 +232,7 @@ def learn(observation, reward, terminated, truncated, agent, first, second, work
     # A change of the reward's unit leaves values in the rewards' own as they are. The weights follow once delta is
     # known to be finite; the trace does not: it forgets faster than the unit changes.
     unit = 1.0
-    if settings[KEEP_VALUES] != 0.0 and old_scale > 0.0:
+    if settings[RESCALE_OUTPUTS] != 0.0 and old_scale > 0.0:
         unit = old_scale / memory[REWARD_SCALE]
         memory[MEAN_REWARD] *= unit
         memory[SCALAR_TRACE] *= unit
@@ -245,7 +245,7 @@ def learn(observation, reward, terminated, truncated, agent, first, second, work
         multiply(first.scratch_next[X], start, n, dtype(unit))
 
     discount = 0.0 if no_future else settings[GAMMA]
-    every = int(settings[SAMPLE_EVERY])
+    every = int(settings[NORMS_EVERY])
     sampled = every > 0 and counts[STEPS] % every == 0
     decay = settings[GAMMA] * settings[LAMBDA]
     transition = Transition(r - memory[MEAN_REWARD], reward, discount, decay, unit, taken, exploring, sampled)

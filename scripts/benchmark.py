@@ -52,7 +52,7 @@ from valueapprox.commands.contenders import (
 #: How far weights may lie from NumPy's, relative to the way that those went: ||w - w_numpy|| / ||w_numpy - w_0||.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-10}
 C_FLAGS = ("-O3", "-march=native")
-SAMPLE_EVERY, LOGGING_COST = 64, 0.05  # the log's norms: the default interval, and what they may cost
+NORMS_EVERY, LOGGING_COST = 64, 0.05  # the log's norms: the default interval, and what they may cost
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -169,7 +169,7 @@ def updates(problems: list[Problem], folder: str, notes: list[str]) -> list[Cont
 
 def logging(problems: list[Problem], folder: str, notes: list[str]) -> list[Contender]:
     """Learning without the log's norms and with them; `updates` has checked the weights."""
-    return make.ours_loop(problems[0], SAMPLE_EVERY)
+    return make.ours_loop(problems[0], NORMS_EVERY)
 
 
 SECTIONS = {"updates": updates, "logging": logging}
@@ -272,7 +272,7 @@ def summary_table(results: list[Timings]) -> Table:
         without, sampled = timings.microseconds
         cost = timings.ratio(sampled, without) - 1.0
         verdict = "[green]holds[/]" if np.median(cost) < LOGGING_COST else "[red]above the bar[/]"
-        what = ("cost of the log's norms", f"every {SAMPLE_EVERY}")
+        what = ("cost of the log's norms", f"every {NORMS_EVERY}")
         percent = f"{spread(100 * cost)} %"
         table.add_row(*what, timings.network, timings.dtype, percent, f"under {100 * LOGGING_COST:g} %", verdict)
     return table

@@ -34,7 +34,7 @@ SHARES = {CHEETAH: 0.2, COMPILED: 10.0, TORCH: 0.1}
 TOLERANCE = {"float64": 1e-7, "float32": 1e-3}
 CHECKED_STEPS = 300
 #: What PyTorch's version is of: stream-ac as it was published, which need not be our default.
-PUBLISHED = {"agent": "stream-ac", "optimizer": "obgd", "keep_values": False, "persistence": 0.0}
+PUBLISHED = {"agent": "stream-ac", "optimizer": "obgd", "rescale_outputs": False, "persistence": 0.0}
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ def ours_loop(problem: Problem, *intervals: int) -> list[Contender]:
     """
     p, ours, r = problem, value_function(problem), problem.r.astype(np.float64)
 
-    def learn(sample_every: int) -> None:
-        ours.sample_every = sample_every
+    def learn(norms_every: int) -> None:
+        ours.norms_every = norms_every
         ours.learn_stream(p.s, r, p.s_next, p.terminated, p.truncated)
 
     return [

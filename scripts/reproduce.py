@@ -92,14 +92,18 @@ WORLDS = {
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "values not kept": {"keep_values": False},
+    "outputs not rescaled": {"rescale_outputs": False},
     "independent draws (persistence 0)": {"persistence": 0.0},
     "critic by ObGD": {"optimizer": "obgd"},
     "critic's alpha 0.1": {"alpha": 0.1},
     "critic's alpha 1": {"alpha": 1.0},
-    "kept values, persistence, critic: as published": {"keep_values": False, "persistence": 0.0, "optimizer": "obgd"},
+    "outputs, persistence, critic: as published": {
+        "rescale_outputs": False,
+        "persistence": 0.0,
+        "optimizer": "obgd",
+    },
     "the same, limit = end, time": {
-        "keep_values": False,
+        "rescale_outputs": False,
         "persistence": 0.0,
         "optimizer": "obgd",
         "bootstrap_at_limit": False,

@@ -420,7 +420,7 @@ def l1_and_l2(board: Board) -> None:
 
     def learned(regularizer: regularizers.Regularizer | None) -> tuple[np.ndarray, np.ndarray]:
         """The weights after 500 passes, and the second one over the last ten."""
-        w, path = net.init(seed=0, scheme="zeros"), []
+        w, path = net.init(seed=0, init="zeros"), []
 
         def remember(history: History) -> None:
             path.append(float(history.w[1]))
@@ -466,7 +466,7 @@ def note_004(board: Board) -> Numbers:
     rng = np.random.default_rng(0)
     S = rng.normal(size=(20, n))
     Y = np.column_stack([S[:, 0] * S[:, 1], S[:, 0] - S[:, 2]])
-    theta = net.init(seed=0, scheme="glorot_uniform")
+    theta = net.init(seed=0, init="glorot_uniform")
 
     def loss(theta: np.ndarray) -> float:
         return risk_gradient(net, theta, S, Y)[0]

@@ -45,7 +45,7 @@ def example(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("example", [0], indirect=True)
 def test_an_optimizer_is_one_file(example, tmp_path):
     lion = example.Lion(0.25, beta1=0.5, beta2=0.5)
-    v = ValueFunction(Network((2, 1), bias=False, dtype="float64"), lion, scheme="zeros")
+    v = ValueFunction(Network((2, 1), bias=False, dtype="float64"), lion, init="zeros")
     v.learn([1.0, -2.0], 1.0, [0.0, 0.0])  # u = (1, -2): w = (0.25, -0.25), m = (0.5, -1)
     np.testing.assert_array_equal(v.w, [0.25, -0.25])
     np.testing.assert_array_equal(v.state.moments, [[0.5, -1.0]])
@@ -152,7 +152,7 @@ def test_a_loss_is_one_file(example, tmp_path):
 @pytest.mark.parametrize("example", [4], indirect=True)
 def test_a_method_of_td_learning_is_one_file(example, tmp_path):
     net = Network((2, 1), bias=False, dtype="float64")
-    v = ValueFunction(net, SGD(0.5), 0.5, 1.0, method="bounded-td", bound=2.0, scheme="zeros")
+    v = ValueFunction(net, SGD(0.5), 0.5, 1.0, method="bounded-td", bound=2.0, init="zeros")
     assert v.learn([1.0, 0.0], 8.0, [0.0, 1.0]) == 8.0  # counts as 2: w = (1, 0), z = (1, 0)
     # delta = -1 - 0, z = (0.5, 1)
     assert v.learn([0.0, 1.0], -1.0, [0.0, 0.0], terminated=True) == -1.0

@@ -25,7 +25,7 @@ from valueapprox.checks import python_value
 
 __all__ = [
     "Checkpoint", "CheckpointError", "load", "must_be_finite", "read_array", "read_members", "save", "sync_folder",
-    "write_whole",
+    "under_new_names", "write_whole",
 ]  # fmt: skip
 
 FORMAT = "valueapprox-checkpoint"
@@ -34,6 +34,10 @@ META = "meta.json"  # arrays lie beside it as NAME.npy
 MAX_DIMENSIONS = 4
 MAX_TEXT = 1024  # characters of an entry
 KINDS = "fiubU"  # numbers, booleans and text
+
+
+#: Settings whose names have changed since version 0.1, in which older files have them.
+RENAMED = {"scheme": "init", "sample_every": "norms_every", "keep_values": "rescale_outputs"}
 
 
 class CheckpointError(Exception):
@@ -205,6 +209,11 @@ def _are_counts(shape: Any) -> bool:
 def _shown(dtype: np.dtype[Any]) -> str:
     text = str(dtype)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def under_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are called today, of a file of any version."""
+    return {RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def must_be_finite(arrays: Mapping[str, np.ndarray]) -> None:

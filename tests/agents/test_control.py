@@ -96,7 +96,7 @@ def test_an_actor_refuses_what_is_not_finite():
 @pytest.mark.parametrize("name", AGENTS)
 def test_measuring_changes_no_learned_bit(name, dtype):
     plain, measured = make(name, dtype=dtype), make(name, dtype=dtype)
-    measured.sample_every = 2
+    measured.norms_every = 2
     answers = [], []
     for call in life(80):
         answers[0].append(live(plain, [call]))
@@ -113,7 +113,7 @@ def test_measuring_changes_no_learned_bit(name, dtype):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_tags_of_the_log(name):
     agent = make(name)
-    agent.sample_every = 1
+    agent.norms_every = 1
     live(agent, life(20))
     shown = agent.diagnostics()
     layers = [f"{tag}/{l}" for tag in ("grad_norm", "trace_norm", "update_ratio", "weight_norm") for l in "AB"]
@@ -138,7 +138,7 @@ def test_the_tags_of_the_log(name):
 
 def test_the_norms_of_h_are_in_the_log():
     agent = make("qrc")
-    agent.sample_every = 1
+    agent.norms_every = 1
     live(agent, life(20))
     assert {"h/grad_norm/A", "h/trace_norm/A", "h/update_ratio/A"} <= set(agent.diagnostics())
 
@@ -146,7 +146,7 @@ def test_the_norms_of_h_are_in_the_log():
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_numbers_of_the_log(name):
     agent = make(name, optimizer=ObGD(0.1), second_optimizer=ObGD(0.1), **PLAIN)
-    agent.sample_every = 1
+    agent.norms_every = 1
     first = "critic" if type(agent) is StreamAC else "value"
     for call in life(40):
         before, traced = agent.first.w.copy(), agent.first.z.copy()
@@ -171,15 +171,15 @@ def test_the_numbers_of_the_log(name):
 
 def test_every_second_step_is_measured_and_averages_begin_anew():
     agent = make("actor-critic")
-    agent.sample_every = 2
+    agent.norms_every = 2
     live(agent, life(10, ends=0.0))
     assert agent.first.stats[0, 3] == 5
     agent.diagnostics()
     assert not agent.first.stats.any()
     assert not agent.sums.any()
     assert not any("grad_norm" in tag for tag in agent.diagnostics())
-    with pytest.raises(ValueError, match="sample_every"):
-        agent.sample_every = -1
+    with pytest.raises(ValueError, match="norms_every"):
+        agent.norms_every = -1
 
 
 @pytest.mark.parametrize("kind", [StreamAC, StreamQ, Sarsa, ExpectedSarsa, QRC])

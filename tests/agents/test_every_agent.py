@@ -57,7 +57,7 @@ def test_learning_goes_on_bit_for_bit_in_the_middle_of_an_episode(name, through,
     calls = life(80, seed=1)
     cut = next(i for i in range(40, 80) if calls[i][0] == calls[i - 1][0] == "step") + 1
     whole, parted, again = (make(name, **settings) for _ in range(3))
-    whole.sample_every = parted.sample_every = again.sample_every = 3
+    whole.norms_every = parted.norms_every = again.norms_every = 3
     answers = live(whole, calls)
     live(parted, calls[:cut])
     live(again, life(17, seed=9))  # what it has learned so far must go without a trace
@@ -187,7 +187,7 @@ def test_a_refused_step_leaves_everything_as_it_was(name, optimizer):
     agent, twin = (make(name, dtype="float32", optimizer=EVERY_OPTIMIZER[optimizer](), time_limit=50) for _ in range(2))
     first, *rest = life(30, ends=0.0)
     for one in (agent, twin):
-        one.sample_every = 1
+        one.norms_every = 1
         live(one, [first, *rest])
         weights = one.first.w.copy()
         one.first.w[:] = 3e38
@@ -324,7 +324,7 @@ for kind, actions, own in (
     (ExpectedSarsa, three, {"temperature": 0.5}), (QRC, three, {}), (StreamTD, three, {}),
 ):
     agent = kind(space, actions, hidden=(4,), time_limit=9, dtype="float64", init="lecun_normal", seed=1, **own)
-    agent.sample_every = 2
+    agent.norms_every = 2
     rng = np.random.default_rng(0)
     agent.start(rng.normal(size=2))
     for t in range(1, 31):

@@ -77,7 +77,7 @@ def test_values_in_the_rewards_own_unit_outlast_a_change_of_the_unit(name):
         values.append(agent.first.net.forward(agent.first.w, s) * (agent.memory[kernels.REWARD_SCALE] or 1.0))
     assert agent.memory[kernels.REWARD_SCALE] == pytest.approx(np.std([2.0, 5.0, 22.5], ddof=1))
     np.testing.assert_allclose(values[2], values[1], rtol=1e-12)
-    without = make(name, hidden=(4,), gamma=0.5, keep_values=False, optimizer=SGD(0.0), second_optimizer=SGD(0.0))
+    without = make(name, hidden=(4,), gamma=0.5, rescale_outputs=False, optimizer=SGD(0.0), second_optimizer=SGD(0.0))
     before = without.first.w.copy()
     live(without, [("start", s), ("step", 2.0, s), ("step", 4.0, s), ("step", 20.0, s)])
     np.testing.assert_array_equal(without.first.w, before)

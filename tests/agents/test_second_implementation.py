@@ -73,7 +73,7 @@ class Twin:
         if not self.settings.get("scale_rewards", True) or len(self.returns) < 2:
             return reward
         before, self.scale = self.scale, math.sqrt(np.var(self.returns, ddof=1) + 1e-8)
-        if before is not None and self.settings.get("keep_values", True):
+        if before is not None and self.settings.get("rescale_outputs", True):
             unit = before / self.scale
             for net, w in ((self.net, self.w), (self.net_2, self.w_2)):
                 if net is self.net or self.kind is QRC:
@@ -156,7 +156,7 @@ OPTIMIZERS = {
     ),
     "sgd, values not kept": (
         *(SGD(0.01), SGD(0.01), sgd(0.01), sgd(0.01)),
-        {"activation": "tanh", "layer_norm": False, "keep_values": False},
+        {"activation": "tanh", "layer_norm": False, "rescale_outputs": False},
     ),
 }
 

@@ -145,9 +145,9 @@ def test_a_limit_bootstraps_from_the_final_observation_and_not_from_the_next_sta
 @pytest.mark.parametrize("name", AGENTS)
 def test_what_the_second_episode_brings_reaches_no_state_of_the_first(name, terminated):
     # Linear in one-hot states: weights of states 0 to 2 are touched in the first episode alone.
-    # (All values change when the reward's unit does: `keep_values`.)
+    # (All values change when the reward's unit does: `rescale_outputs`.)
     own = {"regularise": 0.0} if "qrc" in name else {}
-    agent = make(name, spaces.Discrete(6), hidden=(), keep_values=False, **own)
+    agent = make(name, spaces.Discrete(6), hidden=(), rescale_outputs=False, **own)
     agent.settings[kernels.NORMALISE] = 0.0
     live(agent, [("start", 0), ("step", 1.0, 1), ("step", -2.0, 2), ("end", 3.0, 5, terminated)])
     learners = [agent.first, agent.second] if agent.second_name else [agent.first]

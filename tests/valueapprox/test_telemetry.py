@@ -155,7 +155,7 @@ def test_a_folder_without_log_has_no_metrics(tmp_path):
 @pytest.mark.parametrize(("hidden", "layers"), [((5,), ["A", "B"]), ((5, 3), ["W1", "W2", "W3"])])
 def test_tags_name_the_layers(hidden, layers):
     v = ValueFunction(Network((2, *hidden, 1)), lam=0.5)
-    v.sample_every = 1
+    v.norms_every = 1
     v.learn([1, 0], 1.0, [0, 1])
     names = {tag.rpartition("/")[2] for tag in v.diagnostics() if "norm/" in tag or "ratio/" in tag}
     assert names == set(layers)
@@ -168,7 +168,7 @@ def test_logged_norms_equal_recomputed_ones(hidden, optimizer, every):
     rng, gamma, lam, steps = np.random.default_rng(0), 0.9, 0.7, 9
     net = Network((3, *hidden, 1), dtype="float64")
     v = ValueFunction(net, optimizer, gamma, lam, seed=1)
-    v.sample_every = every
+    v.norms_every = every
     z = np.zeros_like(v.w)
     sums, deltas, n = {}, [], 0
     for t in range(steps):
@@ -195,7 +195,7 @@ def test_logged_norms_equal_recomputed_ones(hidden, optimizer, every):
 
 
 def test_averages_begin_anew_after_each_look():
-    v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), SGD(0.0), gamma=0.0, scheme="zeros")
+    v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), SGD(0.0), gamma=0.0, init="zeros")
     v.learn([1], 3.0, [1])
     assert v.diagnostics()["td_error/mean"] == 3.0
     v.learn([1], 5.0, [1])
@@ -206,7 +206,7 @@ def test_averages_begin_anew_after_each_look():
 def test_looking_changes_nothing_that_is_learned():
     def learn(every, look):
         v = ValueFunction(Network((2, 8, 1)), Adam(0.01), 0.9, 0.8)
-        v.sample_every = every
+        v.norms_every = every
         rng = np.random.default_rng(0)
         for _ in range(5):
             s = rng.normal(size=(11, 2))

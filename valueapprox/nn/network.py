@@ -292,9 +292,9 @@ class Network:
                 to_biases[...] = as_floats(f"b of layer {name}", biases, w.dtype, to_biases.shape)
         return w
 
-    def init(self, seed: int | np.random.SeedSequence | np.random.Generator, scheme: str = "he_normal") -> np.ndarray:
+    def init(self, seed: int | np.random.SeedSequence | np.random.Generator, init: str = "he_normal") -> np.ndarray:
         """Fresh weights w (P,) by one of `valueapprox.nn.initializers.INITIALISERS`; biases are zero."""
-        draw = INITIALISERS[one_of("scheme", scheme, INITIALISERS)]
+        draw = INITIALISERS[one_of("init", init, INITIALISERS)]
         rng = np.random.default_rng(seed)
         w = self._fresh()
         for weights, _ in self.unpack(w):

@@ -99,7 +99,7 @@ class Service:
 
     Examples
     --------
-    >>> service = Service(ServiceSettings(Network((2, 1), bias=False), discounts=(0.9,), scheme="zeros"))
+    >>> service = Service(ServiceSettings(Network((2, 1), bias=False), discounts=(0.9,), init="zeros"))
     >>> service.learn(Transitions.of("plant", 0, [1, 0], 1.0, [0, 1])).td_errors
     array([[1.]])
     >>> service.learn(Transitions.of("plant", 0, [1, 0], 1.0, [0, 1])).duplicates
@@ -132,7 +132,7 @@ class Service:
                 self._store.close()
                 raise
         self.notices: list[str] = [] if self._store is None else self._store.notices
-        self._state.learner.sample_every = settings.sample_every
+        self._state.learner.norms_every = settings.norms_every
         self._counts = dict.fromkeys(("learned", "duplicates", "rejected", "diverged", "refused"), 0)
         self._storage_error = ""
         self._broken: BaseException | None = None

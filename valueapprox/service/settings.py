@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from valueapprox.checkpoint import under_new_names
 from valueapprox.checks import one_of, positive, python_settings
 from valueapprox.nn.network import Network
 from valueapprox.optim import STREAM_ADAM, Optimizer
@@ -17,7 +18,7 @@ __all__ = ["ServiceSettings"]
 
 DURABILITIES = ("every", "batch", "none")
 GAPS = ("reject", "cut")
-MAY_BE_ZERO = ("seed", "retain_bytes", "sample_every")
+MAY_BE_ZERO = ("seed", "retain_bytes", "norms_every")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ServiceSettings:
         Of the predictions; "0", "1", ... by default.
     separate
         One network for each prediction.
-    seed, scheme
+    seed, init
         Of the initial weights; see `Network.init`.
     durability
         "batch": all requests that wait share one write that is forced to disk; "every": each has its own; "none": no
@@ -59,7 +60,7 @@ class ServiceSettings:
         Size at which the journal continues in a new file.
     retain_bytes
         How much of the journal is kept that the last checkpoint covers.
-    sample_every
+    norms_every
         Every how many updates the per-layer norms are measured; 0 is never.
     read_only
         Refuse to learn. Other weights may still be loaded.
@@ -72,7 +73,7 @@ class ServiceSettings:
     names: tuple[str, ...] = ()
     separate: bool = False
     seed: int = 0
-    scheme: str = "he_normal"
+    init: str = "he_normal"
     durability: str = "batch"
     on_gap: str = "reject"
     max_streams: int = 256
@@ -84,7 +85,7 @@ class ServiceSettings:
     checkpoint_bytes: int = 256 * 2**20
     segment_bytes: int = 64 * 2**20
     retain_bytes: int = 0
-    sample_every: int = 100
+    norms_every: int = 100
     read_only: bool = False
 
     def __post_init__(self) -> None:
@@ -117,7 +118,7 @@ class ServiceSettings:
     def from_dict(cls, values: Mapping[str, Any]) -> ServiceSettings:
         """The settings that `as_dict` described."""
         net, optimizer = Network(**values["net"]), Optimizer.from_dict(values["optimizer"])
-        return cls(**{**values, "net": net, "optimizer": optimizer})
+        return cls(**{**under_new_names(values), "net": net, "optimizer": optimizer})
 
     def learner(self) -> Predictions:
         """A fresh learner."""
@@ -129,6 +130,6 @@ class ServiceSettings:
             names=self.names,
             separate=self.separate,
             seed=self.seed,
-            scheme=self.scheme,
+            init=self.init,
             streams=self.max_streams,
         )

@@ -58,13 +58,13 @@ class Learner:
         return int(self._count.flat[base.TRANSITIONS])
 
     @property
-    def sample_every(self) -> int:
+    def norms_every(self) -> int:
         """Every how many updates the per-layer norms are measured for `diagnostics`; 0, as at first, is never."""
         return int(self._hyper[self._norms_every])
 
-    @sample_every.setter
-    def sample_every(self, updates: int) -> None:
-        self._hyper[self._norms_every] = positive("sample_every", updates, at_least=0)
+    @norms_every.setter
+    def norms_every(self, updates: int) -> None:
+        self._hyper[self._norms_every] = positive("norms_every", updates, at_least=0)
 
     def _check_stream(self, stream: int) -> None:
         if stream not in range(self.streams):

@@ -6,7 +6,7 @@ w (m, P), moments (m, q, P), scalars (m, 5)   weights and the optimizer's state,
 count (m, 2)        updates of each network; in count[0, 1] the transitions learned
 traces (S, k, P)    one for each stream and prediction
 inward (S, k)       discounts of the transition that led into the stream's present state; at a start gamma_i
-hyper (13 + L + 2 + 2 k,)  the optimizer's hyper-parameters, then SAMPLE_EVERY and LIMIT, then lambda_i, then gamma_i
+hyper (13 + L + 2 + 2 k,)  the optimizer's hyper-parameters, then NORMS_EVERY and LIMIT, then lambda_i, then gamma_i
 stats (4, max(4, L)) and errors (2, k)   sums since the last log: rows as in `valueapprox.td.base`; delta and delta^2
 scratch (m, 5, N), v_next (k,), delta (k,), along (P,), squares (L,)   may be lost
 w_before, moments_before, scalars_before   as w, moments, scalars: what to return to if an update overflows
@@ -50,7 +50,7 @@ from valueapprox.td.base import (
     td_error,
 )
 
-SAMPLE_EVERY, LIMIT, FIRST_LAMBDA = range(3)  # entries of hyper behind those of the optimizer
+NORMS_EVERY, LIMIT, FIRST_LAMBDA = range(3)  # entries of hyper behind those of the optimizer
 
 # Of the optimizer.
 step, accumulate_and_step = placeholder("step"), placeholder("accumulate_and_step")
@@ -170,7 +170,7 @@ def learn_predictions(
     k, networks = traces.shape[1], w.shape[0]
     first_own = ALPHA + spec[LAYERS]
     first_lam = first_own + FIRST_LAMBDA
-    every = int(hyper[first_own + SAMPLE_EVERY])
+    every = int(hyper[first_own + NORMS_EVERY])
     for t in range(stream.size):
         place = stream[t]
         z = traces[place]

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from valueapprox import checkpoint
 from valueapprox.checks import aligned_zeros, as_floats, as_numbers, unit_interval
 from valueapprox.compiling import specialise
 from valueapprox.nn.network import Network
 from valueapprox.optim import Optimizer
 from valueapprox.td import base
 from valueapprox.td.learner import Learner, put
-from valueapprox.td.prediction_kernels import SAMPLE_EVERY, input_gradients, learn_predictions
+from valueapprox.td.prediction_kernels import NORMS_EVERY, input_gradients, learn_predictions
 
 __all__ = ["Learned", "Predictions"]
 
@@ -56,7 +57,7 @@ class Predictions(Learner):
         Of the predictions; "0", "1", ... by default.
     separate
         Whether every prediction has a network of its own.
-    seed, scheme
+    seed, init
         Of the initial weights; see `Network.init`.
     streams
         Number of sequences of experience, each with traces of its own.
@@ -66,7 +67,7 @@ class Predictions(Learner):
     Two horizons of one signal, linear, by hand: w = 0, so both deltas are 1, and alpha = 0.5 moves w by 0.5.
 
     >>> from valueapprox import SGD
-    >>> v = Predictions(Network((2, 2), bias=False, dtype="float64"), SGD(0.5), (0.0, 0.9), scheme="zeros")
+    >>> v = Predictions(Network((2, 2), bias=False, dtype="float64"), SGD(0.5), (0.0, 0.9), init="zeros")
     >>> v.learn(0, [[1, 0]], [[1, 1]], [[0, 1]]).td_errors
     array([[1., 1.]])
     >>> v.predict([1, 0])
@@ -83,7 +84,7 @@ class Predictions(Learner):
         names: Sequence[str] = (),
         separate: bool = False,
         seed: int | np.random.SeedSequence | np.random.Generator = 0,
-        scheme: str = "he_normal",
+        init: str = "he_normal",
         streams: int = 1,
     ) -> None:
         super().__init__(net, optimizer, streams)
@@ -108,12 +109,12 @@ class Predictions(Learner):
         networks, rng = (k if separate else 1), np.random.default_rng(seed)
         self._w = aligned_zeros((networks, net.size), self._dtype)
         for row in self._w:
-            row[:] = net.init(rng, scheme)
+            row[:] = net.init(rng, init)
         #: No weight grows beyond it: values of moderate states then stay finite.
         self.limit = float(np.finfo(self._dtype).max) ** (1 / (net.n_layers + 1))
         own = [0.0, self.limit, *self.lams, *self.discounts]
         hyper = self.optimizer.hyper(net.layer_names)
-        self._norms_every = hyper.size + SAMPLE_EVERY
+        self._norms_every = hyper.size + NORMS_EVERY
         self._hyper = np.concatenate([hyper, own])
         self._kernel = specialise(learn_predictions, **self.optimizer.kernels())
         self._discounts = np.array([self.discounts])
@@ -313,18 +314,18 @@ class Predictions(Learner):
             "names": list(self.names),
             "separate": self.separate,
             "streams": self.streams,
-            "sample_every": self.sample_every,
+            "norms_every": self.norms_every,
         }
         return arrays, settings
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Predictions:
         """The predictions that `state_dict` described; streams that it left out start without a trace."""
-        settings = dict(settings)
-        sample_every = settings.pop("sample_every")
+        settings = checkpoint.under_new_names(settings)
+        norms_every = settings.pop("norms_every")
         net, optimizer = Network(**settings.pop("net")), Optimizer.from_dict(settings.pop("optimizer"))
-        self = cls(net, optimizer, **settings, scheme="zeros")
-        self.sample_every = sample_every
+        self = cls(net, optimizer, **settings, init="zeros")
+        self.norms_every = norms_every
         own, _ = self.state_dict()
         for name in ("traces", "inward"):
             own[name] = own[name][: len(arrays[name])]

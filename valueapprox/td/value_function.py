@@ -54,7 +54,7 @@ class ValueFunction(Learner):
         "td" for TD(lambda); "n-step"; "monte-carlo", which learns when an episode ends; or any other of `td.METHODS`.
     seed
         Of the initial weights.
-    scheme
+    init
         How the initial weights are drawn; see `Network.init`.
     streams
         Number of independent sequences of experience, each with a trace (or queue) of its own, over one w.
@@ -66,7 +66,7 @@ class ValueFunction(Learner):
     A two-state chain, by hand: v(s) = w . s, w = (0, 0), r = 1, alpha = 0.5 moves w_0 by 0.5.
 
     >>> from valueapprox import SGD
-    >>> v = ValueFunction(Network((2, 1), bias=False, dtype="float64"), SGD(0.5), gamma=0.9, scheme="zeros")
+    >>> v = ValueFunction(Network((2, 1), bias=False, dtype="float64"), SGD(0.5), gamma=0.9, init="zeros")
     >>> v.learn([1, 0], 1.0, [0, 1])
     1.0
     >>> v.w
@@ -82,7 +82,7 @@ class ValueFunction(Learner):
         *,
         method: str = "td",
         seed: int | np.random.SeedSequence | np.random.Generator = 0,
-        scheme: str = "he_normal",
+        init: str = "he_normal",
         streams: int = 1,
         **settings: Any,
     ) -> None:
@@ -94,7 +94,7 @@ class ValueFunction(Learner):
             settings["lam"] = lam
         self._method = base.method_of(method, settings)
         self.method, self.lam = method, getattr(self._method, "lam", 0.0)
-        first = net.init(seed, scheme)
+        first = net.init(seed, init)
         self._w = aligned_zeros(first.shape, first.dtype)
         self._w[:] = first
         size = -(-first.size // CACHE_LINE) * CACHE_LINE
@@ -280,7 +280,7 @@ class ValueFunction(Learner):
     def diagnostics(self) -> dict[str, float]:
         """Averages since the last call, by the log's tags without their network: see docs/reference/tags.md.
 
-        Norms are sampled at every `sample_every`-th update; with 0, only those of weights and TD errors are there.
+        Norms are sampled at every `norms_every`-th update; with 0, only those of weights and TD errors are there.
         """
         totals, values = self._stats[base.TOTALS], dict[str, float]()
         if (seen := totals[base.N_TRANSITIONS]) > 0:
@@ -312,22 +312,22 @@ class ValueFunction(Learner):
             "method": self.method,
             **dataclasses.asdict(self._method),
             "streams": self.streams,
-            "sample_every": self.sample_every,
+            "norms_every": self.norms_every,
         }
         return arrays, settings
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> ValueFunction:
         """The value function that `state_dict` described."""
-        settings = dict(settings)
-        norms_every, method = settings.pop("sample_every"), settings["method"]
+        settings = checkpoint.under_new_names(settings)
+        norms_every, method = settings.pop("norms_every"), settings["method"]
         net, optimizer = Network(**settings.pop("net")), Optimizer.from_dict(settings.pop("optimizer"))
         if "memory_0" in arrays:  # of version 0.1, which wrote the settings of all methods
             arrays = {name.replace("memory_", "queue_"): array for name, array in arrays.items()}
             for name in {"lam", "n"} - set(base.settings_of(method)):
                 settings.pop(name, None)
-        self = cls(net, optimizer, **settings, scheme="zeros")
-        self.sample_every = norms_every
+        self = cls(net, optimizer, **settings, init="zeros")
+        self.norms_every = norms_every
         for i, queue in enumerate(self._queues):
             if queue.size and method == "monte-carlo":  # it may have grown for a long episode
                 self._queues[i] = np.zeros((max(len(queue), len(arrays[f"queue_{i}"])), queue.shape[1]), queue.dtype)

@@ -552,22 +552,22 @@ VARIANCES = {
 }
 
 
-@pytest.mark.parametrize(("scheme", "variance"), VARIANCES.items())
-def test_initial_weights_have_their_variance(scheme, variance):
+@pytest.mark.parametrize(("init", "variance"), VARIANCES.items())
+def test_initial_weights_have_their_variance(init, variance):
     # 120 000 draws: the standard error of the variance is sqrt(2 / 120 000) = 0.4 %, of the mean 0.3 % of std.
-    W, b = Network((N_IN, N_OUT), dtype="float64").unpack(Network((N_IN, N_OUT), dtype="float64").init(0, scheme))[0]
+    W, b = Network((N_IN, N_OUT), dtype="float64").unpack(Network((N_IN, N_OUT), dtype="float64").init(0, init))[0]
     assert W.var() == pytest.approx(variance, rel=0.02)
     assert abs(W.mean()) < 0.015 * np.sqrt(variance)
     assert not b.any()
     bound = np.sqrt(3 * variance)
-    if scheme.endswith("uniform"):
+    if init.endswith("uniform"):
         assert 0.999 * bound < np.abs(W).max() <= bound
     else:  # a normal distribution leaves 8.3 % outside of that bound
         assert (np.abs(W) > bound).mean() == pytest.approx(0.0833, abs=0.005)
 
 
 @pytest.mark.parametrize(
-    ("alias", "scheme"),
+    ("alias", "init"),
     [
         ("xavier_normal", "glorot_normal"),
         ("xavier_uniform", "glorot_uniform"),
@@ -577,9 +577,9 @@ def test_initial_weights_have_their_variance(scheme, variance):
         ("lecun", "lecun_normal"),
     ],
 )
-def test_other_names_of_initialisers(alias, scheme):
+def test_other_names_of_initialisers(alias, init):
     net = Network((5, 4, 1))
-    np.testing.assert_array_equal(net.init(1, alias), net.init(1, scheme))
+    np.testing.assert_array_equal(net.init(1, alias), net.init(1, init))
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(8, 3), (3, 8), (5, 5), (7, 1)])
@@ -597,13 +597,13 @@ def test_sparse_weights_keep_a_tenth_of_the_inputs_but_never_none():
         assert np.abs(W).max() <= 1 / np.sqrt(n_in)
 
 
-@pytest.mark.parametrize("scheme", INITIALISERS)
-def test_a_seed_fixes_the_weights_and_numpys_generator_is_left_alone(scheme):
+@pytest.mark.parametrize("init", INITIALISERS)
+def test_a_seed_fixes_the_weights_and_numpys_generator_is_left_alone(init):
     net = Network((12, 7, 3))
     before = repr(np.random.get_state())  # noqa: NPY002
-    w = net.init(3, scheme)
-    np.testing.assert_array_equal(w, net.init(np.random.default_rng(3), scheme))
-    assert scheme == "zeros" or not np.array_equal(w, net.init(4, scheme))
+    w = net.init(3, init)
+    np.testing.assert_array_equal(w, net.init(np.random.default_rng(3), init))
+    assert init == "zeros" or not np.array_equal(w, net.init(4, init))
     assert repr(np.random.get_state()) == before  # noqa: NPY002
 
 
@@ -683,7 +683,7 @@ W0 = NET.init(0)
         (lambda: NET.name(-1), ValueError, "index is -1"),
         (lambda: NET.name(0.5), ValueError, "index is 0.5"),
         (lambda: NET.fold(W0[1:]), ValueError, r"w has shape \(16,\)"),
-        (lambda: NET.init(0, "he_norml"), ValueError, "scheme is 'he_norml'; did you mean 'he_normal'"),
+        (lambda: NET.init(0, "he_norml"), ValueError, "init is 'he_norml'; did you mean 'he_normal'"),
     ],
 )
 def test_errors_name_the_argument_and_what_is_wanted(call, error, message):

@@ -152,7 +152,7 @@ def test_a_schedule_counts_updates_from_zero(fused):
     v = ValueFunction(
         Network((1, 1), dtype="float64"),
         SGD(0.5, schedule=InverseTime(1), clip_norm=None if fused else 1e30),
-        scheme="zeros",
+        init="zeros",
     )
     left = []
     for _ in range(3):
@@ -196,7 +196,7 @@ def test_both_clips_the_whole_first_then_the_layers():
 
 def test_clipping_in_learning_bounds_delta_times_trace():
     # u = delta z with delta = 10, z = grad v = (s, 1) = (3, 4, 1), of length sqrt(26); alpha 1 moves w by u / ||u||.
-    v = ValueFunction(Network((2, 1), dtype="float64"), SGD(1.0, clip_norm=1.0), scheme="zeros")
+    v = ValueFunction(Network((2, 1), dtype="float64"), SGD(1.0, clip_norm=1.0), init="zeros")
     v.learn([3.0, 4.0], 10.0, [0.0, 0.0], terminated=True)
     np.testing.assert_allclose(v.w, np.array([3, 4, 1]) / math.sqrt(26), rtol=1e-14)
 
@@ -299,7 +299,7 @@ def test_an_optimizer_of_one_s_own_is_learned_with_everywhere():
     # Version 0.1 took every code above 6 for one that has two moments, and wrote them outside of its arrays.
     rng = np.random.default_rng(0)
     states, rewards = rng.normal(size=(101, 3)), rng.normal(size=100)
-    v = ValueFunction(Network((3, 1), bias=False, dtype="float64"), Sign(0.25), lam=0.9, scheme="zeros")
+    v = ValueFunction(Network((3, 1), bias=False, dtype="float64"), Sign(0.25), lam=0.9, init="zeros")
     v.learn([1.0, -2.0, 3.0], 1.0, [0.0, 0.0, 0.0])
     np.testing.assert_array_equal(v.w, [0.25, -0.25, 0.25])
     v.learn_stream(states[:-1], rewards, states[1:], np.zeros(100, np.bool_))
@@ -325,7 +325,7 @@ def typed(w, z, start, stop, g, alpha, moments, t, hyper):
         names = {"kernel": kernel, "FACTOR": factor, "__name__": "__main__"}
         exec(compile(code, "<stdin>", "exec"), names)
         own = dataclass(frozen=True)(type("Typed", (Optimizer,), {"rule": names["typed"]}))
-        v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), own(0.25), scheme="zeros")
+        v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), own(0.25), init="zeros")
         v.learn([1.0], 1.0, [0.0], terminated=True)
         assert v.w.tolist() == [0.25 * factor]
 

@@ -125,7 +125,7 @@ def test_obgd_moves_the_weights_by_no_more_than_one_over_kappa(kappa):
 def test_obgd_by_hand():
     # y = 1, x = 10, w = 0, alpha = 0.1, kappa = 2: M = 0.1 * 2 * 1 * 10 = 2, a = 0.05, w = 0.05 * 1 * 10 = 0.5, and the
     # new prediction is 5: the bound does not forbid overshooting.
-    v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), ObGD(0.1, 2.0), scheme="zeros")
+    v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), ObGD(0.1, 2.0), init="zeros")
     assert v.learn([10.0], 1.0, [0.0], terminated=True) == 1.0
     assert v.predict([10.0]) == pytest.approx(5.0)
     assert v.state.scalars[SUM_OF_STEPS] == pytest.approx(0.05)
@@ -173,7 +173,7 @@ def test_intentional_updates_of_a_linear_value_are_normalised_lms():
 def test_the_variance_adjusted_step_is_bounded_by_the_clipped_error():
     # One input, gamma lambda = 0: v = g^2, so w moves by alpha clip(delta) g / (|g| + 0.1); for g = 3, delta = 7
     # by alpha 3 / 3.1. The default clips at 1.
-    v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), VarianceAdjusted(0.01), scheme="zeros")
+    v = ValueFunction(Network((1, 1), bias=False, dtype="float64"), VarianceAdjusted(0.01), init="zeros")
     v.learn([3.0], 7.0, [0.0], terminated=True)
     assert v.w[0] == pytest.approx(0.01 * 3 / 3.1)
 
@@ -198,7 +198,7 @@ def test_the_mean_of_undiscounted_gradients_by_hand():
     # One input, gamma = lambda = 1: z = 2, then 2 + 4 = 6; S = 4, then (4 + 16) / 2 = 10. With rms=False w moves by
     # alpha delta z / sqrt(S z^2) = alpha delta / sqrt(S): delta = 1 first, then 3 - 4 w.
     v = ValueFunction(
-        Network((1, 1), bias=False, dtype="float64"), Intentional(0.1, rms=False), gamma=1.0, lam=1.0, scheme="zeros"
+        Network((1, 1), bias=False, dtype="float64"), Intentional(0.1, rms=False), gamma=1.0, lam=1.0, init="zeros"
     )
     v.learn([2.0], 1.0, [0.0])
     assert v.w[0] == pytest.approx(0.1 / 2)

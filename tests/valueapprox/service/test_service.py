@@ -1145,14 +1145,14 @@ def test_states_that_are_not_finite_are_refused(service, bad):
 
 
 def test_diagnostics_can_be_read_by_many():
-    with Service(replace(SETTINGS, sample_every=1)) as service:
+    with Service(replace(SETTINGS, norms_every=1)) as service:
         service.learn(transitions("a", 0, 20))
         for _ in range(100):
             if "grad_norm/A" in service.diagnostics():
                 break
             threading.Event().wait(0.05)
         p = learner()
-        p.sample_every = 1
+        p.norms_every = 1
         p.learn(0, *rows(transitions("a", 0, 20)))
         expected = p.diagnostics()
         assert service.diagnostics() == expected
@@ -1165,7 +1165,7 @@ def test_diagnostics_can_be_read_by_many():
 
 def test_norms_are_shown_until_others_are_measured():
     # They are measured at updates 0, 2, ... here; a slow stream has seconds in which there is none of those.
-    with Service(replace(SETTINGS, sample_every=2)) as service:
+    with Service(replace(SETTINGS, norms_every=2)) as service:
         service.learn(transitions("a", 0, 1))
         wait_for(lambda: "grad_norm/B" in service.diagnostics())
         before = service.diagnostics()

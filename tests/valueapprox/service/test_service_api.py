@@ -33,7 +33,7 @@ FORM = "application/x-www-form-urlencoded"
 
 def make(folder=None, **changes):
     """A linear value function: alpha 0.5, gamma 0.9, no trace."""
-    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "scheme": "zeros"}
+    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "init": "zeros"}
     return Service(ServiceSettings(**{**plain, **changes}), folder)
 
 
@@ -396,7 +396,7 @@ def test_requests_that_come_together_share_one_forward_pass():
             self.passes += 1
             return super().values(states)
 
-    service = Counting(ServiceSettings(LINEAR, scheme="zeros"))
+    service = Counting(ServiceSettings(LINEAR, init="zeros"))
     service.load_weights([1.0, 2.0])
     with service, Running(service) as url:
         # Sent down one connection each before the server wakes up: they are read in one or few turns of its loop.
@@ -772,7 +772,7 @@ def test_a_full_queue_says_when_to_come_again():
             go.wait(20)
             super()._learn_group(group)
 
-    settings = ServiceSettings(LINEAR, scheme="zeros", max_queue=2)
+    settings = ServiceSettings(LINEAR, init="zeros", max_queue=2)
     with Held(settings) as service, Running(service) as url, concurrent.futures.ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(post, url, "/v1/transitions", transition(0))]
         assert entered.wait(10)

@@ -39,7 +39,7 @@ VALUES = request(b"POST", b"/v1/values", body=STATES)
 
 
 def make(net=None, **changes):
-    return Service(ServiceSettings(net or Network((2, 1), bias=False), SGD(0.5), scheme="zeros", **changes))
+    return Service(ServiceSettings(net or Network((2, 1), bias=False), SGD(0.5), init="zeros", **changes))
 
 
 @pytest.fixture(scope="module")
@@ -571,7 +571,7 @@ def test_a_body_counts_until_its_answer_is_there():
             time.sleep(0.5)
             return super().values(states)
 
-    settings = ServiceSettings(Network((2, 1), bias=False), scheme="zeros")
+    settings = ServiceSettings(Network((2, 1), bias=False), init="zeros")
     limits = Limits(max_body=2_000_000, max_reading=2_000_000)
     many = b'{"states": [' + b", ".join([b"[1, 2]"] * 60_000) + b"]}"  # 480 kB
     with Slow(settings) as service, Running(service, limits=limits) as url, \

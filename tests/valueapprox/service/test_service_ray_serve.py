@@ -22,7 +22,7 @@ ONE = Transitions.of("a", 0, [1.0, 0.0], 1.0, [0.0, 1.0])
 
 
 def make(**changes):
-    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "scheme": "zeros"}
+    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "init": "zeros"}
     return Service(ServiceSettings(**{**plain, **changes}))
 
 
@@ -87,7 +87,7 @@ def test_values_are_served_while_the_learner_is_away():
                 raise StorageError("gone")
             return super().version
 
-    learner = Away(ServiceSettings(LINEAR, scheme="zeros"), weights=[1.0, 2.0])
+    learner = Away(ServiceSettings(LINEAR, init="zeros"), weights=[1.0, 2.0])
     with learner:
         follower = Follower(learner, 0.02)
         with Running(follower) as url, Client(url, retries=0) as client:

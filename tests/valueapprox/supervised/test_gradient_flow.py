@@ -266,10 +266,10 @@ CLEAN = {
 @pytest.mark.parametrize("n_hidden", [1, 2, 5, 10])
 @pytest.mark.parametrize("kind", CLEAN)
 def test_a_clean_network_raises_no_alarm(kind, n_hidden):
-    options, scheme = CLEAN[kind]
+    options, init = CLEAN[kind]
     for width, seed in itertools.product((16, 64), range(15)):
         net = deep(n_hidden, width, **options)
-        found = diagnose(net, net.init(seed, scheme), S, Y)
+        found = diagnose(net, net.init(seed, init), S, Y)
         assert found.verdict == "healthy", (width, seed, str(found))
         assert "helps" not in found.sentence
         assert "dead" not in found.sentence
@@ -277,12 +277,12 @@ def test_a_clean_network_raises_no_alarm(kind, n_hidden):
 
 @pytest.mark.parametrize("kind", CLEAN)
 def test_nor_does_one_that_has_learned(kind):
-    options, scheme = CLEAN[kind]
+    options, init = CLEAN[kind]
     states = RNG.uniform(-1, 1, (300, 3))
     y = (np.hypot(states[:, 0], states[:, 1]) > 0.75).astype(float)
     for seed in range(3):
         net = deep(10, 32, output="sigmoid", **options)
-        w = net.init(seed, scheme)
+        w = net.init(seed, init)
         history = fit(net, w, states, y, loss="log_loss", optimizer=Adam(1e-3), epochs=50, seed=seed)
         assert history["loss"][-1] < 0.5  # 0.69 is chance
         found = diagnose(net, w, states, y, "log_loss")
@@ -297,11 +297,11 @@ def test_deep_sigmoids_vanish_and_their_cures_do_what_they_say():
         assert found.verdict == "vanishing"
         assert 0.15 < found.factor < 0.3  # about 1/4, the slope at 0
         assert "relu with he_normal weights, batch normalisation" in found.sentence
-        for cured, scheme in (
+        for cured, init in (
             (deep(10, 32, "relu"), "he_normal"),
             (deep(10, 32, "sigmoid", batch_norm=True), "glorot"),
         ):
-            assert diagnose(cured, cured.init(seed, scheme), S, Y).verdict == "healthy"
+            assert diagnose(cured, cured.init(seed, init), S, Y).verdict == "healthy"
 
 
 def test_large_weights_explode_and_their_cures_do_what_they_say():

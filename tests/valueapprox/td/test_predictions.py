@@ -61,7 +61,7 @@ def test_one_prediction_learns_as_a_value_function_does_bit_for_bit(optimizer, s
     net = Network((3, 8, 1), "tanh", layer_norm=True, dtype="float64")
     v = ValueFunction(net, optimizer, 0.9, 0.8, seed=3, streams=2)
     p = Predictions(net, optimizer, (0.9,), 0.8, separate=separate, seed=3, streams=2)
-    v.sample_every = p.sample_every = 7
+    v.norms_every = p.norms_every = 7
     stream, s, c, s_next, terminated, truncated = experience(120, streams=2)
     errors = [
         v.learn(s[t], c[t, 0], s_next[t], bool(terminated[t]), bool(truncated[t]), stream=int(stream[t]))
@@ -146,7 +146,7 @@ def test_two_horizons_of_one_linear_network_by_hand():
     # s = (1, 0), c = (2, 4):   delta = (2, 4),  z = e_0 for both,      w_1 = (1, 0),  w_2 = (2, 0)
     # s = (0, 1), c = (1, 1), s' = (1, 0): delta = (1 + 0.5 * 1, 1 + 1 * 2) = (1.5, 3);
     #   z_1 = (0.25, 1), z_2 = (0.5, 1):  w_1 = (1 + 0.1875, 0.75), w_2 = (2 + 0.75, 1.5)
-    p = Predictions(Network((2, 2), bias=False, dtype="float64"), SGD(0.5), (0.5, 1.0), 0.5, scheme="zeros")
+    p = Predictions(Network((2, 2), bias=False, dtype="float64"), SGD(0.5), (0.5, 1.0), 0.5, init="zeros")
     learned = p.learn(0, np.eye(2), [[2, 4], [1, 1]], [[0, 1], [1, 0]])
     np.testing.assert_allclose(learned.td_errors, [[2, 4], [1.5, 3]])
     # W[i, j] leads from input i to prediction j
@@ -235,7 +235,7 @@ def test_a_refused_update_leaves_everything_as_it_was_but_the_trace(optimizer, r
     # Separate networks: the first one has learned when the second one's update is found to overflow.
     p, twin = (Predictions(Network((3, 8, 1)), optimizer, (0.9, 0.5), 0.9, separate=True, streams=2) for _ in range(2))
     for learner in (p, twin):
-        learner.sample_every = 1
+        learner.norms_every = 1
         learner.learn(*experience(30, 2, streams=2))
     if reason == "weight":  # not this update, but the weights after it are beyond the limit
         p.w[1, -1] = twin.w[1, -1] = 1.1 * p.limit
@@ -263,7 +263,7 @@ def test_a_refused_update_leaves_everything_as_it_was_but_the_trace(optimizer, r
 
 
 def test_the_rest_of_a_batch_goes_on_after_a_divergence():
-    p = Predictions(Network((1, 1), bias=False), SGD(0.5), (0.0,), scheme="zeros")
+    p = Predictions(Network((1, 1), bias=False), SGD(0.5), (0.0,), init="zeros")
     learned = p.learn(0, [[1], [1], [1]], [[1], [1e30], [1]], [[0]] * 3)
     assert learned.status.tolist() == [td.LEARNED, td.DIVERGED, td.LEARNED]
     assert p.w[0, 0] == 0.75  # 0 -> 0.5 -> 0.75
@@ -290,8 +290,8 @@ def test_diagnostics_are_taken_over_all_predictions():
     # One linear layer, s = (3, 4): grad v_i = s in the column of i, so sqrt(2 * 25); the trace is that gradient.
     # delta = (1, 2), alpha = 0.1: dw = 0.1 * 5 * (1, 2) -> ||dw|| = 0.5 sqrt(5) = ||w||, from w = 0.
     net = Network((2, 2), bias=False, dtype="float64")
-    p = Predictions(net, SGD(0.1), (0.5, 0.9), names=("soon", "late"), scheme="zeros")
-    p.sample_every = 1
+    p = Predictions(net, SGD(0.1), (0.5, 0.9), names=("soon", "late"), init="zeros")
+    p.norms_every = 1
     p.learn(0, [[3, 4]], [[1, 2]], [[0, 0]])
     expected = {
         "td_error/mean/soon": 1,
@@ -311,7 +311,7 @@ def test_diagnostics_are_taken_over_all_predictions():
 def test_learning_goes_on_from_a_state_bit_for_bit(separate):
     net = Network((3, 6, 1 if separate else 2), dtype="float64")
     p = Predictions(net, Adam(), (0.5, 0.9), 0.8, names=("a", "b"), separate=separate, streams=4)
-    p.sample_every = 3
+    p.norms_every = 3
     p.learn(*experience(30, 2, streams=3))
     arrays, settings = p.state_dict(streams=3)  # the fourth was never used
     again = Predictions.from_state({name: array.copy() for name, array in arrays.items()}, settings)
@@ -442,7 +442,7 @@ s, c, s_next = rng.normal(size=(10, 3)), rng.normal(size=(10, 2)), rng.normal(si
 for separate in (False, True):
     net = Network((3, 4, 1 if separate else 2), dtype="float64")
     p = Predictions(net, Adam(), (0.5, 0.9), 0.8, separate=separate, streams=2)
-    p.sample_every = 2
+    p.norms_every = 2
     p.learn([0, 1] * 5, s, c, s_next, [0, 0, 0, 1, 0] * 2, [0, 0, 1, 0, 0] * 2)
     values += [*p.w.ravel(), *p.diagnostics().values(), *p.input_gradients(np.eye(3), 1).ravel()]
 """

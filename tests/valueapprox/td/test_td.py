@@ -14,7 +14,7 @@ METHODS = {"td": {"lam": 0.9}, "n-step": {"method": "n-step", "n": 3}, "monte-ca
 def linear(n_states, optimizer, *, gamma=0.9, **options):
     """v(s) = w . s: with one-hot states w is the table of values."""
     net = Network((n_states, 1), bias=False, dtype="float64")
-    return ValueFunction(net, optimizer, gamma=gamma, scheme="zeros", **options)
+    return ValueFunction(net, optimizer, gamma=gamma, init="zeros", **options)
 
 
 def stream(n_steps, n_inputs=3, seed=0, dtype=np.float64):
@@ -259,7 +259,7 @@ def test_one_call_for_a_stream_is_a_call_for_each_transition(method, optimizer, 
     # ... bit for bit, in pieces too; and looking at the norms changes nothing.
     net, data = Network((3, 8, 1), dtype=dtype), stream(600, dtype=dtype)
     one, many, looking = (ValueFunction(net, optimizer, seed=4, **METHODS[method]) for _ in range(3))
-    looking.sample_every = 7
+    looking.norms_every = 7
     deltas = [one.learn(*transition) for transition in zip(*data, strict=True)]
     np.testing.assert_array_equal(many.learn_stream(*[c[:250] for c in data]), deltas[:250])
     np.testing.assert_array_equal(many.learn_stream(*[c[250:] for c in data]), deltas[250:])
@@ -342,7 +342,7 @@ def test_cutting_the_trace_forgets_the_past_of_one_stream():
 def test_norms_are_those_of_the_gradient_the_trace_and_the_applied_update(sizes, bias):
     net = Network(sizes, "tanh", bias=bias, dtype="float64")
     v = ValueFunction(net, Adam(0.01), gamma=0.9, lam=0.8)
-    v.sample_every = 3
+    v.norms_every = 3
     s, r, s_next, _, _ = stream(9)
     sums, deltas = dict.fromkeys(("grad_norm", "trace_norm", "update_ratio"), 0.0), []
     for t in range(9):
@@ -371,7 +371,7 @@ def test_the_norm_of_the_trace_at_an_ending_is_from_before_the_cut():
     # z = 0.45 * (1, 0) + (0, 1): length sqrt(1 + 0.2025)
     v = linear(2, SGD(0.1), lam=0.5)
     v.learn([1, 0], 0.0, [0, 1])
-    v.sample_every = 1
+    v.norms_every = 1
     v.learn([0, 1], 1.0, [1, 0], terminated=True)
     assert v.diagnostics()["trace_norm/W1"] == pytest.approx(np.sqrt(1.2025))
 
@@ -380,7 +380,7 @@ def test_the_norm_of_the_trace_at_an_ending_is_from_before_the_cut():
 def test_other_methods_report_the_gradient_at_the_states_they_update(method):
     # Linear: the gradient is the state. States of lengths 5, 13, 1 in one episode, each updated once: mean 19/3.
     v = linear(2, SGD(0.01), **METHODS[method])
-    v.sample_every = 1
+    v.norms_every = 1
     states = np.array([[3.0, 4.0], [5.0, 12.0], [0.0, 1.0]])
     v.learn_stream(states, [1.0, 1.0, 1.0], states, [False, False, True])
     seen = v.diagnostics()
@@ -460,13 +460,13 @@ REFUSED = {
 def test_a_refused_update_leaves_everything_as_it_was(method, optimizer):
     v, twin = (
         ValueFunction(
-            Network((3, 5, 1), "sigmoid"), OPTIMIZERS[optimizer](), streams=2, scheme="lecun_normal", **METHODS[method]
+            Network((3, 5, 1), "sigmoid"), OPTIMIZERS[optimizer](), streams=2, init="lecun_normal", **METHODS[method]
         )
         for _ in range(2)
     )
     data = stream(40, dtype=np.float32)
     for learner in (v, twin):
-        learner.sample_every = 1
+        learner.norms_every = 1
         learner.learn_stream(*data, stream=1)
     weights = v.w.copy()
     for name, (transition, factor) in REFUSED.items():
@@ -510,7 +510,7 @@ def test_a_return_that_overflows_is_refused_and_can_be_tried_again(method, ended
 def test_of_many_updates_at_an_ending_all_are_made_or_none(method, optimizer):
     # The oldest state's update is fine and leaves weights so large that the value of the next one is infinite.
     v = ValueFunction(Network((2, 1), bias=False), OPTIMIZERS[optimizer](1e37), 1.0, **METHODS[method])
-    v.sample_every = 1
+    v.norms_every = 1
     v.learn([1, 1], 0.0, [0, 1])
     before = learned(v)
     with pytest.raises(DivergenceError, match="transition 2 "):

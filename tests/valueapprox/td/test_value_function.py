@@ -63,7 +63,7 @@ def test_learning_goes_on_from_a_file_bit_for_bit(method, optimizer, tmp_path):
     v = ValueFunction(
         Network((3, 8, 1), "tanh", layer_norm=True, dtype="float64"), optimizer, streams=2, **METHODS[method]
     )
-    v.sample_every = 4
+    v.norms_every = 4
     v.learn_stream(s[:10], r[:10], s_next[:10], ended[:10], stream=0)
     v.learn_stream(s[10:50], r[10:50], s_next[10:50], ended[10:50], stream=1)
     v.save(tmp_path / "v.npz")
@@ -129,7 +129,7 @@ def test_arrays_that_do_not_fit_are_refused(name, array, tmp_path):
 
 def test_numpy_scalars_in_the_settings_can_be_saved(tmp_path):
     v = value_function(gamma=np.float32(0.5), lam=np.float64(0.9))
-    v.sample_every = np.int64(10)
+    v.norms_every = np.int64(10)
     v.save(tmp_path / "v.npz")
     assert_equal_state(v, ValueFunction.load(tmp_path / "v.npz"))
 
@@ -302,7 +302,7 @@ def test_what_came_before_a_bad_transition_has_been_learned():
         ({"method": "n-step", "lam": 0, "n": INF}, "^n is inf"),
         ({"method": "n-step", "lam": 0, "n": "many"}, "^n is many"),
         ({"streams": 0}, "^streams is 0"),
-        ({"scheme": "he"[::-1]}, "^scheme is 'eh'"),
+        ({"init": "he"[::-1]}, "^init is 'eh'"),
         ({"net": Network((3, 2))}, "^net has 2 outputs"),
         ({"net": Network((3, 1), output="softmax")}, "^output is softmax; expected linear"),
     ],
@@ -344,7 +344,7 @@ def test_an_infinite_td_error_is_an_error_and_moves_nothing(method):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_learning_that_diverges_ends_in_a_divergence_error(dtype, optimizer):
     # v(s) = w, v(s') = 2 w, gamma = 1, r = 1: delta = 1 + w, and w grows without bound.
-    v = ValueFunction(Network((1, 1), bias=False, dtype=dtype), optimizer, gamma=1.0, scheme="zeros")
+    v = ValueFunction(Network((1, 1), bias=False, dtype=dtype), optimizer, gamma=1.0, init="zeros")
     s = np.ones((2000, 1))
     with pytest.raises(DivergenceError) as error, np.errstate(all="ignore"):
         v.learn_stream(s, s[:, 0], 2 * s, np.zeros(2000))
@@ -374,7 +374,7 @@ for i, method in enumerate(methods):
     for k, optimizer in enumerate(optimizers):
         net = Network((3, *[4] * (1 + k % 2), 1), hidden[(4 * i + k) % 7], "tanh", bool(i), k > 1, "float64")
         v = ValueFunction(net, optimizer, **method)
-        v.sample_every = 3
+        v.norms_every = 3
         values += v.learn_stream(s[:-1], r, s[1:], kind == 0, kind == 1).tolist()
         values += [*v.w.tolist(), v.predict(s[0]), *net.gradient(v.w, s[0]), *v.diagnostics().values()]
 """
