@@ -210,15 +210,27 @@ class Page:
         return self.wait(f"{self._find(selector)} && {{text: {self._find(selector)}.innerText}}")["text"]
 
     def click(self, selector: str) -> None:
-        """Click on the middle of an element, also of one in a shadow tree, once it is to be seen."""
-        x, y = self.wait(
-            f"(e => {{ if (!e || !e.checkVisibility()) return null;"
-            f" e.scrollIntoView({{block: 'center', behavior: 'instant'}});"
-            f" const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})"
-            f"({self._find(selector)})"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        """Click on the middle of an element, also of one in a shadow tree, once it is to be seen.
+
+        If the page moves it away meanwhile, or something lies over it, again.
+        """
+        deadline = time.monotonic() + SECONDS
+        heard: bool | None = False
+        while heard is False:  # afterwards there may be another document, which knows nothing of it
+            assert time.monotonic() < deadline, f"{selector} does not get the click; {self.problems}"
+            x, y = self.wait(
+                f"(e => {{ if (!e || !e.checkVisibility()) return null;"
+                f" e.scrollIntoView({{block: 'center', behavior: 'instant'}}); window.clickHeard = false;"
+                f" e.addEventListener('click', () => {{ window.clickHeard = true; }}, {{capture: true, once: true}});"
+                f" const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})"
+                f"({self._find(selector)})"
+            )
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            try:
+                heard = self.js("window.clickHeard")
+            except RuntimeError:  # it is between two documents
+                heard = None
 
     def type(self, selector: str, text: str) -> None:
         """Type a text into a field, once it is to be seen, instead of what was in it."""

@@ -9,10 +9,13 @@ import pytest
 
 PAGE = """<!doctype html><meta name="viewport" content="width=device-width"><title>One</title>
 <input id="in" value="before"><button>Go</button><p id="out"></p><x-deep></x-deep>
+<p id="under">under</p><p id="over" style="position: fixed; inset: 0; margin: 0" hidden>over</p>
 <script>
 const out = document.getElementById("out"), root = document.querySelector("x-deep").attachShadow({mode: "open"});
 root.innerHTML = "<i class=deep>deep</i>";
 root.querySelector("i").addEventListener("click", (event) => { out.textContent = `deep ${event.isTrusted}`; });
+document.getElementById("under").addEventListener("click", () => { out.textContent = "under"; });
+document.getElementById("over").addEventListener("click", (event) => event.target.remove());
 document.querySelector("button").addEventListener("click", () =>
   setTimeout(() => {
     out.textContent = document.getElementById("in").value + matchMedia("(prefers-color-scheme: dark)").matches;
@@ -48,6 +51,9 @@ def test_it_types_clicks_waits_and_looks(browser, site, tmp_path):
         assert page.text("#out") == "after true"
         page.click(".deep")
         assert page.text("#out") == "deep true"
+        page.js("document.getElementById('over').hidden = false")
+        page.click("#under")  # the first click removes what lies over it
+        assert page.text("#out") == "under"
         page.look(400, 300)
         assert page.js("[innerWidth, matchMedia('(prefers-color-scheme: dark)').matches]") == [400, False]
         assert page.screenshot(tmp_path / "page.png", whole=True).read_bytes().startswith(b"\x89PNG")

@@ -103,12 +103,15 @@ def test_a_strangers_text_is_text(browser):
             assert ["status of 422" in problem for problem in page.problems] == [True]
             # the browser itself would not let text become elements, nor run what is not the page's own
             assert page.js("try { document.body.innerHTML = '<b>x</b>' } catch (error) { error.name }") == "TypeError"
-            page.js(
-                "document.body.append(Object.assign(document.createElement('a'), {href: 'javascript:hit=1', id: 'js'}))"
+            link = (
+                "Object.assign(document.createElement('a'), {href: 'javascript:hit=1', id: 'js', textContent: 'link'})"
             )
+            page.js(f"document.body.append({link})")
             page.click("#js")
             assert page.js("typeof hit") == "undefined"
             assert page.js("fetch('http://127.0.0.1:9/').catch((error) => error.name)") == "TypeError"
+            for policy in ("script-src", "connect-src"):  # of the link, and of the other address
+                assert any(policy in problem for problem in page.problems), page.problems
 
 
 def test_asking(browser):
