@@ -23,8 +23,10 @@ from valueapprox.agents.rollout import make_environment
 from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.agents.spaces import encoder
 from valueapprox.checkpoint import CheckpointError
+from valueapprox.export import Graph, describe
 from valueapprox.nn.network import Network
 from valueapprox.seeding import sequence
+from valueapprox.service.state import State
 from valueapprox.service.store import load_service
 from valueapprox.supervised.history import History
 from valueapprox.supervised.models import Model, load_model
@@ -41,6 +43,8 @@ class Trained(ABC):
     ----------
     path
         The file that it was loaded from.
+    learned
+        The agent, `ValueFunction`, `Predictions`, `Model` or `History` in it, for what only that can do.
     step
         Transitions learned from; of a fit, 0.
     settings
@@ -53,8 +57,8 @@ class Trained(ABC):
     settings: Any = None
     report: Report | None = None
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
+    def __init__(self, path: Path, step: int, learned: Any) -> None:
+        self.path, self.step, self.learned = path, step, learned
 
     @abstractmethod
     def value(self, observation: Any) -> Any:
@@ -84,6 +88,10 @@ class Trained(ABC):
         """
         raise TypeError(f"{self.path} holds {self.what}, which knows no environment; evaluate() is for runs")
 
+    def exported(self) -> Graph:
+        """What `valueapprox.export` writes of it."""
+        return describe(self.learned)
+
     def __repr__(self) -> str:
         return f"<{self.what}: {self.path}>"
 
@@ -95,7 +103,7 @@ class TrainedAgent(Trained):
 
     def __init__(self, path: Path) -> None:
         self.agent, self.settings = ControlRun.load_agent(path)
-        super().__init__(path, self.agent.n_steps)
+        super().__init__(path, self.agent.n_steps, self.agent)
         self._actors = {greedy: self.agent.actor(self.settings.seed, greedy) for greedy in (True, False)}
 
     def value(self, observation: Any) -> float:
@@ -117,8 +125,8 @@ class TrainedValues(Trained):
     settings: PredictionSettings
 
     def __init__(self, path: Path, meta: Mapping[str, Any]) -> None:
-        super().__init__(path, int(meta["step"]))
         self.value_function = ValueFunction.load(path)
+        super().__init__(path, int(meta["step"]), self.value_function)
         self.settings = PredictionSettings.from_dict(meta["settings"])
         self.task = self.settings.task()
         with _environment(self.settings) as env:
@@ -149,8 +157,10 @@ class TrainedNetworks(Trained):
     `names` are those of the predictions.
     """
 
-    def __init__(self, path: Path, step: int, net: Network, w: np.ndarray, names: tuple[str, ...]) -> None:
-        super().__init__(path, step)
+    def __init__(
+        self, path: Path, step: int, learned: Any, net: Network, w: np.ndarray, names: tuple[str, ...]
+    ) -> None:
+        super().__init__(path, step, learned)
         self.net, self.w, self.names = net, w, names
         self.what = "a value function" if len(names) == 1 else f"{len(names)} predictions"
 
@@ -167,8 +177,8 @@ class TrainedModel(Trained):
     what = "a fit"
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, 0)
         self.model: Model = load_model(path)
+        super().__init__(path, 0, self.model)
 
     def value(self, observation: Any) -> Any:
         """Predictions (k,) for a row (d,) of features, or (n, k) for rows (n, d); a number where there is only one."""
@@ -221,18 +231,21 @@ def load(path: str | Path) -> Trained:
     if kind == "model":
         return TrainedModel(path)
     if kind == "service":
-        settings, arrays, meta = load_service(path)
-        return TrainedNetworks(path, int(meta["version"]), settings.net, arrays["learner/w"], settings.names)
+        predictions = State.from_arrays(*load_service(path)).learner
+        net, w, names = predictions.net, predictions.w, predictions.names
+        return TrainedNetworks(path, int(meta["version"]), predictions, net, w, names)
     if kind == ControlSettings.kind:
         return TrainedAgent(path)
     if kind == PredictionSettings.kind:
         return TrainedValues(path, meta)
     if kind == "fit":
+        if (path.parent / MODEL_FILE).exists():  # which takes columns as they are; the history's are standardised
+            return TrainedModel(path.parent / MODEL_FILE)
         history = History.load(path)
-        return TrainedNetworks(path, 0, history.net, history.w[None], ("prediction",))
+        return TrainedNetworks(path, 0, history, history.net, history.w[None], ("prediction",))
     if "value_function" in meta:
         v = ValueFunction.load(path)
-        return TrainedNetworks(path, v.n_transitions, v.net, v.w[None], ("value",))
+        return TrainedNetworks(path, v.n_transitions, v, v.net, v.w[None], ("value",))
     raise CheckpointError(
         f"{path} holds {kind or 'something unknown'}; expected what a run, a fit, a service or ValueFunction.save wrote"
     )

@@ -5,21 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from valueapprox import ValueFunction, checkpoint
+from valueapprox.agents.trained import load
 from valueapprox.cli.terminal import command_line, console, errors_in_one_line, note, plain
-from valueapprox.export import describe, write
+from valueapprox.export import write
 from valueapprox.export.c import why_no_update
 from valueapprox.export.writing import FORMATS
-from valueapprox.service.state import State
-from valueapprox.service.store import load_service
-from valueapprox.supervised.history import History
-from valueapprox.supervised.models import load_model
-
-CHECKPOINT_FILES = ("model.npz", "checkpoint.npz")  # in the folders of a fit; of a run, or a service
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ def main(options: Export) -> int:
             f"the file to write is {options.target}; expected a place in a folder that exists: there is no folder "
             f"{options.target.parent}"
         )
-    graph = describe(found(options.source))
+    graph = load(options.source).exported()
     try:
         write(graph, options.target, options.name)
     except ModuleNotFoundError as error:
@@ -64,27 +58,6 @@ def main(options: Export) -> int:
     if options.target.suffix == ".h" and (why := why_no_update(graph)):
         note(f"there is no update in it: {why}")
     return 0
-
-
-def found(path: Path) -> Any:
-    """What was learned at a path: an agent, a value function, the predictions of a service, or a fitted model."""
-    if path.is_dir():
-        path = next((path / name for name in CHECKPOINT_FILES if (path / name).exists()), path / CHECKPOINT_FILES[-1])
-    kind = checkpoint.load(path).meta.get("kind")
-    if kind == "model":
-        return load_model(path)
-    if kind == "service":
-        return State.from_arrays(*load_service(path)).learner
-    if kind == "control run":
-        from valueapprox.agents.control_run import ControlRun  # and Gymnasium and Ray with it
-
-        agent, _ = ControlRun.load_agent(path, note)
-        return agent
-    if kind == "fit":
-        if (path.parent / CHECKPOINT_FILES[0]).exists():  # whose columns it has standardised
-            raise checkpoint.CheckpointError(f"{path} is where a fit goes on; expected its folder, {path.parent}")
-        return History.load(path)
-    return ValueFunction.load(path)
 
 
 if __name__ == "__main__":
