@@ -46,6 +46,7 @@ class Recent:
         self._points: deque[dict[str, Any]] = deque(maxlen=min(MAX_POINTS, MAX_NUMBERS // (2 * self._k)))
         self._followed: dict[str, float] = {}  # stream -> time of its last point
         self._began, self._due, self._last = time.monotonic(), 0.0, 0
+        self._cost = 0.001  # seconds that points take; a guess, which comes near the truth by doubling at most
         self._lock = threading.Lock()
 
     def offer(
@@ -66,8 +67,10 @@ class Recent:
                         {"id": self._last, "seconds": round(now - self._began, 3), "stream": stream, "version": version,
                          "values": _short(at_row), "td_errors": _short(td_errors[row, : self._k])}
                     )  # fmt: skip
+            # At most twice what it was: garbage may be collected in between, which says nothing of the next time.
+            self._cost = min(time.thread_time() - began, max(2 * self._cost, 1e-4))
         # By chance, so that no stream comes again and again just when nobody looks.
-        pause = max(LOOK * random.uniform(0.5, 1.5), SHARE * (time.thread_time() - began))
+        pause = max(LOOK * random.uniform(0.5, 1.5), SHARE * self._cost if rows else 0.0)
         self._due = max(self._due, now - BURST * LOOK) + pause
 
     def _rows(self, batch: Transitions, now: float) -> dict[str, int]:

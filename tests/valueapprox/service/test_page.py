@@ -22,7 +22,7 @@ ONE = {"stream": "a", "sequence": 0, "state": [1.0, 0.0], "reward": 1.0, "next_s
 
 
 def make(**changes):
-    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "scheme": "zeros"}
+    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "init": "zeros"}
     return Service(ServiceSettings(**{**plain, **changes}))
 
 

@@ -21,7 +21,7 @@ TOKEN = "0123456789abcdef"
 @contextmanager
 def running(options=None, **changes):
     """A linear value function, alpha 0.5, gamma 0.9, no trace, and its address."""
-    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "scheme": "zeros"}
+    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "init": "zeros"}
     with Service(ServiceSettings(**{**plain, **changes})) as service, Running(service, **(options or {})) as url:
         yield service, url
 

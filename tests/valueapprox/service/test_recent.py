@@ -15,7 +15,7 @@ LINEAR = Network((2, 1), bias=False, dtype="float64")
 
 def make(**changes):
     """A linear value function: alpha 0.5, gamma 0.9, no trace."""
-    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "scheme": "zeros"}
+    plain = {"net": LINEAR, "optimizer": SGD(0.5), "discounts": (0.9,), "lams": (0.0,), "init": "zeros"}
     return Service(ServiceSettings(**{**plain, **changes}))
 
 
@@ -91,10 +91,12 @@ def test_an_update_takes_a_small_part_of_the_time(monkeypatch):
         now[0] += 0.1  # seconds; 200 times that are 20
         return np.zeros((len(states), 1))
 
-    for i in range(100):
+    for i in range(200):
         kept.offer(one(sequence=i), np.zeros((1, 1)), i, slow)
         now[0] += 1.0
-    assert [round(point["seconds"] / 21) for point in kept.since(0)] == [0, 1, 2, 3, 4]
+    pauses = np.diff([point["seconds"] for point in kept.since(0)])
+    assert pauses[0] < 2  # one slow time says little
+    assert 20 <= min(pauses[-5:]) <= max(pauses[-5:]) < 22
 
 
 def test_what_diverged_has_no_error(every):
@@ -149,7 +151,7 @@ def test_learning_is_the_same_whether_it_is_recorded_or_not(monkeypatch):
     for interval in (0, 1e9):
         for name in ("INTERVAL", "LOOK", "SHARE"):
             monkeypatch.setattr(recent, name, interval)
-        with make(net=Network((4, 16, 1)), lams=(0.9,), scheme="he_normal", optimizer=SGD(0.01)) as service:
+        with make(net=Network((4, 16, 1)), lams=(0.9,), init="he_normal", optimizer=SGD(0.01)) as service:
             for i in range(0, 200, 4):
                 service.learn(Transitions.of("a", i, states[i : i + 4], rewards[i : i + 4], states[i + 1 : i + 5]))
             weights.append(service.weights().w.tobytes())
