@@ -397,23 +397,24 @@ class Run(ABC, Generic[S]):
         """Returns the signal that ended it too early, or 0."""
         steps, last_save = self.settings.steps, time.monotonic()
         every = [n for n in (self._log_every, self.settings.eval_every) if n]
-        while self.step < steps:
-            try:
-                self._log(log)  # what fell due after the last steps: also of a run that was interrupted there
-                if self.stopped:
-                    return 0
+        try:
+            if self.step < steps:
+                self._log(log)  # what fell due where the run was interrupted
+            while self.step < steps and not self.stopped:
                 shown = self._advance(min(steps - self.step, *(n - self.step % n for n in every)))
-            except Stopped:
-                return stop.number
-            if math.isnan(self._first_step_after):
-                self._first_step_after = time.monotonic() - self._started
-            if stop.number != signal.SIGHUP:  # then there is no terminal
-                self._progress(Status(self.step, steps, self._rate(), shown))
-            if stop.is_set():
-                return stop.number if self.step < steps else 0
-            if time.monotonic() - last_save > checkpoint_every:
-                save()
-                last_save = time.monotonic()
+                if math.isnan(self._first_step_after):
+                    self._first_step_after = time.monotonic() - self._started
+                if self.step < steps:
+                    self._log(log)
+                if stop.number != signal.SIGHUP:  # then there is no terminal
+                    self._progress(Status(self.step, steps, self._rate(), shown))
+                if stop.is_set():
+                    return stop.number if self.step < steps else 0
+                if time.monotonic() - last_save > checkpoint_every:
+                    save()
+                    last_save = time.monotonic()
+        except Stopped:
+            return stop.number
         return 0
 
     def _rate(self) -> float:
