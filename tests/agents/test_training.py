@@ -532,7 +532,8 @@ def test_a_folder_that_exists_is_refused_and_untouched(tmp_path, name):
 
 def test_an_empty_folder_is_used(tmp_path):
     finished(SMALL, tmp_path)
-    assert {p.name.split(".")[0] for p in tmp_path.iterdir()} == {"checkpoint", "events", "metrics", "settings"}
+    files = {"checkpoint", "events", "metrics", "provenance", "settings"}
+    assert {p.name.split(".")[0] for p in tmp_path.iterdir()} == files
 
 
 @pytest.mark.parametrize(
