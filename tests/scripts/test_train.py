@@ -38,7 +38,7 @@ def files(folder):
 
 def outcome(folder):
     arrays, meta = checkpoint.load(Path(folder) / CHECKPOINT_FILE)
-    logged = [{t: v for t, v in line.items() if not t.startswith("time/")} for line in read_metrics(folder)]
+    logged = [{t: v for t, v in line.items() if not t.startswith(("time/", "final/"))} for line in read_metrics(folder)]
     return {name: array.tobytes() for name, array in arrays.items()}, meta, logged
 
 
@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_and_says_where(small):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
-    assert names == {"checkpoint.npz", "metrics.jsonl", "settings.json", "summary.json", "run.png"}
+    assert names == {"checkpoint.npz", "metrics.jsonl", "provenance.json", "settings.json", "summary.json", "run.png"}
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
     assert ValueFunction.load(folder / "checkpoint.npz").n_transitions == 2000
     assert read_metrics(folder)[-1]["step"] == 2000
