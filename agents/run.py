@@ -133,7 +133,7 @@ class Run(ABC, Generic[S]):
     ) -> None:
         self.folder, self.notice, self.resumed, self.compiled = Path(folder), notice, resume, compiled
         self._stamp = _checkpoint_stamp(self.folder)
-        self.step = self.logged = self.evaluated = 0
+        self.step = self.logged = self.evaluated = self.concluded = 0
         self.best = -math.inf  # score of the best evaluation
         self.stopped = ""  # why a callback has ended it
         self.patience = PATIENCE
@@ -155,6 +155,7 @@ class Run(ABC, Generic[S]):
             try:
                 self.step, self.logged = int(meta["step"]), int(meta["logged"])
                 self.evaluated, best = int(meta.get("evaluated", 0)), meta.get("best")
+                self.concluded = int(meta.get("concluded", 0))
                 self.best = self.best if best is None else float(best)
                 self.stopped = str(meta.get("stopped", ""))
                 self.episodes.running[:] = arrays["episodes/running"].reshape(self.episodes.running.shape)
@@ -234,6 +235,8 @@ class Run(ABC, Generic[S]):
         numbers = {"settings": asdict(self.settings), "step": self.step, "logged": self.logged}
         if self.stopped:
             numbers |= {"stopped": self.stopped}
+        if self.concluded:
+            numbers |= {"concluded": self.concluded}
         if self.evaluated:
             numbers |= {"evaluated": self.evaluated, "best": self.best if math.isfinite(self.best) else None}
         checkpoint.save(self.folder / name, arrays, {"kind": self.settings.kind, **description, **numbers})
@@ -369,8 +372,10 @@ class Run(ABC, Generic[S]):
             results: dict[str, Returns | MonteCarlo] = {}
             if not interrupted:  # an interrupted run logs no point that an uninterrupted one would not have
                 results = self._evaluate_at_the_end(episodes, recording)
-                self._log(log, results, last=True)
-                if recording is not None and recording.frames:
+                new = self.step > self.concluded  # not of a finished run that is evaluated once more
+                self.concluded = self.step if results else self.concluded
+                self._log(log, results if new else {}, last=True)
+                if new and recording is not None and recording.frames:
                     log.film("policy", recording.gif(), recording.frames[0].size, self.step)
                 log.hparams_done()
                 save()

@@ -22,7 +22,7 @@ PREDICTS = PredictionSettings(
     "valueapprox/RandomWalk-v0", hidden=(8,), steps=4000, log_every=1000, envs=2, block=100, policy="random"
 )
 KINDS = {"acts": (ControlRun, ACTS), "predicts": (PredictionRun, PREDICTS)}
-COUNTED = ("evaluated", "best")
+COUNTED = ("evaluated", "best", "concluded")
 
 
 def change(settings, **changes):
@@ -181,6 +181,10 @@ def test_a_run_is_evaluated_at_the_end_of_its_last_resume_only(tmp_path):
     report = PredictionRun(None, tmp_path, resume=True).train(episodes=5)
     assert isinstance(report.evaluation[""], MonteCarlo)
     assert [line["step"] for line in read_metrics(tmp_path) if "final/rmse" in line] == [4000]
+    lines = logged(tmp_path)
+    again = PredictionRun(None, tmp_path, resume=True).train(episodes=5)  # there is nothing left to learn
+    assert again.evaluation == report.evaluation
+    assert logged(tmp_path) == lines
 
 
 def test_how_a_run_is_watched_may_change_on_a_resume(tmp_path):

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from valueapprox.agents.control_run import ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.report import read_episodes
 
 STUCK = "stuck_envs:Stuck-v0"  # goes wrong in its 100th step
 

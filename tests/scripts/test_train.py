@@ -38,7 +38,9 @@ def files(folder):
 
 def outcome(folder):
     arrays, meta = checkpoint.load(Path(folder) / CHECKPOINT_FILE)
-    logged = [{t: v for t, v in line.items() if not t.startswith(("time/", "final/"))} for line in read_metrics(folder)]
+    hidden = ("time/", "final/")
+    logged = [{t: v for t, v in line.items() if not t.startswith(hidden)} for line in read_metrics(folder)]
+    meta.pop("concluded", None)
     return {name: array.tobytes() for name, array in arrays.items()}, meta, logged
 
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from valueapprox import checkpoint
-from valueapprox.agents.control_run import ControlRun, ControlSettings, read_episodes
+from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
+from valueapprox.agents.report import read_episodes
 from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.telemetry import read_metrics
 
@@ -37,7 +38,9 @@ def files(folder):
 
 def outcome(folder):
     arrays, meta = checkpoint.load(Path(folder) / CHECKPOINT_FILE)
-    logged = [{t: v for t, v in line.items() if not t.startswith("time/")} for line in read_metrics(folder)]
+    hidden = ("time/", "final/")
+    logged = [{t: v for t, v in line.items() if not t.startswith(hidden)} for line in read_metrics(folder)]
+    meta.pop("concluded", None)
     return {name: array.tobytes() for name, array in arrays.items()}, meta, logged, read_episodes(folder)
 
 
@@ -54,7 +57,8 @@ def test_a_run_leaves_everything_and_says_where(small):
     assert (result.returncode, result.stderr) == (0, "")
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
     assert names == {
-        "checkpoint.npz", "episodes.jsonl", "metrics.jsonl", "settings.json", "summary.json", "run.png",
+        "checkpoint.npz", "episodes.jsonl", "metrics.jsonl", "provenance.json", "settings.json", "summary.json",
+        "run.png",
     }  # fmt: skip
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
     settings = ControlSettings.from_dict(json.loads((folder / "settings.json").read_text()))
