@@ -17,7 +17,7 @@ from valueapprox.cli.terminal import console
 
 __all__ = ["new_figure", "new_table", "print_wide", "progress_bar", "save_figure"]
 
-WIDTH = 120  # of a table of many columns
+MAX_WIDTH = 400  # of a table
 
 
 def new_figure(width: float, height: float, **options: Any) -> Any:
@@ -47,8 +47,9 @@ def new_table(title: str | None, names: Sequence[str], numbers: Iterable[str], *
 
 
 def print_wide(table: Table) -> None:
-    """Print a table of many columns: in full also where the output goes to a file."""
-    Console(width=max(console.width, WIDTH), highlight=False).print(table)
+    """Print a table of many columns in full, however narrow the terminal is."""
+    width = Console(width=MAX_WIDTH).measure(table).maximum
+    Console(width=max(console.width, width), highlight=False).print(table)
 
 
 @contextmanager
