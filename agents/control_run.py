@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -119,6 +120,8 @@ class ControlSettings(RunSettings):
             if getattr(self, name) is not None and not hasattr(self._own_optimizer(second), "kappa"):
                 kind = type(self._own_optimizer(second)).__name__
                 raise ValueError(f"{name} is {getattr(self, name)}; expected nothing, as {kind} has no kappa")
+        if self.stop_at is not None and not math.isfinite(self.stop_at):
+            raise ValueError(f"stop_at is {self.stop_at}; expected a return, a finite number")
         if len(self.epsilon) != 3:
             raise ValueError(f"epsilon is {self.epsilon}; expected a first value, a last value and a share of the run")
         unit_interval("epsilon's share of the run", self.epsilon[2])

@@ -40,7 +40,7 @@ __all__ = ["BEST_FILE", "CHECKPOINT_FILE", "KINDS", "Run"]
 CHECKPOINT_FILE = "checkpoint.npz"
 BEST_FILE = "best.npz"  # the checkpoint of the best evaluation, where there are any
 SETTINGS_FILE = "settings.json"
-NORMS_EVERY = 64  # updates between two whose norms are measured: costs about 1 %
+NORMS_EVERY = 64  # updates between two whose norms are measured: costs 2 to 3 %
 LOG_POINTS = 50  # of a run, by default
 #: The first charts in TensorBoard, which puts those of all runs that have the same tags into one.
 LEARNED_CHARTS = {
@@ -338,6 +338,9 @@ class Run(ABC, Generic[S]):
         self._clock, self._progress, self.stopped = (self._started, self.step), progress, ""
         self._command = command
         self._callbacks = list(callbacks)
+        for callback in self._callbacks:
+            if not callable(callback):
+                raise TypeError(f"a callback is {callback!r}; expected a function that takes a Point")
         if (target := getattr(self.settings, "stop_at", None)) is not None:
             self._callbacks.append(stop_at_return(target))
         with contextlib.ExitStack() as files, contextlib.ExitStack() as stack:

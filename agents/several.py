@@ -16,7 +16,7 @@ from valueapprox.agents.evaluation import interval_of_mean
 from valueapprox.agents.report import read_episodes
 from valueapprox.agents.run import CHECKPOINT_FILE, SETTINGS_FILE
 from valueapprox.agents.settings import RunSettings
-from valueapprox.agents.training import kind_for
+from valueapprox.agents.training import kind_for, read_config
 from valueapprox.checks import positive
 from valueapprox.cli.charts import new_figure, new_table, save_figure
 from valueapprox.cli.pictures import POINTS, mean_returns, steps_axis
@@ -44,7 +44,8 @@ def complete(settings: RunSettings, folder: str | Path, episodes: int = 0) -> li
     begun = (Path(folder) / CHECKPOINT_FILE).exists()
     run = kind_for(settings.agent)(settings, folder, resume=begun)
     if run.step < settings.steps and not run.stopped:
-        run.train(episodes=episodes)
+        if run.train(episodes=episodes).interrupted:
+            raise KeyboardInterrupt  # the runs after this one are not wanted either
     else:
         run.close()
     return read_episodes(folder)
@@ -119,7 +120,9 @@ class Group:
 
 def read_run(folder: Path) -> Log:
     """The run in a folder."""
-    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    settings = read_config(folder / SETTINGS_FILE)
+    if not {"env", "agent", "seed"} <= set(settings):  # such as the folder of a fit
+        raise ValueError(f"{folder} holds no run of an agent; expected folders that valueapprox train has written")
     return Log(folder, settings, read_metrics(folder), read_episodes(folder))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from valueapprox import ValueFunction, checkpoint
@@ -129,9 +128,11 @@ class TrainedValues(Trained):
         super().__init__(path, int(meta["step"]), self.value_function)
         self.settings = PredictionSettings.from_dict(meta["settings"])
         self.task = self.settings.task()
-        with _environment(self.settings) as env:
-            self._space, self._actions = env.observation_space, env.action_space
-        self._encode = encoder(self._space, self.task.flatten)
+        env = make_environment(self.task.env, **self.task.env_args)
+        try:
+            self._encode, self._actions = encoder(env.observation_space, self.task.flatten), env.action_space
+        finally:
+            close(env, self.task.env, warnings.warn)
         self._rng = np.random.default_rng(sequence(self.settings.seed, "loaded policy"))
         self._policy: Callable[..., Any] | None = None  # which may be code of the user's: only acting needs it
 
@@ -186,20 +187,6 @@ class TrainedModel(Trained):
         predictions = self.model.predict(rows)
         found = predictions if rows.ndim == 2 else predictions[0]
         return float(found[0]) if found.shape == (1,) else found
-
-
-class _environment:  # noqa: N801  (a context manager)
-    """The environment of a run, closed at the end."""
-
-    def __init__(self, settings: PredictionSettings | ControlSettings) -> None:
-        self.settings = settings
-
-    def __enter__(self) -> gym.Env[Any, Any]:
-        self.env = make_environment(self.settings.env, **self.settings.arguments())
-        return self.env
-
-    def __exit__(self, *_: object) -> None:
-        close(self.env, self.settings.env, warnings.warn)
 
 
 def load(path: str | Path) -> Trained:

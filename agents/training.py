@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+import types
+import typing
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from valueapprox.agents.callbacks import Callback
 from valueapprox.agents.console import training_bar
@@ -37,11 +42,36 @@ def settings_from(values: Mapping[str, Any]) -> PredictionSettings | ControlSett
     """
     settings = kind_for(values.get("agent", PredictionSettings.agent)).Settings
     known = settings.names(values.get("agent", settings.agent))
-    for name in values:
+    example = settings(agent=values.get("agent", settings.agent))
+    hints = typing.get_type_hints(type(example))
+    for name, value in values.items():
         one_of("a setting", name, known)
+        if (expected := _misfit(value, hints[name])) and not (name == "optimizer" and isinstance(value, dict)):
+            raise ValueError(f"{name} is {value!r}; expected {expected}")
     made: PredictionSettings | ControlSettings = settings.from_dict(values)
     made.check()
     return made
+
+
+def _misfit(value: Any, hint: Any) -> str:
+    """What a value of this type would be, in words, if the value is none; otherwise nothing."""
+    kinds, args = typing.get_origin(hint), typing.get_args(hint)
+    if kinds in (typing.Union, types.UnionType):
+        misfits = [_misfit(value, kind) for kind in args if kind is not type(None)]
+        return "" if "" in misfits or value is None else misfits[0]
+    if kinds is tuple:
+        entries = value if isinstance(value, list | tuple | np.ndarray) else [value]
+        misfits = [misfit for entry in entries if (misfit := _misfit(entry, args[0]))]
+        return f"a list in which each entry is {misfits[0]}" if misfits else ""
+    if hint is bool:
+        return "" if isinstance(value, bool | np.bool_) else "true or false"
+    if hint in (int, float):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            return "a whole number" if hint is int else "a number"
+        return "a whole number" if hint is int and value % 1 else ""
+    if kinds is dict:
+        return "" if isinstance(value, Mapping) else "names with their values"
+    return "" if isinstance(value, str) else "a text"
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -53,8 +83,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         If it cannot be read.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except ValueError as error:
         expected = "TOML" if path.suffix == ".toml" else "JSON (TOML has the suffix .toml)"

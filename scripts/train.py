@@ -24,7 +24,7 @@ from valueapprox.agents.report import LAST_EPISODES, Report, read_episodes
 from valueapprox.agents.run import CHECKPOINT_FILE, Run, kind_of
 from valueapprox.agents.training import kind_for, read_config, settings_from
 from valueapprox.checkpoint import write_whole
-from valueapprox.checks import one_of
+from valueapprox.checks import one_of, positive
 from valueapprox.cli.charts import print_wide, progress_bar
 from valueapprox.cli.pictures import control_picture, return_chart, run_picture
 from valueapprox.cli.terminal import (
@@ -132,7 +132,7 @@ def main(options: Train | Control) -> int:
     env = options.settings.env.replace("/", "-").replace(":", "-")
     with folder_for(options.resume or options.run_dir, f"{env}-{options.settings.agent}") as folder:
         announce_compile()
-        if options.seeds > 1:
+        if positive("seeds", options.seeds) > 1:
             return run_seeds(options, folder)
         run = kind_for(options.settings.agent)(options.settings, folder, resume=options.resume is not None, notice=note)
         if run.step >= run.settings.steps:
@@ -164,7 +164,11 @@ def run_seeds(options: Train | Control, folder: Path) -> int:
     if not options.quiet:
         console.print(f"{plain(folder)}: seeds {seeds[0]} to {seeds[-1]} of {describe(options.settings)}")
     with progress_bar("seeds", len(runs), options.quiet) as show:
-        several.complete_all(runs, options.workers, options.ray_address, options.episodes, show)
+        try:
+            several.complete_all(runs, options.workers, options.ray_address, options.episodes, show)
+        except KeyboardInterrupt:
+            note(f"interrupted; the same command with {typed('--run-dir', folder)} does what is missing")
+            return 130
     groups = several.group([folder])
     for table in several.tables(groups):
         print_wide(table)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -104,6 +107,23 @@ def test_values_are_compared_by_their_errors(seeds):
     assert cells(predicts)[0][5].startswith(f"{np.mean(rmsve):,.4g} (")
 
 
+def test_what_is_no_run_of_an_agent_is_said(tmp_path):
+    for text, words in (('{"data": "x.csv"}', "holds no run of an agent"), ("{", "settings.json cannot be read")):
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            several.group([tmp_path])
+
+
+def test_ctrl_c_ends_all_of_the_runs(tmp_path):
+    runs = several.seed_runs(dataclasses.replace(ACTS, steps=10**9), tmp_path, range(2))
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        several.complete_all(runs, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["seed-0"]
+    assert ControlRun.stored_settings(tmp_path / "seed-0").steps == 10**9
+
+
 def test_the_picture_is_drawn(seeds, tmp_path):
     path = several.picture(several.group([seeds / "a", seeds / "b", seeds / "c"]), tmp_path / "x" / "compare.png")
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -174,6 +194,14 @@ def test_toml_and_json_say_the_same(tmp_path):
         ("a.json", "{", r"cannot be read .* expected JSON \(TOML has the suffix .toml\)"),
         ("a.json", "[1]", "holds list; expected names of settings with their values"),
         ("a.json", '{"agent": "td", "entropy": 1}', "a setting is 'entropy'"),
+        ("a.json", '{"agent": "stream-ac", "layer_norm": "no"}', "layer_norm is 'no'; expected true or false"),
+        ("a.json", '{"agent": "td", "hidden": [8, "x"]}', r"hidden is \[8, 'x'\]; expected a list .* a whole number"),
+        ("a.json", '{"agent": "td", "hidden": 2.5}', "hidden is 2.5; expected a list in which each entry is a whole"),
+        ("a.json", '{"agent": "stream-ac", "alpha": "x"}', "alpha is 'x'; expected a number"),
+        ("a.json", '{"agent": "stream-ac", "steps": true}', "steps is True; expected a whole number"),
+        ("a.json", '{"agent": "stream-ac", "stop_at": Infinity}', "stop_at is inf; expected a return, a finite number"),
+        ("a.json", '{"agent": "td", "env_args": 3}', "env_args is 3; expected names with their values"),
+        ("a.json", '{"env": 3}', "env is 3; expected a text"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(name, text, words, tmp_path):

@@ -114,6 +114,14 @@ def test_a_callback_sees_what_is_logged_and_adds_to_it(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [f"step {k}000 of 4000" for k in range(1, 5)]
 
 
+def test_what_is_no_callback_is_refused_before_anything_is_written(tmp_path):
+    run = ControlRun(ACTS, tmp_path / "run")
+    with pytest.raises(TypeError, match="a callback is 3; expected a function that takes a Point"):
+        run.train(callbacks=[3])
+    run.close()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_callback_stops_the_run_and_a_resume_goes_on(tmp_path):
     ControlRun(ACTS, tmp_path / "whole").train()
     run = ControlRun(ACTS, tmp_path / "stopped")
