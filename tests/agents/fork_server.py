@@ -12,8 +12,18 @@ import traceback
 from pathlib import Path
 
 # What the scripts import, loaded once.
+# ruff: noqa: F401
 import matplotlib.backends.backend_agg
-import matplotlib.figure  # noqa: F401
+import matplotlib.figure
+import tyro
+
+import valueapprox.agents.console
+import valueapprox.agents.several
+import valueapprox.agents.training
+import valueapprox.agents.verdict
+import valueapprox.cli.pictures
+import valueapprox.service
+import valueapprox.supervised.table_fit
 
 
 def run(script, options, cwd, out, err):

@@ -12,6 +12,10 @@ from valueapprox.agents import layout as kernels
 SPACE = spaces.Box(-10.0, 10.0, (3,), np.float64)
 
 
+#: For states that are one of six, `np.eye(6)[state]`: of the networks' dtype, where Discrete(6) gives float32.
+SIX = spaces.Box(0.0, 1.0, (6,), np.float64)
+
+
 THREE = spaces.Discrete(3)
 
 
@@ -69,15 +73,23 @@ def make(name, observations=SPACE, **settings):
     return kind(observations, settings.pop("actions", actions), **settings)
 
 
-def life(n_steps, seed=0, ends=0.1, n_inputs=3):
-    """Calls of an agent: episodes of `n_steps` random transitions in all, some terminated, some cut."""
+def life(n_steps, seed=0, ends=0.1, n_inputs=3, dtype=np.float64):
+    """Calls of an agent: episodes of `n_steps` random transitions in all, some terminated, some cut.
+
+    An agent is compiled for each type of its weights and of its observations: where these do not matter, tests give it
+    observations of the type that its weights have.
+    """
     rng = np.random.default_rng(seed)
-    calls = [("start", rng.normal(size=n_inputs))]
+
+    def observed(offset, scale):
+        return (offset + scale * rng.normal(size=n_inputs)).astype(dtype)
+
+    calls = [("start", observed(0.0, 1.0))]
     for _ in range(n_steps):
-        reward, observation, u = float(rng.normal()), 1.0 + 2.0 * rng.normal(size=n_inputs), rng.random()
+        reward, observation, u = float(rng.normal()), observed(1.0, 2.0), rng.random()
         if u < 2 * ends:
             calls.append(("end", reward, observation, bool(u < ends)))
-            calls.append(("start", rng.normal(size=n_inputs)))
+            calls.append(("start", observed(0.0, 1.0)))
         else:
             calls.append(("step", reward, observation))
     return calls

@@ -61,12 +61,15 @@ def test_continuous_actions_fill_the_bounds_and_are_learned_from_as_they_were(sh
     assert beyond > 5
 
 
+NOWHERE = np.zeros(3)  # where a linear network says its biases
+
+
 def actions_of(space, n=2000, mean=0.0, spread=0.69):
     """Actions (n, entries) of a Gaussian with this mean and spread in each entry, in the policy's unit."""
-    agent = StreamAC(spaces.Discrete(1), space, (), dtype="float64", **PLAIN)
+    agent = StreamAC(SPACE, space, (), dtype="float64", **PLAIN)
     k = agent._action_values.size
     agent.second.w[:], agent.second.w[-2 * k : -k], agent.second.w[-k:] = 0.0, mean, math.log(math.expm1(spread))
-    answers = [agent.start(0) for _ in range(n)]
+    answers = [agent.start(NOWHERE) for _ in range(n)]
     assert all(space.contains(a) for a in answers)
     return np.reshape(np.array(answers, np.float64), (n, -1))
 
@@ -107,7 +110,7 @@ def test_what_has_no_bound_keeps_the_unit_of_the_environment():
 
 def test_between_minus_one_and_one_actions_are_the_samples_to_the_bit():
     agent = StreamAC(SPACE, spaces.Box(-1.0, 1.0, (4,)), seed=3)
-    for call in life(50, ends=0.0):
+    for call in life(50, ends=0.0, dtype=np.float32):
         action = live(agent, [call])[0]
         np.testing.assert_array_equal(action, np.clip(agent._action_values, -1.0, 1.0).astype(np.float32))
 
@@ -153,15 +156,16 @@ def test_the_largest_integers_are_bounds_too():
     ],
 )
 def test_a_policy_outside_of_the_bounds_is_led_no_further(space, mean, spread, led):
-    agent = StreamAC(spaces.Discrete(1), space, (), optimizer=SGD(0.0), entropy=0.0, dtype="float64", **PLAIN)
+    still = {"optimizer": SGD(0.0), "second_optimizer": SGD(0.0)}
+    agent = StreamAC(SPACE, space, (), **still, entropy=0.0, dtype="float64", **PLAIN)
     moves, widths = [], []
     for t in range(300):
         agent.second.w[:] = 0.0
         agent.second.w[-2:] = mean, math.log(math.expm1(spread))
-        agent.start(0)
+        agent.start(NOWHERE)
         sampled = agent._action_values[0]
         reward = 1.0 if t % 2 else -1.0  # delta, since v = 0
-        agent.end(reward, 0, terminated=True)
+        agent.end(reward, NOWHERE, terminated=True)
         gradient = agent.second.scratch[D, agent.second.net.starts[-2] :][:2].copy()
         assert gradient[0] == pytest.approx((sampled - mean) / spread**2, rel=1e-6) or gradient[0] == 0.0
         moves.append(reward * gradient[0])
@@ -185,14 +189,18 @@ def test_a_policy_that_has_left_the_range_comes_back(space, best, mean):
     agent.second.w[-2:] = mean, math.log(math.expm1(0.1))
     half = float(space.high[0] - space.low[0]) / 2.0
     returns = []
+
+    def noise():
+        return rng.normal(size=3).astype(np.float32)
+
     for _ in range(1500):
-        action, total = agent.start(rng.normal(size=3)), 0.0
+        action, total = agent.start(noise()), 0.0
         for t in range(10):
             reward = -25.0 * float(action[0] - best) ** 2 / half**2
             total += reward
             if t < 9:
-                action = agent.step(reward, rng.normal(size=3))
-        agent.end(reward, rng.normal(size=3), terminated=True)
+                action = agent.step(reward, noise())
+        agent.end(reward, noise(), terminated=True)
         returns.append(total)
     assert returns[0] < -200.0
     assert np.mean(returns[-100:]) > -20.0
@@ -235,17 +243,17 @@ def test_an_action_of_several_entries_is_learned(kind, space):
 
 @pytest.mark.parametrize("space", SEVERAL, ids=str)
 def test_each_entry_of_an_action_has_the_softmax_of_its_own_outputs(space):
-    agent = StreamAC(spaces.Discrete(1), space, (), dtype="float64", **PLAIN)
+    agent = StreamAC(SPACE, space, (), dtype="float64", **PLAIN)
     counts = (space.nvec if isinstance(space, spaces.MultiDiscrete) else np.full(space.shape, 2)).ravel()
     logits = np.random.default_rng(0).normal(size=counts.sum())
     agent.second.w[:], agent.second.w[-logits.size :] = 0.0, logits
     start = np.ravel(getattr(space, "start", np.zeros(space.shape, int)))
-    actions = np.array([agent.start(0).ravel() - start for _ in range(6000)])
+    actions = np.array([agent.start(NOWHERE).ravel() - start for _ in range(6000)])
     for j, own in enumerate(np.split(logits, np.cumsum(counts)[:-1])):
         p = np.exp(own) / np.exp(own).sum()
         assert_frequencies(np.bincount(actions[:, j], minlength=counts[j]), p)
-        assert agent.actor().start(0).ravel()[j] - start[j] == own.argmax()
-    agent.step(1.0, 0)
+        assert agent.actor().start(NOWHERE).ravel()[j] - start[j] == own.argmax()
+    agent.step(1.0, NOWHERE)
     entropies = [stats.entropy(np.exp(own) / np.exp(own).sum()) for own in np.split(logits, np.cumsum(counts)[:-1])]
     shown = agent.diagnostics()
     assert shown["actor/entropy"] == pytest.approx(sum(entropies), rel=1e-9)
@@ -254,7 +262,8 @@ def test_each_entry_of_an_action_has_the_softmax_of_its_own_outputs(space):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_discrete_observations_become_one_of_n(name):
-    agent, moved = (make(name, spaces.Discrete(4, start=k), normalise_observations=False) for k in (0, 7))
+    own = {"normalise_observations": False, "dtype": "float32"}
+    agent, moved = (make(name, spaces.Discrete(4, start=k), **own) for k in (0, 7))
     for state in range(4):
         agent.start(state)
         moved.start(np.int64(state + 7))
@@ -262,7 +271,7 @@ def test_discrete_observations_become_one_of_n(name):
 
 
 def test_a_discrete_observation_that_does_not_exist_is_an_error():
-    agent = make("q", spaces.Discrete(4, start=7))
+    agent = make("q", spaces.Discrete(4, start=7), dtype="float32")
     for state in (6, 11):
         with pytest.raises((ValueError, IndexError)):
             agent.start(state)

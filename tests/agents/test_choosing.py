@@ -84,7 +84,7 @@ def test_the_actors_frequencies_and_their_entropy(shift):
 @pytest.mark.parametrize("settings", [{"epsilon": (0.4, 0.4, 0)}, {"temperature": 0.5}])
 @pytest.mark.parametrize("outputs", [(0.1, 1.3, -0.7), (1.0, -1.0, 1.0)])
 def test_the_expectation_of_expected_sarsa_is_the_mean_over_what_it_does(settings, outputs):
-    agent = linear(ExpectedSarsa, outputs, **settings, gamma=1.0, optimizer=SGD(0.0))
+    agent = linear(ExpectedSarsa, outputs, **settings, gamma=1.0)
     expected = policy(np.array(outputs), settings, 0) @ outputs
     counts = frequencies(agent)
     spread = math.sqrt(counts @ (np.array(outputs) - expected) ** 2 / counts.sum() ** 2)

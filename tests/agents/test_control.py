@@ -22,7 +22,7 @@ from stream_agents import (
     snapshot,
 )
 
-from valueapprox import SGD, ObGD
+from valueapprox import SGD
 from valueapprox.agents import QRC, ExpectedSarsa, Sarsa, StreamAC, StreamQ, StreamTD
 from valueapprox.agents import layout as kernels
 
@@ -98,7 +98,7 @@ def test_measuring_changes_no_learned_bit(name, dtype):
     plain, measured = make(name, dtype=dtype), make(name, dtype=dtype)
     measured.norms_every = 2
     answers = [], []
-    for call in life(80):
+    for call in life(80, dtype=dtype):
         answers[0].append(live(plain, [call]))
         answers[1].append(live(measured, [call]))
         measured.diagnostics()
@@ -145,7 +145,7 @@ def test_the_norms_of_h_are_in_the_log():
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_numbers_of_the_log(name):
-    agent = make(name, optimizer=ObGD(0.1), second_optimizer=ObGD(0.1), **PLAIN)
+    agent = make(name, **PLAIN)
     agent.norms_every = 1
     first = "critic" if type(agent) is StreamAC else "value"
     for call in life(40):

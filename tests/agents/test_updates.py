@@ -8,6 +8,7 @@ from stream_agents import (
     AGENTS,
     ALGORITHMS,
     PLAIN,
+    SIX,
     SPACE,
     STATE_VALUES,
     VALUE_BASED,
@@ -147,12 +148,13 @@ def test_what_the_second_episode_brings_reaches_no_state_of_the_first(name, term
     # Linear in one-hot states: weights of states 0 to 2 are touched in the first episode alone.
     # (All values change when the reward's unit does: `rescale_outputs`.)
     own = {"regularise": 0.0} if "qrc" in name else {}
-    agent = make(name, spaces.Discrete(6), hidden=(), rescale_outputs=False, **own)
+    agent = make(name, SIX, hidden=(), rescale_outputs=False, **own)
     agent.settings[kernels.NORMALISE] = 0.0
-    live(agent, [("start", 0), ("step", 1.0, 1), ("step", -2.0, 2), ("end", 3.0, 5, terminated)])
+    s = np.eye(6)
+    live(agent, [("start", s[0]), ("step", 1.0, s[1]), ("step", -2.0, s[2]), ("end", 3.0, s[5], terminated)])
     learners = [agent.first, agent.second] if agent.second_name else [agent.first]
     before = [learner.net.unpack(learner.w)[0][0][:3].copy() for learner in learners]
-    live(agent, [("start", 3), ("step", 100.0, 4), ("step", -50.0, 3), ("end", 9.0, 5, False)])
+    live(agent, [("start", s[3]), ("step", 100.0, s[4]), ("step", -50.0, s[3]), ("end", 9.0, s[5], False)])
     for learner, rows in zip(learners, before, strict=True):
         np.testing.assert_array_equal(learner.net.unpack(learner.w)[0][0][:3], rows)
         assert np.any(learner.net.unpack(learner.w)[0][0][3:5])
@@ -165,17 +167,18 @@ def test_a_time_limit_on_a_task_without_end_does_not_shorten_its_values(name, pu
     # would bring more than 1 + 0.8 + ... + 0.8^4 = 3.36; the maximum of noisy values of Q is above that, at 3.9.
     settings = PLAIN | {"hidden": (), "init": "zeros", "gamma": 0.8, "lam": 0.5, "bootstrap_at_limit": not published}
     settings |= {"optimizer": SGD(0.1), "second_optimizer": SGD(0.01), "epsilon": (1.0, 1.0, 0)}
-    agent = make(name, spaces.Discrete(4), **settings)
-    state = 0
+    agent = make(name, SIX, **settings)
+    states, state = np.eye(6), 0
     for _ in range(600):
-        agent.start(state)
+        agent.start(states[state])
         for t in range(5):
             state = (state + 1) % 4
             if t < 4:
-                agent.step(1.0, state)
+                agent.step(1.0, states[state])
             else:
-                agent.end(1.0, state, terminated=False)
+                agent.end(1.0, states[state], terminated=False)
     W, b = agent.first.net.unpack(agent.first.w)[0]
+    W = W[:4]
     if published:
         assert np.max(W + b) < 4.5
     else:
@@ -186,8 +189,9 @@ def test_a_time_limit_on_a_task_without_end_does_not_shorten_its_values(name, pu
 @pytest.mark.parametrize("name", ["actor-critic", "gaussian", "q", "q, cut before", "sarsa", "expected sarsa", "td"])
 def test_a_reward_at_the_end_credits_earlier_states_by_gamma_lambda(name, terminated):
     # All weights 0, so the only delta is 1, at the end; gamma lambda = 0.72; alpha = 0.5: 0.2592, 0.36, 0.5.
-    agent = make(name, spaces.Discrete(4), hidden=(), init="zeros", optimizer=SGD(0.5), **PLAIN)
-    actions = live(agent, [("start", 0), ("step", 0.0, 1), ("step", 0.0, 2), ("end", 1.0, 3, terminated)])[:3]
+    both = {"optimizer": SGD(0.5), "second_optimizer": SGD(0.5)}
+    agent, s = make(name, SIX, hidden=(), init="zeros", **both, **PLAIN), np.eye(6)
+    actions = live(agent, [("start", s[0]), ("step", 0.0, s[1]), ("step", 0.0, s[2]), ("end", 1.0, s[3], terminated)])
     W, b = agent.first.net.unpack(agent.first.w)[0]
     expected = np.zeros_like(W)
     for s, credit in enumerate((0.2592, 0.36, 0.5)):
@@ -201,7 +205,7 @@ def test_the_decay_does_not_know_the_ending():
     # agent that sees the end terminated and one that sees it cut credit the past alike (v(s') = 0 in both).
     learned = []
     for terminated in (True, False):
-        agent = make("actor-critic", hidden=(), init="zeros", optimizer=SGD(0.5), **PLAIN)
+        agent = make("actor-critic", hidden=(), init="zeros", optimizer=SGD(0.5), second_optimizer=SGD(0.5), **PLAIN)
         live(agent, [("start", np.ones(3)), ("step", 0.0, 2 * np.ones(3)), ("end", 1.0, np.zeros(3), terminated)])
         learned.append(agent.first.w.copy())
     np.testing.assert_array_equal(*learned)
@@ -224,20 +228,20 @@ def test_watkins_by_hand(cut, W, b):
     #    before: delta = 4 - 2.25 = 1.75: 0.875 to W20 and b0, 0.4375 to W11 and b1, which the trace still holds.
     for seed in range(100):
         settings = PLAIN | {"gamma": 0.5, "lam": 1.0, "cut": cut, "epsilon": (1.0, 1.0, 0), "dtype": "float64"}
-        agent = StreamQ(spaces.Discrete(4), spaces.Discrete(2), (), SGD(0.5), seed=seed, **settings)
+        agent, s = StreamQ(SIX, spaces.Discrete(2), (), SGD(0.5), seed=seed, **settings), np.eye(6)
         weights = agent.first.net.unpack(agent.first.w)[0]
-        weights[0][:] = [[1, 0], [1, 0], [2, 0], [0, 0]]
+        weights[0][:] = [[1, 0], [1, 0], [2, 0], [0, 0], [0, 0], [0, 0]]
         weights[1][:] = 0.0
         flags = []
         actions = []
-        for call in [("start", 0), ("step", 1.0, 1), ("step", 2.0, 2)]:
+        for call in [("start", s[0]), ("step", 1.0, s[1]), ("step", 2.0, s[2])]:
             actions += live(agent, [call])
             flags.append(int(agent.counts[kernels.EXPLORING]))
         if actions == [0, 1, 0]:
             break
     assert actions == [0, 1, 0]
     assert flags == [0, 1, 0]
-    agent.end(4.0, 3, terminated=True)
+    agent.end(4.0, s[3], terminated=True)
     assert weights[0][:3].tolist() == W
     assert weights[1].tolist() == b
 

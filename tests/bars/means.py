@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--p", type=float, nargs="+", default=[0.5, 0.1, 0.02, 0.005])
-    parser.add_argument("--worlds", nargs="+", default=["steps"], choices=["steps", "negative", "ends"])
+    parser.add_argument("--worlds", nargs="+", default=["steps", "negative"], choices=["steps", "negative", "ends"])
     parser.add_argument("--only", nargs="+", help="names of defaults")
     parser.add_argument("--optimizers", nargs="*", help="instead of the defaults: StreamTD with each of these, or all")
     options = parser.parse_args()
