@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -29,7 +29,6 @@ from valueapprox.seeding import seed_for, sequence
 __all__ = ["Estimate", "MonteCarlo", "Recording", "Returns", "evaluate", "monte_carlo", "rmsve", "truth"]
 
 if TYPE_CHECKING:
-    from valueapprox.agents.base import ControlAgent
     from valueapprox.agents.settings import RunSettings
 
 TAIL = 0.001  # a return may miss what is discounted by less than this
@@ -367,8 +366,15 @@ class Recording:
         write_whole(path, lambda file: file.write(self.gif()))
 
 
+class Acts(Protocol):
+    """What `evaluate` asks of an agent."""
+
+    def actor(self, seed: int = 0, greedy: bool = True) -> Any:
+        """A frozen copy, with `start(observation)` and `step(observation)`."""
+
+
 def evaluate(
-    agent: ControlAgent,
+    agent: Acts,
     settings: RunSettings,
     n_episodes: int = 20,
     seed: int = 1,

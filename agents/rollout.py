@@ -33,7 +33,16 @@ from valueapprox.checks import one_of
 from valueapprox.interrupts import Stopped, tick
 from valueapprox.seeding import generator_from, generator_state, seed_for, sequence
 
-__all__ = ["Block", "CompiledRollout", "GymnasiumRollout", "Task", "make_environment", "make_rollout"]
+__all__ = [
+    "Block",
+    "CompiledRollout",
+    "GymnasiumRollout",
+    "Recorder",
+    "Task",
+    "brought_back",
+    "make_environment",
+    "make_rollout",
+]
 
 AUTORESET = {mode.name.lower().replace("_", "-"): mode for mode in AutoresetMode}  # same-step, next-step, disabled
 REPLAY_LIMIT = 200_000  # actions of one episode that are kept so that it can be replayed
@@ -255,6 +264,10 @@ class CompiledRollout:
         """Nothing is open."""
 
 
+def _copied(observation: Any) -> Any:
+    return observation.copy() if type(observation) is np.ndarray else deepcopy(observation)
+
+
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Remembers how the running episode came about, so that it can be replayed: its random origin and its actions.
 
@@ -275,7 +288,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         if self.origin is not None and (statistics := envs.wrapper_states(self.env)):
             self.origin["wrappers"] = statistics
         observation, info = self.env.reset(seed=seed, options=options)
-        return deepcopy(observation), info
+        return _copied(observation), info
 
     def step(self, action: Any) -> Any:
         """Note the action and take it."""
@@ -285,7 +298,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             self.origin = None
         observation, reward, terminated, truncated, _ = self.env.step(action)
         # Without info: nobody reads it, and a vector environment would join it, whatever is in it.
-        return deepcopy(observation), reward, terminated, truncated, {}
+        return _copied(observation), reward, terminated, truncated, {}
 
     def replay(self, origin: dict[str, Any], actions: Iterable[Any]) -> Any:
         """Come back to where an episode stood; returns its last observation."""
@@ -297,6 +310,21 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             tick()  # this may take a while
             observation = self.step(action.item() if isinstance(action, np.generic) else action)[0]
         return observation
+
+
+def brought_back(recorder: Recorder, snapshot: dict[str, Any], encode: Any, seed: int) -> tuple[Any, bool]:
+    """Replay the running episode of a snapshot: (its last observation, whether it is the same as it was).
+
+    Where the replay does not arrive there, the environment is not a function of its generator and actions: it starts a
+    new episode, from `seed`.
+    """
+    if snapshot["origin"] is not None:
+        observation = recorder.replay(snapshot["origin"], snapshot["actions"])
+        if np.array_equal(encode(observation), snapshot["observation"], equal_nan=True):
+            return observation, True
+    envs.restore_wrappers(recorder.env, snapshot.get("wrappers", []))
+    observation, _ = recorder.reset(seed=seed)
+    return observation, False
 
 
 class GymnasiumRollout:
@@ -422,25 +450,17 @@ class GymnasiumRollout:
         return [{**mark, **replayed(mark), "observation": np.array(mark["observation"])} for mark in self.marks]
 
     def restore(self, snapshots: list[dict[str, Any]]) -> None:
-        """Go to where `snapshot` was taken, by replaying the running episode of each environment.
-
-        Where the replay does not arrive at the same observation, the environment is not a function of its generator
-        and actions; it starts a new episode, and the next block says so.
-        """
+        """Go to where `snapshot` was taken, by replaying the running episodes: see `brought_back`."""
         self.vector.reset()  # a reset that it owes would swallow a step
         for i, snapshot in enumerate(snapshots):
             recorder: Recorder = self.vector.envs[i]
             self.policy_rngs[i] = generator_from(snapshot["policy"])
             self.ahead[i].clear()
             self.dead[i] = False
-            exact = snapshot["origin"] is not None
-            if exact:
-                observation = recorder.replay(snapshot["origin"], snapshot["actions"])
-                exact = np.array_equal(self.encode(observation), snapshot["observation"], equal_nan=True)
+            place = zlib.crc32(repr((snapshot["policy"], snapshot["observation"])).encode())
+            seed = seed_for(self.task.seed, "restart", self.numbers[i], place)
+            observation, exact = brought_back(recorder, snapshot, self.encode, seed)
             if not exact:
-                envs.restore_wrappers(recorder.env, snapshot.get("wrappers", []))
-                place = zlib.crc32(repr((snapshot["policy"], snapshot["observation"])).encode())
-                observation, _ = recorder.reset(seed=seed_for(self.task.seed, "restart", self.numbers[i], place))
                 self.restarted[i] = True
             elif snapshot["ended"]:
                 observation, _ = recorder.reset()

@@ -23,10 +23,12 @@ CHANGEABLE = ("steps", "schedule_steps", "eval_every", "eval_episodes", "stop_at
 
 
 @cache
-def _with_own(settings: Any, own: Any) -> Any:
-    """The class of settings of a kind of run that also has those of an agent."""
+def _with_own(settings: Any, own: Any, defaults: tuple[tuple[str, Any], ...] = ()) -> Any:
+    """The class of settings of a kind of run that also has those of an agent, and its defaults."""
     bases = (settings, own) if fields(own) else (settings,)
-    return make_dataclass(settings.__name__, [], bases=bases, frozen=True, eq=False)
+    types = {f.name: f.type for f in fields(settings)}
+    changed = [(name, types[name], field(default=value)) for name, value in defaults]
+    return make_dataclass(settings.__name__, changed, bases=bases, frozen=True, eq=False)
 
 
 def _remade(cls: type[Any], values: dict[str, Any]) -> Any:
@@ -83,8 +85,9 @@ class RunSettings:
             return super().__new__(cls)
         names = [f.name for f in fields(cls)]
         values = dict(zip(names, given, strict=False)) | named
-        both: Any = cls, cls.own_of(values.get("agent", cls.agent))
-        made: Self = object.__new__(_with_own(*both))
+        agent = values.get("agent", cls.agent)
+        both: Any = cls, cls.own_of(agent)
+        made: Self = object.__new__(_with_own(*both, tuple(cls.defaults_of(agent).items())))
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -104,6 +107,11 @@ class RunSettings:
     def own_of(cls, agent: str) -> type[Any]:
         """The dataclass of the settings that an agent alone has."""
         raise NotImplementedError
+
+    @classmethod
+    def defaults_of(cls, agent: str) -> Mapping[str, Any]:
+        """The settings whose default is another one for this agent."""
+        return {}
 
     @classmethod
     def of_others(cls, agent: str) -> list[str]:

@@ -12,8 +12,9 @@ import numpy as np
 
 from valueapprox import ValueFunction, checkpoint
 from valueapprox.agents import evaluation
+from valueapprox.agents.batch_run import BatchRun
 from valueapprox.agents.checked import close, guarded
-from valueapprox.agents.control_run import ControlRun, ControlSettings
+from valueapprox.agents.control_run import ControlRun
 from valueapprox.agents.evaluation import MonteCarlo, Returns
 from valueapprox.agents.policies import make_policy
 from valueapprox.agents.prediction_run import PredictionSettings
@@ -96,18 +97,22 @@ class Trained(ABC):
 
 
 class TrainedAgent(Trained):
-    """The agent of a control run. With a time feature, observations are taken as those at an episode's start."""
+    """The agent of a run that learned to act.
+
+    With a time feature, observations are taken as those at an episode's start.
+    """
 
     what = "an agent"
 
-    def __init__(self, path: Path) -> None:
-        self.agent, self.settings = ControlRun.load_agent(path)
-        super().__init__(path, self.agent.n_steps, self.agent)
+    def __init__(self, path: Path, step: int, kind: type[ControlRun] | type[BatchRun]) -> None:
+        self.agent: Any
+        self.agent, self.settings = kind.load_agent(path)
+        super().__init__(path, step, self.agent)
         self._actors = {greedy: self.agent.actor(self.settings.seed, greedy) for greedy in (True, False)}
 
     def value(self, observation: Any) -> float:
         """v, or the largest action value."""
-        return self.agent.value(observation, 0)
+        return self.agent.value(observation, elapsed=0)
 
     def act(self, observation: Any, greedy: bool = True) -> Any:
         """The best action, or one drawn from the policy."""
@@ -221,8 +226,9 @@ def load(path: str | Path) -> Trained:
         predictions = State.from_arrays(*load_service(path)).learner
         net, w, names = predictions.net, predictions.w, predictions.names
         return TrainedNetworks(path, int(meta["version"]), predictions, net, w, names)
-    if kind == ControlSettings.kind:
-        return TrainedAgent(path)
+    for run in (ControlRun, BatchRun):
+        if kind == run.Settings.kind:
+            return TrainedAgent(path, int(meta["step"]), run)
     if kind == PredictionSettings.kind:
         return TrainedValues(path, meta)
     if kind == "fit":

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from valueapprox.agents.batch_run import BatchRun, BatchSettings
 from valueapprox.agents.callbacks import Callback
 from valueapprox.agents.console import training_bar
 from valueapprox.agents.control_run import ControlRun, ControlSettings
@@ -28,11 +29,11 @@ __all__ = ["kind_for", "read_config", "settings_from", "train"]
 
 def kind_for(agent: str) -> type[Run[Any]]:
     """The kind of run that an agent is for."""
-    kinds = {name: kind for kind in (PredictionRun, ControlRun) for name in kind.Settings.agents()}
+    kinds = {name: kind for kind in (PredictionRun, ControlRun, BatchRun) for name in kind.Settings.agents()}
     return kinds[one_of("agent", agent, kinds)]
 
 
-def settings_from(values: Mapping[str, Any]) -> PredictionSettings | ControlSettings:
+def settings_from(values: Mapping[str, Any]) -> PredictionSettings | ControlSettings | BatchSettings:
     """The settings of a run, whose agent is one of the values.
 
     Raises
@@ -48,7 +49,7 @@ def settings_from(values: Mapping[str, Any]) -> PredictionSettings | ControlSett
         one_of("a setting", name, known)
         if (expected := _misfit(value, hints[name])) and not (name == "optimizer" and isinstance(value, dict)):
             raise ValueError(f"{name} is {value!r}; expected {expected}")
-    made: PredictionSettings | ControlSettings = settings.from_dict(values)
+    made: PredictionSettings | ControlSettings | BatchSettings = settings.from_dict(values)
     made.check()
     return made
 

@@ -15,7 +15,6 @@ import tyro
 from valueapprox import ValueFunction, checkpoint
 from valueapprox.agents import evaluation
 from valueapprox.agents.console import evaluation_table, returns_table
-from valueapprox.agents.control_run import ControlRun
 from valueapprox.agents.prediction_run import PredictionSettings
 from valueapprox.agents.run import CHECKPOINT_FILE, kind_of
 from valueapprox.cli.charts import progress_bar
@@ -52,8 +51,9 @@ def main(options: Evaluate) -> int:
     """Evaluate and print; returns the exit code."""
     path = options.run / CHECKPOINT_FILE if options.run.is_dir() or not options.run.suffix else options.run
     meta = checkpoint.load(path).meta
-    if kind_of(path) is ControlRun:
-        return evaluate_control(options, path, meta)
+    kind: Any = kind_of(path)
+    if kind.lists_episodes:
+        return evaluate_control(options, path, meta, kind)
     if options.gif is not None or options.sampled:
         raise ValueError(f"--gif and --sampled are for control runs; {path} is of a prediction run")
     return evaluate_prediction(options, path, meta)
@@ -80,11 +80,11 @@ def evaluate_prediction(options: Evaluate, path: Path, meta: dict[str, Any]) -> 
     return 0
 
 
-def evaluate_control(options: Evaluate, path: Path, meta: dict[str, Any]) -> int:
+def evaluate_control(options: Evaluate, path: Path, meta: dict[str, Any], kind: Any) -> int:
     """Returns of the agent, and its picture."""
     if options.gif is not None:
         check_gif(options.gif)
-    agent, settings = ControlRun.load_agent(path, noted(options))
+    agent, settings = kind.load_agent(path, noted(options))
     announce_compile(errors if options.json else console)
     actions = "sampled" if options.sampled else "greedy"
     recording = None if options.gif is None else evaluation.Recording()

@@ -16,6 +16,7 @@ import tyro
 
 import valueapprox
 from valueapprox.agents import evaluation, several, verdict
+from valueapprox.agents.batch_run import BatchRun, BatchSettings
 from valueapprox.agents.console import evaluation_table, returns_table, training_bar
 from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.evaluation import Recording
@@ -122,12 +123,41 @@ class Control(Common):
     """Fresh episodes, greedy and sampled, in which the agent is evaluated at the end; 0 for none."""
 
 
-for kind in (Train, Control):
+@dataclass(frozen=True)
+class Batch(Common):
+    """Learn to act from many environments at once: each rollout is learned from in minibatches.
+
+    Without other options: PPO, two networks 4-64-64, in eight copies of CartPole-v1. The run's log, episodes,
+    checkpoint and picture lie in a folder of runs/. Ctrl-C saves.
+
+    More examples:
+      train.py --env CartPole-v1 --agent ppo
+      train.py --env valueapprox/Pendulum-v1 --agent ppo --gamma 0.9
+      train.py --env HalfCheetah-v5 --agent ppo --workers 2
+      train.py --agent ppo --eval-every 20000 --stop-at 475
+      train.py --resume runs/NAME [--steps MORE] [--workers 4]
+
+    An agent as the first word leaves the options of the others out:
+      train.py ppo --help
+    Agents that learn from one environment, each transition once, have options of their own:
+      train.py --agent stream-ac --help
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[BatchSettings] = field(default_factory=BatchSettings)
+    workers: int = 0
+    """Ray workers that collect rollouts, or among which --seeds are dealt; 0 for none. Changes the speed alone."""
+    episodes: int = 20
+    """Fresh episodes, greedy and sampled, in which the agent is evaluated at the end; 0 for none."""
+
+
+Command = Train | Control | Batch
+
+for kind in (Train, Control, Batch):
     worlds = ", ".join(sorted(env_id.removeprefix("valueapprox/") for env_id in WORLDS))
     kind.__doc__ = f"{kind.__doc__}\n    Compiled worlds, as valueapprox/NAME: {worlds}.\n    "
 
 
-def main(options: Train | Control) -> int:
+def main(options: Command) -> int:
     """Run and report; returns the exit code."""
     env = options.settings.env.replace("/", "-").replace(":", "-")
     with folder_for(options.resume or options.run_dir, f"{env}-{options.settings.agent}") as folder:
@@ -138,11 +168,11 @@ def main(options: Train | Control) -> int:
         if run.step >= run.settings.steps:
             console.print(f"{plain(folder)} has learned its {run.step:,} steps; --steps MORE lets it go on.")
         if not options.quiet:
-            for line in described(run):
+            for line in described(run, options.settings.steps):
                 console.print(line)
         with training_bar(options.quiet) as show:
             report = run.train(
-                options.workers if isinstance(options, Train) else 0,
+                0 if isinstance(options, Control) else options.workers,
                 ray_address=options.ray_address,
                 checkpoint_every=options.checkpoint_every,
                 patience=options.patience,
@@ -155,7 +185,7 @@ def main(options: Train | Control) -> int:
         return 128 + report.interrupted if report.interrupted else 0
 
 
-def run_seeds(options: Train | Control, folder: Path) -> int:
+def run_seeds(options: Command, folder: Path) -> int:
     """Runs of several seeds, and what they have in common."""
     if options.resume is not None:
         raise ValueError("resume goes with one run; to go on with several seeds, give the same --run-dir again")
@@ -179,13 +209,13 @@ def run_seeds(options: Train | Control, folder: Path) -> int:
 
 def film_of(run: Run[Any]) -> Recording | None:
     """What records the first steps of an episode at the end, where the environment can be drawn."""
-    if not (isinstance(run, ControlRun) and evaluation.can_be_drawn(run.env, run.settings)):
+    if not (isinstance(run, ControlRun | BatchRun) and evaluation.can_be_drawn(run.env, run.settings)):
         return None
     return Recording(max_frames=200, every=2)
 
 
-def described(run: Run[Any]) -> list[str]:
-    """What is about to be learned, and with which networks."""
+def described(run: Run[Any], asked: int) -> list[str]:
+    """What is about to be learned, in how many steps if it was asked for others, and with which networks."""
     settings = run.settings
     head = f"[bold]{plain(settings.env)}[/]"
     if isinstance(run, PredictionRun):
@@ -194,13 +224,20 @@ def described(run: Run[Any]) -> list[str]:
         head += f", policy {plain(task.policy)}{noise}"
         nets = [str(run.value_function.net)]
     else:
-        assert isinstance(run, ControlRun)
+        assert isinstance(run, ControlRun | BatchRun)
         nets = [f"{name}: {learner.net}" for name, learner in run.agent.networks().items()]
+        if isinstance(run, BatchRun) and run.settings.steps != asked:
+            nets.append(
+                f"{asked:,} steps become {settings.steps:,}, as a rollout has {run.settings.round:,} transitions"
+            )
     return [f"{head}, gamma {settings.gamma:g}: {describe(settings)}", *nets]
 
 
-def describe(settings: PredictionSettings | ControlSettings) -> str:
+def describe(settings: PredictionSettings | ControlSettings | BatchSettings) -> str:
     """How it learns, in a few words."""
+    if isinstance(settings, BatchSettings):
+        made = settings.make_optimizer()
+        return f"{settings.agent} in {settings.envs} environments, with {type(made).__name__}, alpha {made.alpha:g}"
     if isinstance(settings, ControlSettings):
         alpha = "" if settings.alpha is None else f", alpha {settings.alpha:g}"
         optimizer = type(settings.make_optimizer()).__name__
@@ -284,13 +321,17 @@ def where_it_lies(folder: Path, picture: Path | None, interrupted: bool, *again:
             console.print(f"{what:<20}{text}")
 
 
-COMMANDS: dict[str, type[Train] | type[Control]] = {
+COMMANDS: dict[str, type[Command]] = {
     **dict.fromkeys(PredictionSettings.agents(), Train),
     **dict.fromkeys(ControlSettings.agents(), Control),
+    **dict.fromkeys(BatchSettings.agents(), Batch),
 }
 
 
-def words() -> dict[str, type[Train] | type[Control]]:
+SETTINGS: dict[type[Command], Any] = {Train: PredictionSettings, Control: ControlSettings, Batch: BatchSettings}
+
+
+def words() -> dict[str, type[Command]]:
     """What may stand before all options: an agent, with the options that mean something to it."""
     return {agent: options_of(agent, hide_agent=True) for agent in COMMANDS}
 
@@ -301,7 +342,7 @@ def options_of(agent: str, hide_agent: bool = False, stored: Any = None) -> type
     Defaults are those of a run that is resumed, if its settings are given.
     """
     cls = COMMANDS[one_of("agent", agent, COMMANDS)]
-    kind: Any = PredictionSettings if cls is Train else ControlSettings
+    kind: Any = SETTINGS[cls]
     known = kind(agent=agent) if stored is None else stored
     settings = type(known)
     hints = typing.get_type_hints(settings, include_extras=True)
@@ -316,7 +357,7 @@ def options_of(agent: str, hide_agent: bool = False, stored: Any = None) -> type
     return make_dataclass(cls.__name__, [held], bases=(cls,), frozen=True, namespace={"__doc__": cls.__doc__})
 
 
-def parse(arguments: list[str]) -> Train | Control:
+def parse(arguments: list[str]) -> Command:
     """The command line; on a resume, what it leaves out is what the run was started with."""
     resume, agent, rest = _value("--resume", arguments), _value("--agent", arguments), arguments
     word = bool(arguments) and not arguments[0].startswith("-")
@@ -338,7 +379,7 @@ def parse(arguments: list[str]) -> Train | Control:
     cls = options_of(agent, word and stored is None, stored)
     others = {("" if word else "--agent ") + name: options_of(name) for name in COMMANDS if name != agent}
     options = command_line(cls, rest, others=others)
-    kind: Any = PredictionSettings if COMMANDS[agent] is Train else ControlSettings
+    kind: Any = SETTINGS[COMMANDS[agent]]
     settings = kind.from_dict({f.name: getattr(options.settings, f.name) for f in fields(options.settings)})
     return typing.cast(Any, replace(options, settings=settings))
 

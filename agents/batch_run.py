@@ -1,0 +1,387 @@
+"""Runs of agents that learn how to act from many environments, rollout by rollout."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from valueapprox import Optimizer, envs
+from valueapprox.agents import evaluation
+from valueapprox.agents.acting import Rollout
+from valueapprox.agents.batch_catalogue import BATCH_AGENTS, BatchAgent
+from valueapprox.agents.checked import close, image_note, is_image
+from valueapprox.agents.experience import CompiledExperience, Experience, GymnasiumExperience
+from valueapprox.agents.rollout import make_environment
+from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, Run, lost_wrappers, weights_of
+from valueapprox.agents.settings import RunSettings
+from valueapprox.agents.spaces import encoder
+from valueapprox.checks import one_of, positive
+from valueapprox.cluster import RayWorker, cluster
+from valueapprox.envs import unknown_wrappers
+from valueapprox.interrupts import watched
+from valueapprox.optim import OPTIMIZERS
+from valueapprox.telemetry import network_charts
+
+__all__ = ["BatchRun", "BatchSettings"]
+
+CHUNK_SECONDS = 0.1  # of learning between two looks at the clock
+
+if TYPE_CHECKING:
+    from valueapprox.agents.evaluation import Recording, Returns
+
+    AgentName: TypeAlias = str
+    OptimizerName: TypeAlias = str
+else:  # what is registered is what the command line knows
+    AgentName, OptimizerName = Literal[tuple(BATCH_AGENTS)], Literal[("auto", *OPTIMIZERS)]
+
+
+@dataclass(frozen=True, eq=False)
+class BatchSettings(RunSettings):
+    """Everything that decides what a run learns. Two runs with equal settings end with equal weights, bit for bit."""
+
+    agent: AgentName = "ppo"
+    """Who learns."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer, of each network; none for linear ones."""
+    activation: str = "tanh"
+    """Activation of hidden layers: linear, relu, leaky_relu, elu, sigmoid, tanh, softplus."""
+    init: str = "orthogonal"
+    """How weights are drawn: orthogonal (gain sqrt 2 in hidden layers), sparse, zeros, lecun_..., glorot_..., he_..."""
+    envs: int = 8
+    """Environments."""
+    optimizer: OptimizerName = "auto"
+    """Turns gradients into updates; auto is the agent's own."""
+    alpha: float | None = None
+    """Step size; the optimizer's own if not given."""
+    schedule: Literal["constant", "linear"] = "linear"
+    """Of the step size: linear falls to 0 over the run."""
+    normalise_observations: bool = True
+    """Bring observations to mean 0 and variance 1 by the statistics of the rollouts before."""
+    scale_rewards: bool = True
+    """Divide rewards by the running standard deviation of their discounted sum."""
+    stop_at: float | None = None
+    """End the run once the mean return reaches this: of an evaluation, or without any, of the last 100 episodes."""
+
+    kind = "batch run"
+
+    @staticmethod
+    def agents() -> Mapping[str, Any]:
+        """The agents that learn from many environments."""
+        return BATCH_AGENTS
+
+    @classmethod
+    def own_of(cls, agent: str) -> type[Any]:
+        """What the agent's class says."""
+        return BATCH_AGENTS[one_of("agent", agent, BATCH_AGENTS)].Settings
+
+    @classmethod
+    def defaults_of(cls, agent: str) -> Mapping[str, Any]:
+        """What the agent's class says."""
+        return BATCH_AGENTS[one_of("agent", agent, BATCH_AGENTS)].defaults
+
+    def check(self) -> None:
+        """Raise ValueError for what nobody else would notice."""
+        super().check()
+        positive("envs", self.envs)
+        one_of("optimizer", self.optimizer, ("auto", *OPTIMIZERS))
+        one_of("schedule", self.schedule, ("constant", "linear"))
+        if self.stop_at is not None and not math.isfinite(self.stop_at):
+            raise ValueError(f"stop_at is {self.stop_at}; expected a return, a finite number")
+        self.make_optimizer()
+
+    def planned(self) -> tuple[str, str] | None:
+        """What is planned for `horizon` steps, and what it does afterwards; None if nothing is."""
+        return None if self.schedule == "constant" else ("the fall of the step size", "stays at 0")
+
+    @property
+    def round(self) -> int:
+        """Transitions of one rollout in all environments."""
+        return self.envs * int(getattr(self, "rollout", 1))
+
+    def chosen(self) -> BatchSettings:
+        """The same with what was left open, and as many steps as fill whole rollouts."""
+        size = max(1, self.round)
+        whole = replace(self, steps=-(-self.steps // size) * size) if self.steps > 0 else self
+        made: BatchSettings = super(BatchSettings, whole).chosen()
+        return made
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer of all networks."""
+        cls = BATCH_AGENTS[self.agent]
+        found = cls.default_optimizer if self.optimizer == "auto" else OPTIMIZERS[self.optimizer]()
+        return found if self.alpha is None else replace(found, alpha=self.alpha)
+
+    def make_agent(self, env: gym.Env[Any, Any]) -> BatchAgent:
+        """A fresh agent for an environment."""
+        return BATCH_AGENTS[self.agent](
+            env.observation_space,
+            env.action_space,
+            self.envs,
+            self.hidden,
+            self.make_optimizer(),
+            self.gamma,
+            normalise_observations=self.normalise_observations,
+            scale_rewards=self.scale_rewards,
+            horizon=self.horizon if self.schedule == "linear" else 0,
+            activation=self.activation,
+            layer_norm=self.layer_norm,
+            init=self.init,
+            dtype=self.dtype,
+            flatten=self.flatten,
+            seed=self.seed,
+            **self.own(),
+        )
+
+
+def make_experience(settings: BatchSettings, numbers: list[int], compiled: bool = True) -> Experience:
+    """What brings rollouts of the environments with these numbers: compiled worlds where they are, else Gymnasium."""
+    arguments = settings.arguments()
+    env = make_environment(settings.env, **arguments)
+    try:
+        agent = settings.make_agent(env)
+        size = encoder(env.observation_space, settings.flatten).size
+    finally:
+        close(env, settings.env)
+    found = envs.compiled_world(settings.env, **arguments) if compiled else None
+    if found is not None and size == found[0].n_observation:
+        return CompiledExperience(agent, numbers, settings.seed, *found)
+    return GymnasiumExperience(agent, numbers, settings.seed, settings.env, arguments)
+
+
+class BatchRun(Run[BatchSettings]):
+    """A run of one agent in many environments, in this process or on Ray workers: the weights do not depend on it.
+
+    Resumed, it goes on bit for bit where environments are functions of their generator and actions; others begin new
+    episodes.
+    """
+
+    Settings = BatchSettings
+    lists_episodes = True
+    ways = ("greedy", "sampled")
+
+    @property
+    def n_envs(self) -> int:
+        """How many environments it learns from."""
+        return self.settings.envs
+
+    def _prepare(self, stored: BatchSettings | None, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        settings = self.settings
+        with watched(settings.env):
+            self.env = make_environment(settings.env, **settings.arguments())
+        try:
+            self.agent = settings.make_agent(self.env)
+            space = self.env.observation_space
+            lost = unknown_wrappers(self.env)
+            if stored is None and is_image(space):
+                self.notice(image_note(settings.env, space, self.agent.encode.size, settings.hidden))
+            self.snapshots: list[dict[str, Any]] | None = None
+            if stored is not None:
+                try:
+                    self._restore(arrays, meta)
+                except (KeyError, ValueError, TypeError) as error:
+                    raise self._damaged(self.folder / CHECKPOINT_FILE, error) from None
+                if lost and self.step < settings.steps:
+                    self._remark(lost_wrappers(settings.env, lost))
+        finally:
+            close(self.env, settings.env, self.notice)
+        self.experience: Experience | None = None
+        self.workers: list[RayWorker] = []
+        self._learning = False
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays = {f"agent/{name}": array for name, array in self.agent.state_dict().items()}
+        if self.experience is not None:
+            self.snapshots = self.experience.snapshot()
+        streams = []
+        for i, snapshot in enumerate(self.snapshots or []):
+            arrays |= {f"stream_{i}/{n}": value for n, value in snapshot.items() if isinstance(value, np.ndarray)}
+            streams.append({n: value for n, value in snapshot.items() if not isinstance(value, np.ndarray)})
+        return arrays, {"streams": streams}
+
+    @classmethod
+    def load_agent(
+        cls, path: str | Path, notice: Callable[[str], None] = warnings.warn
+    ) -> tuple[BatchAgent, BatchSettings]:
+        """The agent of a run's checkpoint file as far as it has learned, and the run's settings."""
+        settings, arrays, _ = cls._read(Path(path))
+        env = make_environment(settings.env, **settings.arguments())
+        try:
+            agent = settings.make_agent(env)
+        finally:
+            close(env, settings.env, notice)
+        try:
+            agent.restore(_under("agent/", arrays))
+        except (KeyError, ValueError) as error:
+            raise cls._damaged(Path(path), error) from None
+        return agent, settings
+
+    def _restore(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        self.agent.restore(_under("agent/", arrays))
+        streams = [{**plain, **_under(f"stream_{i}/", arrays)} for i, plain in enumerate(meta["streams"])]
+        if len(streams) not in (0, self.settings.envs):
+            raise ValueError(f"streams is of length {len(streams)}; expected {self.settings.envs}")
+        self.snapshots = streams or None
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def _connect(self, stack: contextlib.ExitStack, n_workers: int, ray_address: str | None) -> None:
+        if positive("workers", n_workers, at_least=0) > self.settings.envs:
+            raise ValueError(
+                f"workers is {n_workers}; expected at most {self.settings.envs}, as each needs an environment"
+            )
+        self._n_workers = n_workers
+        if self.step < self.settings.steps:
+            self._load_kernels()
+        import scipy.linalg.cython_blas  # noqa: F401  (Numba's products come from its BLAS: loaded before it is limited)
+
+        stack.enter_context(threadpool_limits(1, "blas"))
+        if n_workers > 0:
+            stack.enter_context(cluster(ray_address, n_workers))
+
+    def _load_kernels(self) -> None:
+        """Compile or load what learning needs: before the workers, who would each do it, and before time is taken."""
+        space, settings = self.env, self.settings
+        trial = replace(settings, **self.agent.small(settings))
+        agent = trial.make_agent(space)
+        if (found := envs.compiled_world(settings.env, **settings.arguments())) is not None and self.compiled:
+            if agent.encode.size == found[0].n_observation:
+                rollout = CompiledExperience(agent, range(trial.envs), 0, *found).gather(agent.n_steps, agent.policy())
+                agent.learn(rollout, agent.policy())
+                return
+        d = agent.encode.size
+        rollout = Rollout.zeros(agent.n_steps, trial.envs, d, agent.head.n_values, agent.dtype)
+        agent.acting.choose(rollout.observations[0], agent.policy(), rollout.actions[0], rollout.log_probs[0])
+        agent.learn(rollout, agent.policy())
+
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        settings = self.settings
+        shares = np.array_split(np.arange(settings.envs), max(1, self._n_workers))
+        numbers = [[int(i) for i in share] for share in shares]
+        if self._n_workers == 0:
+            with watched(settings.env, self.patience):
+                self.experience = make_experience(settings, numbers[0], self.compiled)
+                stack.callback(self._put_away)
+                if self.snapshots is not None:
+                    self.experience.restore(self.snapshots)
+            return
+        for own in numbers:
+            snapshots = None if self.snapshots is None else [self.snapshots[i] for i in own]
+            worker = RayWorker(
+                make_experience,
+                *(settings, own, self.compiled),
+                snapshot=snapshots,
+                on_death=self.notice,
+                patience=self.patience,
+            )
+            self.workers.append(worker)
+            stack.callback(close, worker, settings.env, self.notice)
+
+    def _put_away(self) -> None:
+        """End the experience, whose last snapshot goes into checkpoints from now on."""
+        if self.experience is not None:
+            self.snapshots = self.experience.snapshot()
+            close(self.experience, self.settings.env, self.notice)
+            self.experience = None
+
+    def _advance(self, limit: int) -> dict[str, float]:
+        begun, size = time.monotonic(), self.settings.round
+        for done in range(size, max(limit, size) + 1, size):
+            policy = self.agent.policy()
+            rollout = self._gathered(policy)
+            self._learning = True
+            self.agent.learn(rollout, policy)
+            self._note(rollout)
+            self._learning = False
+            if time.monotonic() - begun > CHUNK_SECONDS or done + size > limit:
+                break
+        mean = self.episodes.mean_return()
+        return {} if mean is None else {"return": mean}
+
+    def _gathered(self, policy: np.ndarray) -> Rollout:
+        n_steps = self.agent.n_steps
+        if self.experience is not None:
+            with watched(self.settings.env, self.patience):
+                return self.experience.gather(n_steps, policy)
+        for worker in self.workers:
+            worker.submit("collect", n_steps, policy)
+        results = [worker.result() for worker in self.workers]
+        self.snapshots = [snapshot for _, snapshots in results for snapshot in snapshots]
+        return Rollout.join([rollout for rollout, _ in results])
+
+    @property
+    def _whole(self) -> bool:
+        return not self._learning
+
+    def _note(self, rollout: Rollout) -> None:
+        """Count transitions and episodes, in the order of time and then of environments."""
+        running, n = self.episodes.running, self.settings.envs
+        for i in np.flatnonzero(rollout.restarted).tolist():
+            running[i] = 0.0
+            self.notice(
+                f"environment {i} cannot be brought back to where it was; it went on with a new episode at step "
+                f"{self.step}"
+            )
+        ended = rollout.terminated | rollout.truncated
+        start = np.zeros(n, np.int64)
+        for t, i in np.argwhere(ended).tolist():
+            running[i] += rollout.rewards[start[i] : t + 1, i].sum(), t + 1 - start[i]
+            self._add_episode(self.step + t * n + i + 1, float(running[i, 0]), float(running[i, 1]))
+            running[i] = 0.0
+            start[i] = t + 1
+        for i in range(n):
+            running[i] += rollout.rewards[start[i] :, i].sum(), len(ended) - start[i]
+        self.step += ended.size
+
+    # --- what is said of it -------------------------------------------------------------------------------------------
+
+    def _diagnostics(self) -> dict[str, float]:
+        return self.agent.diagnostics()
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        weights: dict[str, np.ndarray] = {}
+        for name, learner in self.agent.networks().items():
+            weights |= weights_of(name, learner.net, learner.w)
+        return weights
+
+    def _evaluate(
+        self, way: str, n_episodes: int, seed: int, recording: Recording | None, progress: Callable[[int], None]
+    ) -> Returns:
+        return evaluation.evaluate(
+            self.agent,
+            self.settings,
+            n_episodes,
+            seed,
+            greedy=way == "greedy",
+            recording=recording,
+            progress=progress,
+            notice=self.notice,
+        )
+
+    def _document(self) -> dict[str, Any]:
+        values = asdict(self.settings)
+        if self.settings.optimizer == "auto":
+            values["optimizer"] = self.settings.make_optimizer().as_dict()
+        return values
+
+    def _charts(self) -> dict[str, dict[str, list[str]]]:
+        charts = {"Did it learn?": {"return": LEARNED_CHARTS["return"], **self.agent.charts}}
+        charts["Did it learn?"]["steps per second"] = LEARNED_CHARTS["steps per second"]
+        for name in self.agent.networks():
+            charts[name.capitalize()] = network_charts(name, "grad_norm", "update_ratio", "weight_norm")
+        return charts
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

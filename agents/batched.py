@@ -1,0 +1,510 @@
+"""Agents that learn from many environments at once: rollouts of T steps in n environments feed minibatches to networks.
+
+Acting goes row by row (see `agents.acting`), and learning by matrix products (see `valueapprox.nn.batch`). While a
+rollout is collected nothing is learned and normalisers stand still.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from valueapprox import DivergenceError, Network, Optimizer, checkpoint
+from valueapprox.agents.acting import CLIP, LARGEST, Acting, Rollout, merge_observations, merge_rewards, normalise_rows
+from valueapprox.agents.heads import Head
+from valueapprox.agents.spaces import encoder
+from valueapprox.checks import divergence_advice, one_of, positive, unit_interval
+from valueapprox.nn import batch
+from valueapprox.optim.base import ALPHA
+from valueapprox.registry import Registry
+from valueapprox.seeding import sequence
+
+__all__ = ["BATCH_AGENTS", "BatchActor", "BatchAgent", "BatchLearner", "Part", "register"]
+
+EPSILON = 1e-8  # added to a variance
+NORMS_EVERY = 16  # minibatches between two whose norms are measured
+N_NORMED, GRADIENT, UPDATE = range(3)  # rows of stats: how many, and sums of norms per layer
+
+
+class Part(NamedTuple):
+    """A network as the kernels of learning see it."""
+
+    w: np.ndarray
+    gradient: np.ndarray
+    moments: np.ndarray
+    scalars: np.ndarray
+    n_updates: np.ndarray
+    hyper: np.ndarray
+    spec: np.ndarray
+    scratch: np.ndarray  # for a minibatch
+    before: np.ndarray
+    stats: np.ndarray
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+class BatchLearner:
+    """One network with all that learning it from minibatches needs.
+
+    Parameters
+    ----------
+    gain
+        Of the last layer's first weights: with `init="orthogonal"` hidden layers get sqrt 2 and the last one this.
+    capacity
+        Examples in memory at once.
+    scratch
+        For as many, if it has one with others.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        optimizer: Optimizer,
+        seed: np.random.SeedSequence,
+        init: str,
+        gain: float,
+        capacity: int,
+        scratch: np.ndarray | None = None,
+    ) -> None:
+        self.net, self.optimizer = net, optimizer
+        self.w = net.init(seed, init)
+        if init == "orthogonal":
+            for layer, (weights, _) in enumerate(net.unpack(self.w), start=1):
+                weights *= gain if layer == net.n_layers else math.sqrt(2.0)
+        self.state = optimizer.init(self.w)
+        self.stats = np.zeros((3, max(1, net.n_layers)))
+        self.hyper = optimizer.hyper(net.layer_names)
+        self.alphas = self.hyper[ALPHA:].copy()
+        self.capacity = capacity
+        self.scratch = batch.scratch(net.starts[-1], capacity, net.dtype) if scratch is None else scratch
+        self.part = Part(
+            *(self.w, np.zeros_like(self.w), self.state.moments, self.state.scalars, self.state.n_updates, self.hyper),
+            *(net.spec, self.scratch, np.zeros_like(self.w), self.stats),
+        )
+
+    def outputs(self, states: np.ndarray) -> np.ndarray:
+        """yhat (N, k) at states (N, d)."""
+        found = np.empty((len(states), self.net.n_outputs), self.w.dtype)
+        none = np.zeros(self.net.n_layers)
+        order = np.arange(len(states))
+        batch.predict_kernel(self.w, self.net.spec, self.scratch, self.capacity, states, order, none, found)
+        return found
+
+    def learned(self) -> dict[str, np.ndarray]:
+        """What a checkpoint must hold."""
+        state = self.state
+        return {"w": self.w, "moments": state.moments, "scalars": state.scalars, "n_updates": state.n_updates} | {
+            "stats": self.stats
+        }
+
+    def diagnostics(self) -> dict[str, float]:
+        """Norms per layer, averaged since the last call."""
+        values: dict[str, float] = {}
+        names, n = self.net.layer_names, self.stats[N_NORMED, 0]
+        for row, tag in ((GRADIENT, "grad_norm"), (UPDATE, "update_ratio")):
+            if n > 0:
+                values |= {f"{tag}/{name}": total / n for name, total in zip(names, self.stats[row], strict=False)}
+        values |= {f"weight_norm/{name}": size for name, size in self.net.layer_norms(self.w).items()}
+        self.stats[:] = 0.0
+        return values
+
+
+# --- agents ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """Of an agent that has no settings of its own."""
+
+
+class BatchAgent:
+    """What agents share that learn from rollouts of n environments.
+
+    `start` takes n observations and gives n actions; each `step` takes what came of them, and learns when the rollout
+    is full. Where an environment's episode has ended, `observations` has the first one of its next episode and
+    `final_observations` the last one of the old. Terminated: the value of what follows is 0. Truncated, by a time
+    limit: that of the final observation. No value of another episode enters.
+
+    Parameters
+    ----------
+    observation_space, action_space
+        Of one environment. Observations: Box or Discrete; others with `flatten`, where Gymnasium can.
+    n_envs
+        n, how many environments.
+    hidden
+        Units of each hidden layer, of each network.
+    optimizer
+        Of all networks; the agent's own if not given.
+    gamma
+        Discount, in [0, 1].
+    normalise_observations
+        Bring each entry to mean 0 and variance 1, and cut it off at 10, by statistics of the rollouts before this one.
+    scale_rewards
+        Divide rewards by the running standard deviation of their discounted sums, and cut them off at 10.
+    horizon
+        Transitions over which the step size falls in a straight line to 0; 0 for a constant one.
+    activation, layer_norm, init, dtype
+        Of the networks. "orthogonal" gives hidden layers the gain sqrt 2.
+    flatten
+        Let Gymnasium flatten an observation space that is neither Box nor Discrete.
+    seed
+        Of weights, actions and minibatches.
+    **own
+        The agent's own settings.
+    """
+
+    #: On the command line and in files.
+    agent_name: ClassVar[str]
+    #: The settings that one agent alone has: a frozen dataclass, keyword-only, with defaults and a docstring each.
+    Settings: ClassVar[type[Any]] = NoSettings
+    #: What makes it the agent that it is: see the module of its family.
+    rule: ClassVar[Any]
+    default_optimizer: ClassVar[Optimizer]
+    #: Settings of runs whose default is another one for this agent, by name.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Charts that say whether it learned, by title, for TensorBoard.
+    charts: ClassVar[Mapping[str, list[str]]] = {}
+    learns_policy: ClassVar[bool] = True
+    own: Any
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        n_envs: int = 8,
+        hidden: tuple[int, ...] = (64, 64),
+        optimizer: Optimizer | None = None,
+        gamma: float = 0.99,
+        *,
+        normalise_observations: bool = False,
+        scale_rewards: bool = False,
+        horizon: int = 0,
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        init: str = "orthogonal",
+        dtype: str = "float32",
+        flatten: bool = False,
+        seed: int = 0,
+        **own: Any,
+    ) -> None:
+        known = [f.name for f in dataclasses.fields(self.Settings)]
+        for name in own:
+            one_of(f"a setting of {type(self).__name__}", name, known)
+        self.own = self.Settings(**own)
+        self.encode, self.action_space = encoder(observation_space, flatten), action_space
+        self.n_envs, self.gamma = positive("n_envs", n_envs), unit_interval("gamma", gamma)
+        self.seed, self.horizon = positive("seed", seed, at_least=0), positive("horizon", horizon, at_least=0)
+        self.normalises, self.scales, self.dtype = normalise_observations, scale_rewards, dtype
+        self.head = self._head(action_space)
+        self.optimizer = self.default_optimizer if optimizer is None else optimizer
+        self._shape = (hidden, activation, layer_norm, init)
+        self.learners: dict[str, BatchLearner] = {}
+        self._make_networks()
+        d = self.encode.size
+        actor = self.actor_network
+        self.sizes = np.array([actor.size, self._noise().size, d])
+        self.kernels = {**self.head.kernels, **self.optimizer.kernels()}
+        self.acting = Acting(self, range(n_envs), seed)
+        self._shuffle_key = np.uint64(sequence(seed, "minibatches").generate_state(1, np.uint64)[0])
+        self.counts = np.zeros(3, np.int64)  # numbers drawn for minibatches, transitions, rollouts
+        self.observed, self.rewarded = np.zeros(1 + 2 * d), np.zeros(3)
+        self.discounted = np.zeros(n_envs)
+        self.sums: dict[str, float] = {}
+        self._rollout: Rollout | None = None
+        self._t = 0
+
+    # --- what a family of agents says ---------------------------------------------------------------------------------
+
+    def _head(self, space: gym.Space[Any]) -> Head:
+        """The policy."""
+        raise NotImplementedError
+
+    def _make_networks(self) -> None:
+        """Fill `learners`."""
+        raise NotImplementedError
+
+    @property
+    def actor_network(self) -> Network:
+        """The network that acts."""
+        raise NotImplementedError
+
+    def _actor_weights(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def _noise(self) -> np.ndarray:
+        """What the policy depends on beside its network's outputs."""
+        return np.zeros(0)
+
+    @property
+    def n_steps(self) -> int:
+        """T, steps of a rollout in each environment."""
+        return int(self.own.rollout)
+
+    @staticmethod
+    def small(settings: Any) -> dict[str, Any]:
+        """Other settings for a trial that loads the same kernels, and takes no time."""
+        return {"rollout": 4, "envs": min(2, settings.envs)}
+
+    def _learn(self, rollout: Rollout, policy: np.ndarray) -> None:
+        """Improve from a rollout that was acted on with `policy`."""
+        raise NotImplementedError
+
+    def values_of(self, states: np.ndarray) -> np.ndarray:
+        """v, or q of each action, at normalised states (N, d): (N, k), in the unit of scaled rewards."""
+        raise NotImplementedError
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def policy(self) -> np.ndarray:
+        """All that acting needs, as one array: weights, noise, and the normaliser."""
+        d, kind = self.encode.size, self.dtype
+        mean, inverse, bound = np.zeros(d), np.ones(d), np.full(1, np.inf)
+        if self.normalises and self.observed[0] > 1.0:
+            mean = self.observed[1 : 1 + d]
+            inverse = 1.0 / np.sqrt(self.observed[1 + d :] / self.observed[0] + EPSILON)
+            bound[0] = CLIP
+        parts = (self._actor_weights(), self._noise(), mean, inverse, bound)
+        return np.concatenate([part.astype(kind, copy=False) for part in parts])
+
+    @property
+    def reward_scale(self) -> float:
+        """What rewards are divided by; 1 while their sums do not differ, or without scaling."""
+        if not self.scales or self.rewarded[2] <= 0.0:
+            return 1.0
+        return math.sqrt(self.rewarded[2] / self.rewarded[0])
+
+    def decoded(self, actions: np.ndarray) -> list[Any]:
+        """Actions (n, k) as the environments take them."""
+        decode = self.head.decode
+        return [decode(action) for action in actions]
+
+    def start(self, observations: Any) -> list[Any]:
+        """Begin: n observations, the actions for them."""
+        if len(observations) != self.n_envs:
+            raise ValueError(f"observations has {len(observations)} rows; expected {self.n_envs}, one per environment")
+        self._rollout = self._fresh()
+        self._rollout.observations[0] = self._encoded(observations)
+        self._t = 0
+        return self._chosen()
+
+    def _fresh(self) -> Rollout:
+        return Rollout.zeros(self.n_steps, self.n_envs, self.encode.size, self.head.n_values, self.dtype)
+
+    def _encoded(self, observations: Any) -> np.ndarray:
+        return np.array([self.encode(observation) for observation in observations], self.dtype)
+
+    def _chosen(self) -> list[Any]:
+        rollout = self._rollout
+        assert rollout is not None
+        if self._t == 0:
+            self._policy = self.policy()
+        t = self._t
+        self.acting.choose(rollout.observations[t], self._policy, rollout.actions[t], rollout.log_probs[t])
+        return self.decoded(rollout.actions[t])
+
+    def step(
+        self,
+        rewards: Any,
+        observations: Any,
+        terminated: Any,
+        truncated: Any,
+        final_observations: Any = None,
+    ) -> list[Any]:
+        """Take what came of the actions; returns the next ones.
+
+        Parameters
+        ----------
+        rewards, terminated, truncated
+            (n,) each.
+        observations
+            n of them; where an episode has ended, the first observation of the next.
+        final_observations
+            n entries, of which those count where an episode was truncated: ``info["final_obs"]`` of a vector
+            environment with SAME_STEP.
+
+        Raises
+        ------
+        RuntimeError
+            Before `start`.
+        ValueError
+            If a number is not finite, or a final observation is missing. Nothing was taken then.
+        """
+        rollout = self._rollout
+        if rollout is None:
+            raise RuntimeError("no rollout is running; call start(observations) first")
+        t = self._t
+        arrived = self._encoded(observations)
+        rewards = np.asarray(rewards, np.float64)
+        terminated, truncated = np.asarray(terminated, np.bool_), np.asarray(truncated, np.bool_)
+        if not (np.abs(rewards) <= LARGEST).all():
+            raise ValueError(f"rewards is {rewards}; expected finite numbers up to {LARGEST:g}")
+        after = arrived.copy()
+        for i in np.flatnonzero(terminated | truncated):
+            final = None if final_observations is None else final_observations[i]
+            if final is None and truncated[i] and not terminated[i]:
+                raise ValueError(
+                    f"final_observations has nothing for environment {i}, which was truncated; expected its last "
+                    "observation, which bootstraps"
+                )
+            if final is not None:
+                after[i] = self.encode(final)
+        rollout.rewards[t], rollout.next_observations[t] = rewards, after
+        rollout.terminated[t], rollout.truncated[t] = terminated, truncated
+        rollout.observations[t + 1] = arrived
+        self._t += 1
+        if self._t == self.n_steps:
+            self.learn(rollout, self._policy)
+            rollout.observations[0] = rollout.observations[-1]
+            self._t = 0
+        return self._chosen()
+
+    def learn(self, rollout: Rollout, policy: np.ndarray) -> None:
+        """Learn from a rollout that was collected with `policy`.
+
+        Raises
+        ------
+        DivergenceError
+            If a weight is no finite number any more.
+        """
+        n_steps, n = rollout.rewards.shape
+        if self.horizon:
+            share = max(0.0, 1.0 - self.counts[1] / self.horizon)
+            for learner in self.learners.values():
+                learner.hyper[ALPHA:] = learner.alphas * share
+        if self.scales:
+            ended = rollout.terminated | rollout.truncated
+            merge_rewards(rollout.rewards, ended, self.gamma, self.discounted, self.rewarded)
+        self._learn(rollout, policy)
+        if self.normalises:
+            merge_observations(rollout.observations[:-1].reshape(n_steps * n, -1), self.observed)
+        self.counts[1] += n_steps * n
+        self.counts[2] += 1
+        for name, learner in self.learners.items():
+            if not np.isfinite(learner.w).all():
+                raise DivergenceError(
+                    f"a weight of {name} is infinite or NaN after {self.counts[1]:,} transitions: learning has diverged"
+                    + divergence_advice(learner.w)
+                )
+
+    def scaled(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+        """The rewards as they are learned, and the discount of each transition, 0 at a terminal one; (T, n)."""
+        kind: Any = np.dtype(self.dtype).type
+        rewards = rollout.rewards
+        if self.scales:
+            rewards = np.clip(rewards / self.reward_scale, -CLIP, CLIP)
+        return rewards.astype(kind), np.where(rollout.terminated, kind(0), kind(self.gamma))
+
+    def states_of(self, rows: np.ndarray, policy: np.ndarray) -> np.ndarray:
+        """Observations (..., d) as the networks see them, (N, d)."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        out = np.empty(flat.shape, self.dtype)
+        normalise_rows(flat, policy, self.sizes, out)
+        return out
+
+    def values(self, observation: Any) -> np.ndarray:
+        """What the value network says at an observation: v (1,), or q(a) (n_actions,), in the rewards' own unit."""
+        states = self.states_of(np.asarray(self.encode(observation), np.float64)[None], self.policy())
+        return self.values_of(states)[0].astype(np.float64) * self.reward_scale
+
+    def value(self, observation: Any, elapsed: int | None = None) -> float:
+        """v, or max_a q(a), of an observation; `elapsed` is for agents that see the time."""
+        return float(self.values(observation).max())
+
+    def actor(self, seed: int = 0, greedy: bool = True) -> BatchActor:
+        """A copy that acts and does not learn: weights and normaliser frozen, random numbers of its own."""
+        return BatchActor(self, seed, greedy)
+
+    def networks(self) -> dict[str, BatchLearner]:
+        """Its networks by their names in the log."""
+        return self.learners
+
+    # --- log and files ------------------------------------------------------------------------------------------------
+
+    def note(self, **numbers: float) -> None:
+        """Add to what `diagnostics` averages over rollouts."""
+        self.sums["n"] = self.sums.get("n", 0.0) + 1.0
+        for name, number in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + number
+
+    def diagnostics(self) -> dict[str, float]:
+        """Averages since the last call, by the log's tags: see docs/reference/tags.md."""
+        n = self.sums.pop("n", 0.0)
+        values = {name.replace("__", "/"): total / n for name, total in self.sums.items()} if n else {}
+        self.sums.clear()
+        for name, learner in self.networks().items():
+            values |= {f"{name}/{tag}": number for tag, number in learner.diagnostics().items()}
+        return values
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """All that was learned, as arrays (views): an agent made with the same arguments goes on from it exactly."""
+        arrays = {"counts": self.counts, "observed": self.observed, "rewarded": self.rewarded}
+        arrays["discounted"] = self.discounted
+        for prefix, learner in self.learners.items():
+            arrays |= {f"{prefix}/{name}": array for name, array in learner.learned().items()}
+        return arrays | self._own_state()
+
+    def _own_state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state_dict` gave, of an agent that was made with the same arguments."""
+        own = self.state_dict()
+        for name, array in own.items():
+            stored = arrays[name]
+            if stored.shape != array.shape or stored.dtype != array.dtype:
+                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; expected {array.dtype} {array.shape}")
+        checkpoint.must_be_finite({name: arrays[name] for name in own})
+        for name, array in own.items():
+            array[...] = arrays[name]
+
+    def save(self, path: str | Path) -> None:
+        """Write what was learned to one file, whole or not at all, without pickle."""
+        checkpoint.save(path, self.state_dict(), {"kind": "batch", "agent": type(self).__name__})
+
+    def load(self, path: str | Path) -> None:
+        """Read what `save` wrote, of an agent that was made with the same arguments.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing, damaged, or of another agent.
+        """
+        arrays, meta = checkpoint.load(path)
+        if meta.get("agent") != type(self).__name__:
+            raise checkpoint.CheckpointError(f"{path} holds no {type(self).__name__}, but {meta.get('agent')}")
+        try:
+            self.restore(arrays)
+        except (KeyError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"{path} does not fit this agent ({error})") from None
+
+
+class BatchActor:
+    """Acts in one environment with what an agent has learned so far, and learns nothing."""
+
+    def __init__(self, agent: BatchAgent, seed: int, greedy: bool) -> None:
+        self.agent, self.greedy, self.policy = agent, greedy, agent.policy()
+        self.acting = Acting(agent, [0], seed, "evaluation")
+        self.action, self.log_prob = np.zeros((1, agent.head.n_values), agent.dtype), np.zeros(1)
+
+    def start(self, observation: Any) -> Any:
+        """The action at an observation."""
+        state = np.array(self.agent.encode(observation), self.agent.dtype)[None]
+        self.acting.choose(state, self.policy, self.action, self.log_prob, self.greedy)
+        return self.agent.decoded(self.action)[0]
+
+    step = start
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+
+#: Every agent that learns from many environments, by its name on the command line and in files.
+BATCH_AGENTS = Registry("rule", "valueapprox.agents.batched", lambda cls: cls.Settings(), label="agent_name")
+register = BATCH_AGENTS.register

@@ -1,0 +1,372 @@
+"""The family of PPO: a policy and a value function that learn from each rollout in minibatches, in one compiled call.
+
+An agent of this family is a surrogate, a kernel, and what it takes as advantages and as targets of the values:
+
+rule(ratio, advantage, settings) -> (weight, clipped)
+
+ratio is pi(a|s) / mu(a|s) of the policy now and of the one that acted. The policy ascends weight grad log pi + entropy
+grad H, in the mean over the minibatch, and the values descend value_weight / 2 (v - target)^2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from valueapprox import Adam, Network
+from valueapprox.agents.acting import Rollout
+from valueapprox.agents.batched import (
+    GRADIENT,
+    N_NORMED,
+    NORMS_EVERY,
+    UPDATE,
+    BatchAgent,
+    BatchLearner,
+)
+from valueapprox.agents.choosing import draw
+from valueapprox.agents.heads import Head, policy_head
+from valueapprox.checks import positive, unit_interval
+from valueapprox.compiling import kernel, placeholder, specialise, template
+from valueapprox.nn.backprop import LAYERS, SIZES, ZERO, D, X, first_unit, layer_size
+from valueapprox.nn.batch import backward_batch, forward_batch, load_batch
+from valueapprox.nn.batch import scratch as batch_scratch
+from valueapprox.optim.base import norm, shrink
+from valueapprox.seeding import sequence
+from valueapprox.td.targets import gae
+
+__all__ = ["PolicyGradient", "PolicyGradientSettings"]
+
+N_MINIBATCHES, SUM_KL, SUM_CLIPPED, SUM_ENTROPY, SUM_POLICY_LOSS, SUM_VALUE_LOSS, N_SUMS = range(7)
+
+rule = placeholder("rule")  # of the agent
+log_pi, gradient_of = placeholder("log_pi"), placeholder("gradient_of")  # of its head
+step = placeholder("step")  # of the optimizer
+
+
+class Batch(NamedTuple):
+    """A rollout of N transitions, as it is learned from."""
+
+    states: np.ndarray  # (N, d) or more, normalised
+    order: np.ndarray  # (N,)  in which it is gone through; shuffled in each epoch
+    actions: np.ndarray  # (N, k)
+    log_mu: np.ndarray  # (N,)  of the policy that acted
+    advantages: np.ndarray  # (N,)
+    targets: np.ndarray  # (N,)  of the values
+    v_before: np.ndarray  # (N,)  values when the rollout was full
+
+
+class Loss(NamedTuple):
+    """What the kernels read of the settings."""
+
+    clip: float
+    value_clip: float  # 0 for none
+    entropy: float
+    value_weight: float
+    max_grad_norm: float  # 0 for none
+    kl_stop: float  # 0 for none
+    normalise: bool
+    epochs: int
+    minibatch: int
+    shared: bool
+    spreads: int  # how many the policy has
+
+
+@kernel
+def shuffle(order, key, counts):
+    """A random permutation (Fisher & Yates), every one as likely."""
+    for i in range(len(order) - 1, 0, -1):
+        j = int(draw(key, counts) * (i + 1))
+        order[i], order[j] = order[j], order[i]
+
+
+@kernel
+def mean_and_spread(values, order, first, n):
+    """Mean, and standard deviation with n - 1, of some values; (0, 1) where there is only one."""
+    if n < 2:
+        return 0.0, 1.0
+    mean = 0.0
+    for r in range(first, first + n):
+        mean += np.float64(values[order[r]])
+    mean /= n
+    squares = 0.0
+    for r in range(first, first + n):
+        distance = np.float64(values[order[r]]) - mean
+        squares += distance * distance
+    return mean, math.sqrt(squares / (n - 1)) + 1e-8
+
+
+@kernel(inline=True)
+def value_slope(v, target, v_before, clip):
+    """(dL/dv, L) of L = 1/2 (v - target)^2, or of the larger of that and of v kept within clip of what it was."""
+    error = v - target
+    loss, slope = 0.5 * error * error, error
+    if clip > 0.0:
+        moved = v - v_before
+        kept = v_before + min(max(moved, -clip), clip) - target
+        if 0.5 * kept * kept > loss:
+            loss, slope = 0.5 * kept * kept, (kept if abs(moved) < clip else 0.0)
+    return slope, loss
+
+
+@kernel
+def note_norms(part, clip, before_step):
+    """Into stats: before the step the norms of each layer's gradient, and its weights set aside; after it the update's.
+
+    Of the update, its norm over that of the weights.
+    """
+    stop = ZERO
+    for layer in range(part.spec[LAYERS]):
+        start = stop
+        stop += layer_size(part.spec, layer)
+        if before_step:
+            part.stats[GRADIENT, layer] += norm(part.gradient, start, stop)
+        else:
+            for p in range(start, stop):
+                part.before[p] = part.w[p] - part.before[p]
+            size = norm(part.w, start, stop)
+            part.stats[UPDATE, layer] += norm(part.before, start, stop) / size if size > 0.0 else 0.0
+    if before_step:
+        part.stats[N_NORMED, 0] += 1.0
+        part.stats[N_NORMED, 1] += clip
+        for p in range(part.w.size):
+            part.before[p] = part.w[p]
+
+
+@template(blas=True)
+def improve(actor, critic, spread, loss, head, batch, rates, key, counts, sums):
+    """Epochs of minibatches over a rollout. Each minibatch: forward, the gradient at the outputs, backward, the norm of
+    the gradient of all networks together brought down to max_grad_norm, the optimizer's step. Ends where the
+    minibatch's mean of ratio - 1 - log ratio, an estimate of the divergence from the policy that acted (Schulman 2020),
+    exceeds kl_stop. sums (6,): see N_MINIBATCHES and those after it.
+    """
+    dtype = actor.w.dtype.type
+    order, n_all, capacity = batch.order, len(batch.order), loss.minibatch
+    at, k = np.int64(first_unit(actor.spec, actor.spec[LAYERS])) * capacity, actor.spec[SIZES + actor.spec[LAYERS]]
+    at_v, k_v = (
+        np.int64(first_unit(critic.spec, critic.spec[LAYERS])) * capacity,
+        critic.spec[SIZES + critic.spec[LAYERS]],
+    )
+    x, d, v, d_v = actor.scratch[X], actor.scratch[D], critic.scratch[X], critic.scratch[D]
+    for _ in range(loss.epochs):
+        if n_all > capacity:
+            shuffle(order, key, counts)
+        for first in range(0, n_all, capacity):
+            n = min(capacity, n_all - first)
+            load_batch(actor.scratch, batch.states, order, first, n)
+            forward_batch(actor.w, actor.spec, actor.scratch, capacity, n, False, rates, ZERO)
+            centre, size = 0.0, 1.0
+            if loss.normalise:
+                centre, size = mean_and_spread(batch.advantages, order, first, n)
+            for j in range(spread.w.size):
+                spread.gradient[j] = dtype(0)
+            share, kl = 1.0 / n, 0.0
+            for r in range(n):
+                t = order[first + r]
+                row = at + r * k
+                log_p, entropy = log_pi(x, d, row, head, spread.w, batch.actions[t])
+                log_ratio = log_p - np.float64(batch.log_mu[t])
+                ratio = math.exp(log_ratio)
+                advantage = (np.float64(batch.advantages[t]) - centre) / size
+                weight, clipped = rule(ratio, advantage, loss)
+                gradient_of(
+                    x, d, row, head, spread.w, spread.gradient, batch.actions[t], weight * share, loss.entropy * share
+                )
+                kl += (ratio - 1.0 - log_ratio) * share
+                sums[SUM_CLIPPED] += share if clipped else 0.0
+                sums[SUM_ENTROPY] += entropy * share
+                sums[SUM_POLICY_LOSS] -= ratio * advantage * share
+            sums[SUM_KL] += kl
+            sums[N_MINIBATCHES] += 1.0
+            if loss.kl_stop > 0.0 and kl > loss.kl_stop:
+                return
+            if not loss.shared:  # the critic takes the actor's place in memory
+                backward_batch(
+                    actor.w, actor.spec, actor.scratch, capacity, n, False, rates, actor.gradient, True, False
+                )
+                load_batch(critic.scratch, batch.states, order, first, n)
+                forward_batch(critic.w, critic.spec, critic.scratch, capacity, n, False, rates, ZERO)
+            for r in range(n):
+                t = order[first + r]
+                cell = at_v + r * k_v + k_v - 1
+                slope, value_loss = value_slope(
+                    np.float64(v[cell]), np.float64(batch.targets[t]), np.float64(batch.v_before[t]), loss.value_clip
+                )
+                d_v[cell] = -loss.value_weight * share * slope
+                sums[SUM_VALUE_LOSS] += value_loss * share
+            backward_batch(
+                critic.w, critic.spec, critic.scratch, capacity, n, False, rates, critic.gradient, True, False
+            )
+            total = norm(critic.gradient, ZERO, np.uint64(critic.w.size)) ** 2
+            if not loss.shared:
+                total += norm(actor.gradient, ZERO, np.uint64(actor.w.size)) ** 2
+            if loss.spreads > 0:
+                total += norm(spread.gradient, ZERO, np.uint64(spread.w.size)) ** 2
+            clip = shrink(math.sqrt(total), loss.max_grad_norm)
+            sampled = actor.n_updates[0] % NORMS_EVERY == 0
+            move(actor, clip, sampled)
+            if not loss.shared:
+                move(critic, clip, sampled)
+            if loss.spreads > 0:
+                move(spread, clip, sampled)
+
+
+@template(inline=True)
+def move(part, clip, sampled):
+    """The optimizer's step along the gradient, scaled by clip."""
+    if sampled:
+        note_norms(part, clip, True)
+    step(part.w, part.gradient, clip, part.spec, part.moments, part.scalars, part.n_updates, part.hyper)
+    if sampled:
+        note_norms(part, clip, False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientSettings:
+    """What agents of this family share."""
+
+    rollout: int = 256
+    """Steps of a rollout in each environment."""
+    lam: float = 0.95
+    """Of the advantages, in [0, 1]: 1 are those of Monte Carlo, 0 those of one step."""
+    entropy: float = 0.0
+    """Weight of the policy's entropy, 0 or more."""
+    value_weight: float = 0.5
+    """Weight of the values' loss, 1/2 (v - target)^2."""
+    max_grad_norm: float = 0.5
+    """Maximum norm of the gradient, of all networks together; 0 for none."""
+    shared: bool = False
+    """One network for policy and values, but for its last layer."""
+    first_spread: float = 1.0
+    """Standard deviation of continuous actions at first; the unit is half the distance of their bounds."""
+
+    def __post_init__(self) -> None:
+        positive("rollout", self.rollout)
+        unit_interval("lam", self.lam)
+        for name in ("entropy", "value_weight", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number that is not negative")
+        if not 0 < self.first_spread < math.inf:
+            raise ValueError(f"first_spread is {self.first_spread}; expected a positive number")
+
+
+class PolicyGradient(BatchAgent):
+    """The base of A2C, PPO and IMPALA. Networks: actor and critic, or one for both; and the spread of a Gaussian."""
+
+    Settings = PolicyGradientSettings
+    default_optimizer = Adam(3e-4, epsilon=1e-5)
+    charts: ClassVar[Mapping[str, list[str]]] = {
+        "entropy of the policy": ["actor/entropy"],
+        "divergence from the policy that acted": ["actor/kl"],
+        "explained variance of the values' targets": ["critic/explained_variance"],
+    }
+
+    def _head(self, space: gym.Space[Any]) -> Head:
+        return policy_head(space)
+
+    def _make_networks(self) -> None:
+        hidden, activation, layer_norm, init = self._shape
+        own, n_all = self.own, self.n_envs * self.own.rollout
+        self.minibatch = min(self._minibatch or n_all, n_all)
+
+        def learner(name: str, outputs: int, index: int, gain: float) -> BatchLearner:
+            sizes = (self.encode.size, *hidden, outputs)
+            net = Network(sizes, activation, layer_norm=layer_norm, dtype=self.dtype)
+            seed = sequence(self.seed, "weights", index)
+            made = BatchLearner(net, self.optimizer, seed, init, gain, self.minibatch, scratch)
+            return self.learners.setdefault(name, made)
+
+        k = self.head.n_outputs
+        widest = Network((self.encode.size, *hidden, k + 1), dtype=self.dtype)
+        scratch = batch_scratch(widest.starts[-1], self.minibatch, self.dtype)  # for both: the smaller, the faster
+        if own.shared:
+            self.actor_learner = self.critic_learner = learner("network", k + 1, 0, 0.01)
+            if init == "orthogonal":  # of the values' column, as a critic of its own has it
+                self.actor_learner.net.unpack(self.actor_learner.w)[-1][0][:, k] *= 100.0
+        else:
+            self.critic_learner = learner("critic", 1, 0, 1.0)
+            self.actor_learner = learner("actor", k, 1, 0.01)
+        net = Network((1, max(1, self.head.n_spreads)), bias=False, dtype=self.dtype)
+        self.spread = BatchLearner(net, self.optimizer, sequence(self.seed, "weights", 2), "zeros", 1.0, 1)
+        self.spread.w[:] = math.log(own.first_spread)
+        if self.head.n_spreads:
+            self.learners["spread"] = self.spread
+        loss = self._loss()
+        kernels = {**self.head.kernels, **self.optimizer.kernels(), "rule": type(self).rule}
+        self._loss_settings, self._improve = loss, specialise(improve, **kernels)
+
+    @property
+    def _minibatch(self) -> int:
+        """Transitions of a minibatch; 0 for all of them."""
+        return 0
+
+    def _loss(self) -> Loss:
+        own, spreads = self.own, self.head.n_spreads
+        return Loss(
+            0.0,
+            0.0,
+            own.entropy,
+            own.value_weight,
+            own.max_grad_norm,
+            0.0,
+            False,
+            1,
+            self.minibatch,
+            own.shared,
+            spreads,
+        )
+
+    @property
+    def actor_network(self) -> Network:
+        """The actor."""
+        return self.actor_learner.net
+
+    def _actor_weights(self) -> np.ndarray:
+        return self.actor_learner.w
+
+    def _noise(self) -> np.ndarray:
+        return self.spread.w if self.head.n_spreads else np.zeros(0)
+
+    def values_of(self, states: np.ndarray) -> np.ndarray:
+        """v (N, 1)."""
+        return self.critic_learner.outputs(states)[:, -1:]
+
+    def targets(self, rollout: Rollout, v_tm1: np.ndarray, v_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Advantages and the targets of values, each (T, n); see `valueapprox.td.targets`."""
+        rewards, discounts = self.scaled(rollout)
+        advantages = gae(rewards, discounts, v_tm1, v_t, rollout.terminated | rollout.truncated, self.own.lam)
+        return advantages, advantages + v_tm1
+
+    def _learn(self, rollout: Rollout, policy: np.ndarray) -> None:
+        n_steps, n = rollout.rewards.shape
+        n_all = n_steps * n
+        states = self.states_of(rollout.observations, policy)
+        values = self.values_of(states).reshape(n_steps + 1, n)
+        v_t = values[1:].copy()
+        cut = rollout.truncated & ~rollout.terminated
+        if cut.any():
+            v_t[cut] = self.values_of(self.states_of(rollout.next_observations[cut], policy))[:, 0]
+        advantages, targets = self.targets(rollout, values[:-1], v_t)
+        sums, none = np.zeros(N_SUMS), np.zeros(self.actor_network.n_layers)
+        batch = Batch(
+            *(states, np.arange(n_all), rollout.actions.reshape(n_all, -1), rollout.log_probs.reshape(-1)),
+            *(advantages.reshape(-1), targets.reshape(-1), values[:-1].reshape(-1)),
+        )
+        self._improve(
+            *(self.actor_learner.part, self.critic_learner.part, self.spread.part, self._loss_settings),
+            *(self.head.layout, batch, none, self._shuffle_key, self.counts, sums),
+        )
+        share = 1.0 / max(1.0, sums[N_MINIBATCHES])
+        variance = float(targets.var())
+        self.note(
+            actor__entropy=sums[SUM_ENTROPY] * share,
+            actor__kl=sums[SUM_KL] * share,
+            actor__clipped=sums[SUM_CLIPPED] * share,
+            actor__loss=sums[SUM_POLICY_LOSS] * share,
+            critic__loss=sums[SUM_VALUE_LOSS] * share,
+            critic__explained_variance=1.0 - float((targets - values[:-1]).var()) / variance if variance > 0 else 0.0,
+        )
