@@ -18,11 +18,14 @@ import numpy as np
 
 from valueapprox import DivergenceError, Network, Optimizer, checkpoint
 from valueapprox.agents.acting import CLIP, LARGEST, Acting, Rollout, merge_observations, merge_rewards, normalise_rows
+from valueapprox.agents.choosing import draw
 from valueapprox.agents.heads import Head
 from valueapprox.agents.spaces import encoder
 from valueapprox.checks import divergence_advice, one_of, positive, unit_interval
+from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.nn import batch
-from valueapprox.optim.base import ALPHA
+from valueapprox.nn.backprop import LAYERS, ZERO, layer_size
+from valueapprox.optim.base import ALPHA, norm
 from valueapprox.registry import Registry
 from valueapprox.seeding import sequence
 
@@ -117,6 +120,54 @@ class BatchLearner:
         return values
 
 
+# --- minibatches ----------------------------------------------------------------------------------------------------
+
+step = placeholder("step")  # of the optimizer
+
+
+@kernel
+def shuffle(order, key, counts):
+    """A random permutation (Fisher & Yates), every one as likely."""
+    for i in range(len(order) - 1, 0, -1):
+        j = int(draw(key, counts) * (i + 1))
+        order[i], order[j] = order[j], order[i]
+
+
+@kernel
+def note_norms(part, clip, before_step):
+    """Into stats: before the step the norms of each layer's gradient, and its weights set aside; after it the update's.
+
+    Of the update, its norm over that of the weights.
+    """
+    stop = ZERO
+    for layer in range(part.spec[LAYERS]):
+        start = stop
+        stop += layer_size(part.spec, layer)
+        if before_step:
+            part.stats[GRADIENT, layer] += norm(part.gradient, start, stop)
+        else:
+            for p in range(start, stop):
+                part.before[p] = part.w[p] - part.before[p]
+            size = norm(part.w, start, stop)
+            part.stats[UPDATE, layer] += norm(part.before, start, stop) / size if size > 0.0 else 0.0
+    if before_step:
+        part.stats[N_NORMED, 0] += 1.0
+        part.stats[N_NORMED, 1] += clip
+        for p in range(part.w.size):
+            part.before[p] = part.w[p]
+
+
+@template(inline=True)
+def move(part, clip):
+    """The optimizer's step along the gradient, scaled by clip."""
+    sampled = part.n_updates[0] % NORMS_EVERY == 0
+    if sampled:
+        note_norms(part, clip, True)
+    step(part.w, part.gradient, clip, part.spec, part.moments, part.scalars, part.n_updates, part.hyper)
+    if sampled:
+        note_norms(part, clip, False)
+
+
 # --- agents ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +201,9 @@ class BatchAgent:
     scale_rewards
         Divide rewards by the running standard deviation of their discounted sums, and cut them off at 10.
     horizon
-        Transitions over which the step size falls in a straight line to 0; 0 for a constant one.
+        Transitions that are planned, over which epsilon falls.
+    schedule
+        Of the step size: "constant", or "linear", which falls in a straight line to 0 over `horizon`.
     activation, layer_norm, init, dtype
         Of the networks. "orthogonal" gives hidden layers the gain sqrt 2.
     flatten
@@ -186,7 +239,8 @@ class BatchAgent:
         *,
         normalise_observations: bool = False,
         scale_rewards: bool = False,
-        horizon: int = 0,
+        horizon: int = 100_000,
+        schedule: str = "constant",
         activation: str = "tanh",
         layer_norm: bool = False,
         init: str = "orthogonal",
@@ -201,11 +255,13 @@ class BatchAgent:
         self.own = self.Settings(**own)
         self.encode, self.action_space = encoder(observation_space, flatten), action_space
         self.n_envs, self.gamma = positive("n_envs", n_envs), unit_interval("gamma", gamma)
-        self.seed, self.horizon = positive("seed", seed, at_least=0), positive("horizon", horizon, at_least=0)
+        self.seed, self.horizon = positive("seed", seed, at_least=0), positive("horizon", horizon)
+        self.falls = one_of("schedule", schedule, ("constant", "linear")) == "linear"
         self.normalises, self.scales, self.dtype = normalise_observations, scale_rewards, dtype
         self.head = self._head(action_space)
         self.optimizer = self.default_optimizer if optimizer is None else optimizer
         self._shape = (hidden, activation, layer_norm, init)
+        self.counts = np.zeros(3, np.int64)  # numbers drawn for minibatches, transitions, rollouts
         self.learners: dict[str, BatchLearner] = {}
         self._make_networks()
         d = self.encode.size
@@ -214,7 +270,6 @@ class BatchAgent:
         self.kernels = {**self.head.kernels, **self.optimizer.kernels()}
         self.acting = Acting(self, range(n_envs), seed)
         self._shuffle_key = np.uint64(sequence(seed, "minibatches").generate_state(1, np.uint64)[0])
-        self.counts = np.zeros(3, np.int64)  # numbers drawn for minibatches, transitions, rollouts
         self.observed, self.rewarded = np.zeros(1 + 2 * d), np.zeros(3)
         self.discounted = np.zeros(n_envs)
         self.sums: dict[str, float] = {}
@@ -366,8 +421,8 @@ class BatchAgent:
             self._t = 0
         return self._chosen()
 
-    def learn(self, rollout: Rollout, policy: np.ndarray) -> None:
-        """Learn from a rollout that was collected with `policy`.
+    def learn(self, rollout: Rollout, policy: np.ndarray, numbers: list[int] | None = None) -> None:
+        """Learn from a rollout that was collected with `policy`, in all environments or in those with some numbers.
 
         Raises
         ------
@@ -375,13 +430,16 @@ class BatchAgent:
             If a weight is no finite number any more.
         """
         n_steps, n = rollout.rewards.shape
-        if self.horizon:
+        if self.falls:
             share = max(0.0, 1.0 - self.counts[1] / self.horizon)
             for learner in self.learners.values():
                 learner.hyper[ALPHA:] = learner.alphas * share
         if self.scales:
             ended = rollout.terminated | rollout.truncated
-            merge_rewards(rollout.rewards, ended, self.gamma, self.discounted, self.rewarded)
+            sums = self.discounted if numbers is None else self.discounted[numbers]
+            merge_rewards(rollout.rewards, ended, self.gamma, sums, self.rewarded)
+            if numbers is not None:
+                self.discounted[numbers] = sums
         self._learn(rollout, policy)
         if self.normalises:
             merge_observations(rollout.observations[:-1].reshape(n_steps * n, -1), self.observed)

@@ -18,21 +18,18 @@ from typing import Any, ClassVar, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from valueapprox import Adam, Network
+from valueapprox import Adam, Network, Optimizer
 from valueapprox.agents.acting import Rollout
 from valueapprox.agents.batched import (
-    GRADIENT,
-    N_NORMED,
-    NORMS_EVERY,
-    UPDATE,
     BatchAgent,
     BatchLearner,
+    move,
+    shuffle,
 )
-from valueapprox.agents.choosing import draw
 from valueapprox.agents.heads import Head, policy_head
 from valueapprox.checks import positive, unit_interval
 from valueapprox.compiling import kernel, placeholder, specialise, template
-from valueapprox.nn.backprop import LAYERS, SIZES, ZERO, D, X, first_unit, layer_size
+from valueapprox.nn.backprop import LAYERS, SIZES, ZERO, D, X, first_unit
 from valueapprox.nn.batch import backward_batch, forward_batch, load_batch
 from valueapprox.nn.batch import scratch as batch_scratch
 from valueapprox.optim.base import norm, shrink
@@ -45,7 +42,6 @@ N_MINIBATCHES, SUM_KL, SUM_CLIPPED, SUM_ENTROPY, SUM_POLICY_LOSS, SUM_VALUE_LOSS
 
 rule = placeholder("rule")  # of the agent
 log_pi, gradient_of = placeholder("log_pi"), placeholder("gradient_of")  # of its head
-step = placeholder("step")  # of the optimizer
 
 
 class Batch(NamedTuple):
@@ -77,14 +73,6 @@ class Loss(NamedTuple):
 
 
 @kernel
-def shuffle(order, key, counts):
-    """A random permutation (Fisher & Yates), every one as likely."""
-    for i in range(len(order) - 1, 0, -1):
-        j = int(draw(key, counts) * (i + 1))
-        order[i], order[j] = order[j], order[i]
-
-
-@kernel
 def mean_and_spread(values, order, first, n):
     """Mean, and standard deviation with n - 1, of some values; (0, 1) where there is only one."""
     if n < 2:
@@ -113,28 +101,11 @@ def value_slope(v, target, v_before, clip):
     return slope, loss
 
 
-@kernel
-def note_norms(part, clip, before_step):
-    """Into stats: before the step the norms of each layer's gradient, and its weights set aside; after it the update's.
-
-    Of the update, its norm over that of the weights.
-    """
-    stop = ZERO
-    for layer in range(part.spec[LAYERS]):
-        start = stop
-        stop += layer_size(part.spec, layer)
-        if before_step:
-            part.stats[GRADIENT, layer] += norm(part.gradient, start, stop)
-        else:
-            for p in range(start, stop):
-                part.before[p] = part.w[p] - part.before[p]
-            size = norm(part.w, start, stop)
-            part.stats[UPDATE, layer] += norm(part.before, start, stop) / size if size > 0.0 else 0.0
-    if before_step:
-        part.stats[N_NORMED, 0] += 1.0
-        part.stats[N_NORMED, 1] += clip
-        for p in range(part.w.size):
-            part.before[p] = part.w[p]
+@template
+def log_pi_rows(outputs, head, spread, actions, found):
+    """log pi(a|s) (N,) of actions (N, k), from the policy's outputs (N, m); these are lost."""
+    for r in range(len(actions)):
+        found[r], _ = log_pi(outputs[r], outputs[r], 0, head, spread, actions[r])
 
 
 @template(blas=True)
@@ -207,22 +178,11 @@ def improve(actor, critic, spread, loss, head, batch, rates, key, counts, sums):
             if loss.spreads > 0:
                 total += norm(spread.gradient, ZERO, np.uint64(spread.w.size)) ** 2
             clip = shrink(math.sqrt(total), loss.max_grad_norm)
-            sampled = actor.n_updates[0] % NORMS_EVERY == 0
-            move(actor, clip, sampled)
+            move(actor, clip)
             if not loss.shared:
-                move(critic, clip, sampled)
+                move(critic, clip)
             if loss.spreads > 0:
-                move(spread, clip, sampled)
-
-
-@template(inline=True)
-def move(part, clip, sampled):
-    """The optimizer's step along the gradient, scaled by clip."""
-    if sampled:
-        note_norms(part, clip, True)
-    step(part.w, part.gradient, clip, part.spec, part.moments, part.scalars, part.n_updates, part.hyper)
-    if sampled:
-        note_norms(part, clip, False)
+                move(spread, clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +218,7 @@ class PolicyGradient(BatchAgent):
     """The base of A2C, PPO and IMPALA. Networks: actor and critic, or one for both; and the spread of a Gaussian."""
 
     Settings = PolicyGradientSettings
-    default_optimizer = Adam(3e-4, epsilon=1e-5)
+    default_optimizer: ClassVar[Optimizer] = Adam(3e-4, epsilon=1e-5)
     charts: ClassVar[Mapping[str, list[str]]] = {
         "entropy of the policy": ["actor/entropy"],
         "divergence from the policy that acted": ["actor/kl"],
@@ -298,6 +258,7 @@ class PolicyGradient(BatchAgent):
         loss = self._loss()
         kernels = {**self.head.kernels, **self.optimizer.kernels(), "rule": type(self).rule}
         self._loss_settings, self._improve = loss, specialise(improve, **kernels)
+        self._log_pi = specialise(log_pi_rows, **kernels)
 
     @property
     def _minibatch(self) -> int:
@@ -335,7 +296,17 @@ class PolicyGradient(BatchAgent):
         """v (N, 1)."""
         return self.critic_learner.outputs(states)[:, -1:]
 
-    def targets(self, rollout: Rollout, v_tm1: np.ndarray, v_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def log_pi_now(self, rollout: Rollout, states: np.ndarray) -> np.ndarray:
+        """log pi(a|s) (T, n) of the policy as it is now, at normalised states (T n or more, d)."""
+        n_steps, n, k = rollout.actions.shape
+        found = np.empty(n_steps * n)
+        outputs = self.actor_learner.outputs(states[: n_steps * n])
+        self._log_pi(outputs, self.head.layout, self.spread.w, rollout.actions.reshape(-1, k), found)
+        return found.reshape(n_steps, n)
+
+    def targets(
+        self, rollout: Rollout, states: np.ndarray, v_tm1: np.ndarray, v_t: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Advantages and the targets of values, each (T, n); see `valueapprox.td.targets`."""
         rewards, discounts = self.scaled(rollout)
         advantages = gae(rewards, discounts, v_tm1, v_t, rollout.terminated | rollout.truncated, self.own.lam)
@@ -350,7 +321,7 @@ class PolicyGradient(BatchAgent):
         cut = rollout.truncated & ~rollout.terminated
         if cut.any():
             v_t[cut] = self.values_of(self.states_of(rollout.next_observations[cut], policy))[:, 0]
-        advantages, targets = self.targets(rollout, values[:-1], v_t)
+        advantages, targets = self.targets(rollout, states, values[:-1], v_t)
         sums, none = np.zeros(N_SUMS), np.zeros(self.actor_network.n_layers)
         batch = Batch(
             *(states, np.arange(n_all), rollout.actions.reshape(n_all, -1), rollout.log_probs.reshape(-1)),

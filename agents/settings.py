@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -26,7 +26,7 @@ CHANGEABLE = ("steps", "schedule_steps", "eval_every", "eval_episodes", "stop_at
 def _with_own(settings: Any, own: Any, defaults: tuple[tuple[str, Any], ...] = ()) -> Any:
     """The class of settings of a kind of run that also has those of an agent, and its defaults."""
     bases = (settings, own) if fields(own) else (settings,)
-    types = {f.name: f.type for f in fields(settings)}
+    types = get_type_hints(settings)  # and not as text, which means something in the settings' own module alone
     changed = [(name, types[name], field(default=value)) for name, value in defaults]
     return make_dataclass(settings.__name__, changed, bases=bases, frozen=True, eq=False)
 

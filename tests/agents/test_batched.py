@@ -16,7 +16,9 @@ NAMES = sorted(BATCH_AGENTS)
 
 
 def settings_of(name, env=CARTPOLE, **changed):
-    own = {"rollout": 25} if "rollout" in BatchSettings.names(name) else {}
+    names = BatchSettings.names(name)
+    own = {"rollout": 25}  # and of replay: a memory that fills, and is written again from its start
+    own |= {"learning_starts": 30, "capacity": 120, "minibatch": 8} if "capacity" in names else {}
     return BatchSettings.from_dict({"agent": name, "env": env, **SMALL, **own, **changed})
 
 

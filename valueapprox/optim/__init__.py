@@ -19,6 +19,7 @@ from valueapprox.optim.decayed_max import DecayedMax
 from valueapprox.optim.intentional import Intentional
 from valueapprox.optim.momentum import Momentum
 from valueapprox.optim.obgd import ObGD
+from valueapprox.optim.radam import RAdam
 from valueapprox.optim.rmsprop import RMSProp
 from valueapprox.optim.variance_adjusted import VarianceAdjusted
 
@@ -40,6 +41,7 @@ __all__ = [
     "ObGD",
     "Optimizer",
     "OptimizerState",
+    "RAdam",
     "RMSProp",
     "Schedule",
     "StepDecay",

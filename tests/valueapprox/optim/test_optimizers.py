@@ -19,6 +19,7 @@ from valueapprox import (
     Network,
     Optimizer,
     Predictions,
+    RAdam,
     RMSProp,
     StepDecay,
     ValueFunction,
@@ -56,11 +57,27 @@ def adam(w, u, t, alpha, memory, beta1=0.8, beta2=0.95, epsilon=1e-3):
     return w + alpha * m_hat / (np.sqrt(v_hat) + epsilon)
 
 
+def radam(w, u, t, alpha, memory, beta1=0.8, beta2=0.95, epsilon=1e-3):
+    # Liu et al. 2020, algorithm 2, line by line; of 20 steps the first five are without division.
+    t += 1
+    memory["m"] = beta1 * memory.get("m", 0) + (1 - beta1) * u
+    memory["v"] = beta2 * memory.get("v", 0) + (1 - beta2) * u**2
+    m_hat = memory["m"] / (1 - beta1**t)
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+    assert (rho > 5) == (t > 5)
+    if rho <= 5:
+        return w + alpha * m_hat
+    r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    return w + alpha * r * m_hat / (np.sqrt(memory["v"] / (1 - beta2**t)) + epsilon)
+
+
 RULES = {
     "SGD": (SGD, sgd, {}),
     "Momentum": (Momentum, momentum, {"beta": 0.7}),
     "RMSProp": (RMSProp, rmsprop, {"beta": 0.9, "epsilon": 1e-3}),
     "Adam": (Adam, adam, {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}),
+    "RAdam": (RAdam, radam, {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}),
 }
 
 
