@@ -6,13 +6,15 @@ import contextlib
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
+import tyro
 from threadpoolctl import threadpool_limits
 
 from valueapprox import Optimizer, envs
@@ -28,12 +30,13 @@ from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive
 from valueapprox.cluster import RayWorker, cluster
 from valueapprox.envs import unknown_wrappers
-from valueapprox.interrupts import watched
+from valueapprox.interrupts import Stopped, watched
 from valueapprox.optim import OPTIMIZERS
 from valueapprox.telemetry import network_charts
 
 __all__ = ["BatchRun", "BatchSettings"]
 
+AHEAD = 2  # rollouts that an asynchronous worker is asked for: while one travels it collects the next
 CHUNK_SECONDS = 0.1  # of learning between two looks at the clock
 
 if TYPE_CHECKING:
@@ -69,6 +72,8 @@ class BatchSettings(RunSettings):
     """Bring observations to mean 0 and variance 1 by the statistics of the rollouts before."""
     scale_rewards: bool = True
     """Divide rewards by the running standard deviation of their discounted sum."""
+    asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False
+    """Learn from each worker's rollout as it comes, instead of from all at once; not the same bits twice."""
     stop_at: float | None = None
     """End the run once the mean return reaches this: of an evaluation, or without any, of the last 100 episodes."""
 
@@ -97,6 +102,12 @@ class BatchSettings(RunSettings):
         one_of("schedule", self.schedule, ("constant", "linear"))
         if self.stop_at is not None and not math.isfinite(self.stop_at):
             raise ValueError(f"stop_at is {self.stop_at}; expected a return, a finite number")
+        if self.asynchronous and not BATCH_AGENTS[self.agent].bears_lag:
+            those = ", ".join(name for name, cls in BATCH_AGENTS.items() if cls.bears_lag)
+            raise ValueError(
+                f"async is True; expected False for {self.agent}, whose rollouts must be those of its newest policy "
+                f"({those} bear older ones)"
+            )
         self.make_optimizer()
 
     def planned(self) -> tuple[str, str] | None:
@@ -197,7 +208,12 @@ class BatchRun(Run[BatchSettings]):
             close(self.env, settings.env, self.notice)
         self.experience: Experience | None = None
         self.workers: list[RayWorker] = []
-        self._learning = False
+        self._numbers: dict[RayWorker, list[int]] = {}  # of each worker's environments
+        #: For which rollouts a worker was asked that have not come: the version of the policy, and the policy.
+        self._asked: dict[RayWorker, deque[tuple[int, np.ndarray]]] = {}
+        self._version, self._lags, self._waits = 0, list[int](), dict[int, list[float]]()
+        self._first: tuple[np.ndarray, Rollout, list[dict[str, Any]] | None] | None = None
+        self._learning, self._seconds_learning, self._logged_at = False, 0.0, time.monotonic()
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -242,6 +258,10 @@ class BatchRun(Run[BatchSettings]):
             raise ValueError(
                 f"workers is {n_workers}; expected at most {self.settings.envs}, as each needs an environment"
             )
+        if self.settings.asynchronous and n_workers == 0:
+            raise ValueError("workers is 0; expected at least 1 with --async, which learns while they collect")
+        if self.settings.asynchronous and self.resumed:
+            self.notice("with --async a resumed run goes on, but not bit for bit")
         self._n_workers = n_workers
         if self.step < self.settings.steps:
             self._load_kernels()
@@ -278,16 +298,24 @@ class BatchRun(Run[BatchSettings]):
                     self.experience.restore(self.snapshots)
             return
         for own in numbers:
-            snapshots = None if self.snapshots is None else [self.snapshots[i] for i in own]
+            snapshots = [self.snapshots[i] for i in own] if self.snapshots else []
             worker = RayWorker(
                 make_experience,
                 *(settings, own, self.compiled),
-                snapshot=snapshots,
+                snapshot=snapshots if all(snapshots) and snapshots else None,
                 on_death=self.notice,
                 patience=self.patience,
             )
             self.workers.append(worker)
+            self._numbers[worker], self._asked[worker] = own, deque()
             stack.callback(close, worker, settings.env, self.notice)
+        # First rollout before the first file: an environment that fails leaves no empty run behind.
+        if self.step < settings.steps and not settings.asynchronous:
+            policy = self.agent.policy()
+            try:
+                self._first = policy, *self._gathered(policy)
+            except Stopped:
+                raise KeyboardInterrupt from None  # there is nothing to save
 
     def _put_away(self) -> None:
         """End the experience, whose last snapshot goes into checkpoints from now on."""
@@ -297,58 +325,109 @@ class BatchRun(Run[BatchSettings]):
             self.experience = None
 
     def _advance(self, limit: int) -> dict[str, float]:
-        begun, size = time.monotonic(), self.settings.round
-        for done in range(size, max(limit, size) + 1, size):
-            policy = self.agent.policy()
-            rollout = self._gathered(policy)
-            self._learning = True
-            self.agent.learn(rollout, policy)
-            self._note(rollout)
-            self._learning = False
-            if time.monotonic() - begun > CHUNK_SECONDS or done + size > limit:
-                break
+        if self.settings.asynchronous:
+            self._advance_by_one_worker()
+        else:
+            self._advance_all(limit)
         mean = self.episodes.mean_return()
         return {} if mean is None else {"return": mean}
 
-    def _gathered(self, policy: np.ndarray) -> Rollout:
+    def _advance_by_one_worker(self) -> None:
+        """Learn from whichever rollout comes first, and ask that worker for the next with the newest policy."""
+        for worker in self.workers:
+            while len(self._asked[worker]) < AHEAD:
+                self._ask(worker)
+        worker = RayWorker.first_ready(self.workers)
+        (rollout, collected, waited), snapshots = worker.result()
+        version, policy = self._asked[worker].popleft()
+        if self.step + rollout.rewards.size < self.settings.steps:
+            self._ask(worker)  # before learning, so that it does not wait
+        numbers = self._numbers[worker]
+        self._learned(rollout, policy, numbers)
+        if self.snapshots is None:
+            self.snapshots = [{} for _ in range(self.settings.envs)]
+        for i, snapshot in zip(numbers, snapshots, strict=True):
+            self.snapshots[i] = snapshot
+        self._lags.append(self._version - version)
+        self._version += 1
+        share = waited / max(waited + collected, 1e-9)
+        self._waits.setdefault(self.workers.index(worker), []).append(share)
+
+    def _ask(self, worker: RayWorker) -> None:
+        policy = self.agent.policy()
+        self._asked[worker].append((self._version, policy))
+        worker.submit("collect_timed", self.agent.n_steps, policy)
+
+    def _learned(self, rollout: Rollout, policy: np.ndarray, numbers: list[int] | None = None) -> None:
+        self._learning = True
+        begun = time.monotonic()
+        self.agent.learn(rollout, policy, numbers)
+        self._seconds_learning += time.monotonic() - begun
+        self._note(rollout, list(range(self.settings.envs)) if numbers is None else numbers)
+        self._learning = False
+
+    def _advance_all(self, limit: int) -> None:
+        """Rollouts of all environments, each learned from before the next is collected."""
+        begun, size = time.monotonic(), self.settings.round
+        for done in range(size, max(limit, size) + 1, size):
+            policy = self.agent.policy()
+            policy, rollout, snapshots = self._first or (policy, *self._gathered(policy))
+            self._first = None
+            self._learned(rollout, policy)
+            self.snapshots = snapshots
+            if time.monotonic() - begun > CHUNK_SECONDS or done + size > limit:
+                break
+
+    def _gathered(self, policy: np.ndarray) -> tuple[Rollout, list[dict[str, Any]] | None]:
+        """The next rollout, and from workers where the environments stand after it."""
         n_steps = self.agent.n_steps
         if self.experience is not None:
             with watched(self.settings.env, self.patience):
-                return self.experience.gather(n_steps, policy)
+                return self.experience.gather(n_steps, policy), None
         for worker in self.workers:
             worker.submit("collect", n_steps, policy)
         results = [worker.result() for worker in self.workers]
-        self.snapshots = [snapshot for _, snapshots in results for snapshot in snapshots]
-        return Rollout.join([rollout for rollout, _ in results])
+        snapshots = [snapshot for _, part in results for snapshot in part]
+        return Rollout.join([rollout for rollout, _ in results]), snapshots
 
     @property
     def _whole(self) -> bool:
         return not self._learning
 
-    def _note(self, rollout: Rollout) -> None:
+    def _note(self, rollout: Rollout, numbers: list[int]) -> None:
         """Count transitions and episodes, in the order of time and then of environments."""
-        running, n = self.episodes.running, self.settings.envs
+        running, n = self.episodes.running, len(numbers)
         for i in np.flatnonzero(rollout.restarted).tolist():
-            running[i] = 0.0
+            running[numbers[i]] = 0.0
             self.notice(
-                f"environment {i} cannot be brought back to where it was; it went on with a new episode at step "
-                f"{self.step}"
+                f"environment {numbers[i]} cannot be brought back to where it was; it went on with a new episode "
+                f"at step {self.step}"
             )
         ended = rollout.terminated | rollout.truncated
         start = np.zeros(n, np.int64)
         for t, i in np.argwhere(ended).tolist():
-            running[i] += rollout.rewards[start[i] : t + 1, i].sum(), t + 1 - start[i]
-            self._add_episode(self.step + t * n + i + 1, float(running[i, 0]), float(running[i, 1]))
-            running[i] = 0.0
+            own = running[numbers[i]]
+            own += rollout.rewards[start[i] : t + 1, i].sum(), t + 1 - start[i]
+            self._add_episode(self.step + t * n + i + 1, float(own[0]), float(own[1]))
+            own[:] = 0.0
             start[i] = t + 1
         for i in range(n):
-            running[i] += rollout.rewards[start[i] :, i].sum(), len(ended) - start[i]
+            running[numbers[i]] += rollout.rewards[start[i] :, i].sum(), len(ended) - start[i]
         self.step += ended.size
 
     # --- what is said of it -------------------------------------------------------------------------------------------
 
     def _diagnostics(self) -> dict[str, float]:
-        return self.agent.diagnostics()
+        values = self.agent.diagnostics()
+        now = time.monotonic()
+        values["time/share_learning"] = self._seconds_learning / max(now - self._logged_at, 1e-9)
+        self._seconds_learning, self._logged_at = 0.0, now
+        if self._lags:
+            values |= {"async/lag_mean": float(np.mean(self._lags)), "async/lag_max": float(max(self._lags))}
+            values |= {f"async/waiting/worker_{i}": float(np.mean(s)) for i, s in sorted(self._waits.items())}
+            self._lags.clear()
+            self._waits.clear()
+        return values
 
     def _weights(self) -> dict[str, np.ndarray]:
         weights: dict[str, np.ndarray] = {}

@@ -226,6 +226,8 @@ class BatchAgent:
     #: Charts that say whether it learned, by title, for TensorBoard.
     charts: ClassVar[Mapping[str, list[str]]] = {}
     learns_policy: ClassVar[bool] = True
+    #: Whether it can learn from rollouts in which an older policy of its own has acted.
+    bears_lag: ClassVar[bool] = False
     own: Any
 
     def __init__(
@@ -272,7 +274,7 @@ class BatchAgent:
         self._shuffle_key = np.uint64(sequence(seed, "minibatches").generate_state(1, np.uint64)[0])
         self.observed, self.rewarded = np.zeros(1 + 2 * d), np.zeros(3)
         self.discounted = np.zeros(n_envs)
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, list[float]] = {}
         self._rollout: Rollout | None = None
         self._t = 0
 
@@ -487,15 +489,15 @@ class BatchAgent:
     # --- log and files ------------------------------------------------------------------------------------------------
 
     def note(self, **numbers: float) -> None:
-        """Add to what `diagnostics` averages over rollouts."""
-        self.sums["n"] = self.sums.get("n", 0.0) + 1.0
+        """Add to what `diagnostics` averages, by tag with __ for the slash."""
         for name, number in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + number
+            total = self.sums.setdefault(name.replace("__", "/"), [0.0, 0.0])
+            total[0] += number
+            total[1] += 1.0
 
     def diagnostics(self) -> dict[str, float]:
         """Averages since the last call, by the log's tags: see docs/reference/tags.md."""
-        n = self.sums.pop("n", 0.0)
-        values = {name.replace("__", "/"): total / n for name, total in self.sums.items()} if n else {}
+        values = {tag: total / n for tag, (total, n) in self.sums.items()}
         self.sums.clear()
         for name, learner in self.networks().items():
             values |= {f"{name}/{tag}": number for tag, number in learner.diagnostics().items()}

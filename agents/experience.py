@@ -7,6 +7,7 @@ snapshots.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -89,6 +90,8 @@ def live(worlds, actors, rollout):
 class Experience(ABC):
     """What brings rollouts, of the environments with some numbers."""
 
+    ended = 0.0  # when the last rollout was ready
+
     @abstractmethod
     def gather(self, n_steps: int, policy: np.ndarray) -> Rollout:
         """The next T steps of each environment, acted on with `policy` (see `BatchAgent.policy`)."""
@@ -104,6 +107,15 @@ class Experience(ABC):
     def collect(self, n_steps: int, policy: np.ndarray) -> tuple[Rollout, list[dict[str, Any]]]:
         """`gather`, and a snapshot from which the next rollout follows."""
         return self.gather(n_steps, policy), self.snapshot()
+
+    def collect_timed(
+        self, n_steps: int, policy: np.ndarray
+    ) -> tuple[tuple[Rollout, float, float], list[dict[str, Any]]]:
+        """`collect`, with the seconds that it took and those that nothing was asked of it before."""
+        begun = time.monotonic()
+        waited, rollout = begun - (self.ended or begun), self.gather(n_steps, policy)
+        self.ended = time.monotonic()
+        return (rollout, self.ended - begun, waited), self.snapshot()
 
     def close(self) -> None:  # noqa: B027  (most have nothing to let go of)
         """Let go of the environments."""

@@ -48,6 +48,7 @@ class Impala(PolicyGradient):
 
     rule = advantage_alone
     Settings = ImpalaSettings
+    bears_lag = True
     default_optimizer = RMSProp(7e-4, epsilon=1e-5)
 
     def targets(

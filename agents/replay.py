@@ -133,6 +133,7 @@ class ReplayAgent(BatchValues):
     """The base of DQN and of Expected Sarsa with replay."""
 
     Settings = ReplaySettings
+    bears_lag = True
     needs_online: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {
         "envs": 1,

@@ -241,7 +241,7 @@ class RayWorker(Worker):
         patience: float = PATIENCE,
     ) -> None:
         self._make, self._arguments, self._snapshot, self._on_death = make, arguments, snapshot, on_death
-        self._patience, self._slowest = patience, 0.0
+        self._patience, self._slowest, self._said = patience, 0.0, False
         self._open: deque[tuple[Any, str, tuple[Any, ...]]] = deque()
         self._deaths = 0
         self._start()
@@ -259,6 +259,7 @@ class RayWorker(Worker):
 
     def _send(self, place: int) -> None:
         _, method, arguments = self._open[place]
+        self._asked = time.monotonic()
         self._open[place] = (self._actor.call.remote(method, *arguments), method, arguments)
 
     def result(self) -> Any:
@@ -293,27 +294,31 @@ class RayWorker(Worker):
 
     def _wait(self, reference: Any) -> float:
         """Wait until a result is there, and say so if it takes long; returns the seconds that it took."""
-        began, said = time.monotonic(), False
+        began = time.monotonic()
+        while not ray.wait([reference], timeout=0.2)[0]:
+            if tick():
+                raise Stopped
+            self._is_late(reference, time.monotonic() - began)
+        self._said = False
+        return time.monotonic() - began
+
+    def _is_late(self, reference: Any, waited: float) -> None:
+        """Say that a result takes long, or raise TimeoutError if it took too long."""
         starting = reference is self._started
         limit = self._patience
         if not starting:
             limit *= 5 if self._slowest == 0.0 else 1
             limit = max(limit, 10 * self._slowest) if limit else 0.0
-        while not ray.wait([reference], timeout=0.2)[0]:
-            if tick():
-                raise Stopped
-            waited = time.monotonic() - began
-            what = "no process for a Ray worker has started" if starting else "a Ray worker has not answered"
-            until = f"; it is given up after {limit:g} s (--patience)" if limit else ""
-            if not said and waited > SAY_AFTER:
-                self._on_death(f"{what} for {waited:.0f} s ({_cpus()}){until}")
-                said = True
-            if limit and waited > limit:
-                raise TimeoutError(
-                    f"{what} for {limit:g} s ({_cpus()}); expected one within that time (--patience SECONDS; 0 waits "
-                    "without end)"
-                )
-        return time.monotonic() - began
+        what = "no process for a Ray worker has started" if starting else "a Ray worker has not answered"
+        until = f"; it is given up after {limit:g} s (--patience)" if limit else ""
+        if not self._said and waited > SAY_AFTER:
+            self._on_death(f"{what} for {waited:.0f} s ({_cpus()}){until}")
+            self._said = True
+        if limit and waited > limit:
+            raise TimeoutError(
+                f"{what} for {limit:g} s ({_cpus()}); expected one within that time (--patience SECONDS; 0 waits "
+                "without end)"
+            )
 
     def _replace(self, error: RayActorError) -> None:
         # An error in the constructor is no accident: it would come again.
@@ -327,6 +332,28 @@ class RayWorker(Worker):
         # The first alone, the others once it has succeeded: a call that kills the process must not take the results of
         # earlier ones along.
         self._open = deque((None, method, arguments) for _, method, arguments in self._open)
+
+    @staticmethod
+    def first_ready(workers: Sequence[RayWorker]) -> RayWorker:
+        """Wait until one of these workers has the result of its oldest call, or has died: the one that it is.
+
+        Raises
+        ------
+        TimeoutError, Stopped
+            As `result` does.
+        """
+        began = time.monotonic()
+        while True:
+            waiting = {worker._open[0][0]: worker for worker in workers}
+            if None in waiting:
+                return waiting[None]  # its process was replaced
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.2)
+            if ready:
+                return waiting[ready[0]]
+            if tick():
+                raise Stopped
+            for reference, worker in waiting.items():
+                worker._is_late(reference, time.monotonic() - max(began, worker._asked))
 
     def pid(self) -> int:
         """Process id of the actor."""

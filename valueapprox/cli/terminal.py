@@ -57,7 +57,8 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("num-envs", "n-envs", "nenv", "num-environments"), ("envs",)),
     **dict.fromkeys(("algo", "algorithm", "alg", "method", "model-type"), ("agent",)),
     **dict.fromkeys(("discount", "discount-factor", "discount-rate"), ("gamma",)),
-    **dict.fromkeys(("lambda", "lamda", "lambd", "lmbda", "gae-lambda", "td-lambda", "trace-decay"), ("lam",)),
+    **dict.fromkeys(("lambda", "lamda", "lambd", "lmbda", "gae-lambda", "q-lambda", "td-lambda", "trace-decay"),
+                    ("lam",)),
     **dict.fromkeys(("ent-coef", "entropy-coef", "entropy-coeff", "entropy-cost", "entropy-weight"), ("entropy",)),
     **dict.fromkeys(
         ("hidden-sizes", "hidden-size", "hidden-units", "hidden-layers", "layers", "net-arch", "units", "width"),
@@ -65,7 +66,15 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("eps", "exploration", "exploration-fraction", "exploration-final-eps", "start-e", "end-e",
                      "epsilon-start", "epsilon-end", "epsilon-decay"), ("epsilon",)),
-    **dict.fromkeys(("max-grad-norm", "grad-clip", "gradient-clip", "clip-grad-norm"), ("clip-norm",)),
+    **dict.fromkeys(("max-grad-norm", "grad-clip", "gradient-clip", "clip-grad-norm"), ("max-grad-norm", "clip-norm")),
+    **dict.fromkeys(("num-envs", "n-envs", "vec-envs"), ("envs",)),
+    **dict.fromkeys(("n-steps", "num-steps", "rollout-length", "rollout-fragment-length", "unroll-length"),
+                    ("rollout",)),
+    **dict.fromkeys(("clip-range", "clip-coef", "clip-param", "clip-ratio"), ("clip",)),
+    **dict.fromkeys(("vf-coef", "vf-coeff", "value-coef", "baseline-cost"), ("value-weight",)),
+    **dict.fromkeys(("target-kl", "kl-target"), ("kl-stop",)),
+    **dict.fromkeys(("buffer-size", "memory-size", "replay-size", "replay-buffer-size"), ("capacity",)),
+    **dict.fromkeys(("target-update-interval", "target-network-frequency"), ("target-every",)),
     **dict.fromkeys(("num-workers", "n-workers", "n-jobs", "jobs", "num-cpus", "n-cpus"), ("workers",)),
     **dict.fromkeys(("num-seeds", "n-seeds"), ("seeds",)),
     **dict.fromkeys(("random-seed", "rng-seed", "random-state"), ("seed",)),
@@ -84,7 +93,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("normalize-observations", "normalize-obs", "norm-obs"), ("normalise-observations",)),
     **dict.fromkeys(("normalize-rewards", "normalize-reward", "norm-reward"), ("scale-rewards",)),
     **dict.fromkeys(("n-inputs", "input-dim", "obs-dim", "state-dim"), ("inputs",)),
-    **dict.fromkeys(("batchsize", "minibatch-size", "batch-size"), ("batch-size", "batch", "block")),
+    **dict.fromkeys(("batchsize", "minibatch-size", "batch-size"), ("batch-size", "batch", "minibatch", "block")),
     **dict.fromkeys(("precision", "float"), ("dtype",)),
 }  # fmt: skip
 NOT_HERE = dict.fromkeys(("device", "cuda", "gpu", "gpus", "use-cuda", "num-gpus"), "everything runs on the processor")
@@ -148,7 +157,8 @@ def _options(cls: type[Any]) -> list[str]:
         if dataclasses.is_dataclass(kind):
             names += _options(typing.cast(Any, kind))
         else:
-            typed_name = name.replace("_", "-")
+            renamed = [n for m in getattr(hint, "__metadata__", ()) if (n := getattr(m, "name", None))]
+            typed_name = renamed[0] if renamed else name.replace("_", "-")
             names += [typed_name, f"no-{typed_name}"] if kind is bool else [typed_name]
     return names
 
