@@ -38,6 +38,7 @@ class Rollout(NamedTuple):
     next_observations: np.ndarray  # (T, n, d)  at an ending the final observation
     terminated: np.ndarray  # (T, n)
     truncated: np.ndarray  # (T, n)
+    valid: np.ndarray  # (T, n)  False where a step only reset an environment: nothing is learned from it
     restarted: np.ndarray  # (n,)  whether an environment could not go on where it stood, and began a new episode
 
     @staticmethod
@@ -46,8 +47,8 @@ class Rollout(NamedTuple):
         shape, flag = (n_steps, n), np.bool_
         return Rollout(
             *(np.zeros((n_steps + 1, n, d), dtype), np.zeros((*shape, k), dtype), np.zeros(shape)),
-            *(np.zeros(shape), np.zeros((*shape, d), dtype)),
-            *(np.zeros(s, flag) for s in (shape, shape, (n,))),
+            *(np.zeros(shape), np.zeros((*shape, d), dtype), np.zeros(shape, flag), np.zeros(shape, flag)),
+            *(np.ones(shape, flag), np.zeros(n, flag)),
         )
 
     @staticmethod
@@ -181,13 +182,15 @@ def merge_observations(rows, statistics):
 
 
 @kernel
-def merge_rewards(rewards, ended, gamma, discounted, statistics):
+def merge_rewards(rewards, ended, valid, gamma, discounted, statistics):
     """Take the discounted sums of rewards so far, G <- gamma G + r, into their statistics: n, mean, sum of squares.
 
-    rewards, ended (T, n); discounted (n,) goes on from rollout to rollout, and starts anew with each episode.
+    rewards, ended, valid (T, n); discounted (n,) goes on from rollout to rollout, and starts anew with each episode.
     """
     for i in range(rewards.shape[1]):
         for t in range(len(rewards)):
+            if not valid[t, i]:
+                continue
             discounted[i] = gamma * discounted[i] + rewards[t, i]
             statistics[0] += 1.0
             shift = discounted[i] - statistics[1]

@@ -431,7 +431,8 @@ class BatchAgent:
         DivergenceError
             If a weight is no finite number any more.
         """
-        n_steps, n = rollout.rewards.shape
+        if not rollout.valid.any():
+            return
         if self.falls:
             share = max(0.0, 1.0 - self.counts[1] / self.horizon)
             for learner in self.learners.values():
@@ -439,13 +440,13 @@ class BatchAgent:
         if self.scales:
             ended = rollout.terminated | rollout.truncated
             sums = self.discounted if numbers is None else self.discounted[numbers]
-            merge_rewards(rollout.rewards, ended, self.gamma, sums, self.rewarded)
+            merge_rewards(rollout.rewards, ended, rollout.valid, self.gamma, sums, self.rewarded)
             if numbers is not None:
                 self.discounted[numbers] = sums
         self._learn(rollout, policy)
         if self.normalises:
-            merge_observations(rollout.observations[:-1].reshape(n_steps * n, -1), self.observed)
-        self.counts[1] += n_steps * n
+            merge_observations(rollout.observations[:-1][rollout.valid], self.observed)
+        self.counts[1] += int(rollout.valid.sum())
         self.counts[2] += 1
         for name, learner in self.learners.items():
             if not np.isfinite(learner.w).all():
@@ -461,6 +462,11 @@ class BatchAgent:
         if self.scales:
             rewards = np.clip(rewards / self.reward_scale, -CLIP, CLIP)
         return rewards.astype(kind), np.where(rollout.terminated, kind(0), kind(self.gamma))
+
+    @property
+    def n_transitions(self) -> int:
+        """Number of transitions learned from."""
+        return int(self.counts[1])
 
     def states_of(self, rows: np.ndarray, policy: np.ndarray) -> np.ndarray:
         """Observations (..., d) as the networks see them, (N, d)."""

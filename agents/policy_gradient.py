@@ -324,7 +324,7 @@ class PolicyGradient(BatchAgent):
         advantages, targets = self.targets(rollout, states, values[:-1], v_t)
         sums, none = np.zeros(N_SUMS), np.zeros(self.actor_network.n_layers)
         batch = Batch(
-            *(states, np.arange(n_all), rollout.actions.reshape(n_all, -1), rollout.log_probs.reshape(-1)),
+            *(states, np.flatnonzero(rollout.valid), rollout.actions.reshape(n_all, -1), rollout.log_probs.reshape(-1)),
             *(advantages.reshape(-1), targets.reshape(-1), values[:-1].reshape(-1)),
         )
         self._improve(

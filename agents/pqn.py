@@ -91,7 +91,7 @@ class PQN(BatchValues):
         targets = lambda_returns(rewards, discounts, v_t, ended, self.own.lam).reshape(-1)
         sums = np.zeros(3)
         self._improve(
-            *(self.q.part, self.regression, self.own.epochs, states, np.arange(n_all)),
+            *(self.q.part, self.regression, self.own.epochs, states, np.flatnonzero(rollout.valid)),
             *(rollout.actions.reshape(n_all, -1), targets, self._none, self._shuffle_key, self.counts, sums),
         )
         self.note(value__loss=sums[1] / sums[0], value__mean=sums[2] / sums[0])

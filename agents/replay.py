@@ -166,17 +166,18 @@ class ReplayAgent(BatchValues):
 
     def _remember(self, rollout: Rollout) -> int:
         """Take the rollout's transitions into the memory, in the order of time; returns how many it holds then."""
-        n_all, capacity = rollout.rewards.size, self.own.capacity
+        valid, capacity = rollout.valid, self.own.capacity
+        n_all = int(valid.sum())
         at = (int(self.counts[1]) + np.arange(n_all)) % capacity
         parts = (rollout.observations[:-1], rollout.actions, rollout.rewards, rollout.next_observations)
         for to, part in zip(self.memory, (*parts, rollout.terminated), strict=True):
-            to[at[-capacity:]] = part.reshape(n_all, *to.shape[1:])[-capacity:]
+            to[at[-capacity:]] = part[valid][-capacity:]
         return min(int(self.counts[1]) + n_all, capacity)
 
     def _learn(self, rollout: Rollout, policy: np.ndarray) -> None:
         own, size = self.own, self._remember(rollout)
-        self.target_age += rollout.rewards.size
-        if int(self.counts[1]) + rollout.rewards.size < max(own.learning_starts, own.minibatch):
+        self.target_age += int(rollout.valid.sum())
+        if int(self.counts[1]) + int(rollout.valid.sum()) < max(own.learning_starts, own.minibatch):
             return
         if self.target_age[0] >= own.target_every:
             self.w_target[:] = self.q.w
