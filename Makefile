@@ -34,7 +34,7 @@ train: $(READY)  ## learn the values of a fixed policy in CartPole-v1 on two Ray
 	@$(BIN)/python scripts/train.py $(ARGS)
 
 test: $(READY)   ## run the test suite, on two cores
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 bars: $(READY)   ## checks that take minutes each: hostile clients, damaged journals, bias, the same bits
 	@set -e; for bar in tests/bars/*.py; do echo "$$bar"; $(BIN)/python $$bar $(ARGS); done

@@ -1,9 +1,7 @@
 """What all tests share: no token for Ray, helper environments for workers too, one Ray and one browser for all."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -59,6 +57,13 @@ def browser(_browser, record_property):
     return _browser
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of a folder run in one process of several: they compile the same kernels, and share a Ray and a browser."""
+    for item in items:
+        folder = item.path.parent.relative_to(Path(__file__).parent)
+        item.add_marker(pytest.mark.xdist_group(str(folder)))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Say in which browser tests ran."""
     ran = [dict(report.user_properties).get("browser") for report in terminalreporter.getreports("passed")]
@@ -69,18 +74,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def start_script():
     """`start_script(script, *options, cwd)` runs one of scripts/ in a process of its own: see fork_server.py."""
-    folder = Path(__file__).parents[1] / "scripts"
-    command = [sys.executable, str(Path(HELPERS) / "fork_server.py")]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    from fork_server import Scripts
 
-    def start(script, *options, cwd="."):
-        server.stdin.write(
-            json.dumps([str(folder / script), [str(o) for o in options], str(Path(cwd).resolve())]) + "\n"
-        )
-        server.stdin.flush()
-        code, out, err = json.loads(server.stdout.readline())
-        return subprocess.CompletedProcess([script, *options], code, out, err)
-
-    yield start
-    server.stdin.close()
-    server.wait(timeout=10)
+    scripts = Scripts()
+    yield scripts
+    scripts.close()

@@ -68,7 +68,8 @@ def test_an_optimizer_is_one_file(example, tmp_path):
     fit(net, w, states, states @ [1.0, -1.0, 1.0], optimizer=lion, epochs=1, batch_size=64, progress=False)
     np.testing.assert_array_equal(w, [0.25, -0.25, 0.25])
 
-    run = ControlRun(ControlSettings("valueapprox/CartPole-v1", steps=300, optimizer="lion"), tmp_path / "run")
+    settings = ControlSettings("valueapprox/CartPole-v1", agent="stream-q", steps=300, optimizer="lion")
+    run = ControlRun(settings, tmp_path / "run")
     run.train()
     assert [type(learner.optimizer).__name__ for learner in (run.agent.first, run.agent.second)] == ["Lion", "Lion"]
 

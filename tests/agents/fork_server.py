@@ -1,61 +1,173 @@
-"""Starts scripts in processes of their own without paying for their imports each time: reads requests, forks, answers.
+"""Starts scripts in processes of their own without paying for their imports each time.
 
-A request is a line of JSON, [script, [option, ...], working directory]; the answer [exit code, stdout, stderr].
+A server has imported what scripts import, and forks. It is asked through a Unix socket, in lines of JSON:
+["start", script, [option, ...], working directory, own session], with a pipe each for stdout and stderr, answers the
+process id; ["poll", process id] the exit code, or null while it runs.
 """
 
 import json
 import os
 import runpy
+import signal
+import socket
+import subprocess
 import sys
-import tempfile
+import threading
+import time
 import traceback
 from pathlib import Path
 
-# What the scripts import, loaded once.
-# ruff: noqa: F401
-import matplotlib.backends.backend_agg
-import matplotlib.figure
-import tyro
 
-import valueapprox.agents.console
-import valueapprox.agents.several
-import valueapprox.agents.training
-import valueapprox.agents.verdict
-import valueapprox.cli.pictures
-import valueapprox.service
-import valueapprox.supervised.table_fit
+class Started:
+    """A script that was started, with what `subprocess.Popen` has of the same names."""
+
+    def __init__(self, scripts, pid, out, err):
+        self._scripts, self.pid, self.returncode = scripts, pid, None
+        self.stdout, self.stderr = (os.fdopen(pipe, encoding="utf-8") for pipe in (out, err))
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = self._scripts.ask("poll", self.pid)
+        return self.returncode
+
+    def wait(self, timeout=300.0):
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def communicate(self, timeout=300.0):
+        texts = {}
+        readers = [
+            threading.Thread(target=lambda f=file: texts.update({f: f.read()}), daemon=True)
+            for file in (self.stdout, self.stderr)
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return texts[self.stdout], texts[self.stderr]
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
-def run(script, options, cwd, out, err):
-    """In the child: become the script."""
-    os.dup2(out.fileno(), 1)
-    os.dup2(err.fileno(), 2)
-    os.chdir(cwd)
-    sys.argv, sys.path[0] = [script, *options], str(Path(script).parent)
-    code = 0
+class Scripts:
+    """`scripts("train.py", *options, cwd=".")` runs one of scripts/ to its end; `scripts.start(...)` starts it."""
+
+    folder = Path(__file__).parents[2] / "scripts"
+
+    def __init__(self):
+        self._socket, other = socket.socketpair()
+        command = [sys.executable, __file__, str(other.fileno())]
+        # Pipes as its children have: files that are open already have asked what it is that they write to.
+        none, pipe = subprocess.DEVNULL, subprocess.PIPE
+        self._server = subprocess.Popen(command, stdin=none, stdout=pipe, stderr=pipe, pass_fds=[other.fileno()])
+        other.close()
+        self._answers = self._socket.makefile()
+
+    def __call__(self, script, *options, cwd="."):
+        started = self.start(script, *options, cwd=cwd)
+        out, err = started.communicate()
+        return subprocess.CompletedProcess([script, *options], started.returncode, out, err)
+
+    def start(self, script, *options, cwd=".", start_new_session=False):
+        (out, out_there), (err, err_there) = os.pipe(), os.pipe()
+        words = [str(self.folder / script), list(map(str, options)), str(Path(cwd).resolve()), start_new_session]
+        pid = self.ask("start", *words, pipes=[out_there, err_there])
+        os.close(out_there)
+        os.close(err_there)
+        return Started(self, pid, out, err)
+
+    def ask(self, *words, pipes=()):
+        socket.send_fds(self._socket, [json.dumps(words).encode() + b"\n"], pipes)
+        answer = self._answers.readline()
+        assert answer, f"the server has ended: {self._server.communicate()[1].decode()}"
+        return json.loads(answer)
+
+    def close(self):
+        self._socket.close()
+        self._answers.close()
+        self._server.communicate(timeout=10)
+
+
+# --- in the server ----------------------------------------------------------------------------------------------------
+
+
+def become(script, options, cwd, own_session, out, err):
+    """In the child: be the script."""
+    code = 1
     try:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.close(out)
+        os.close(err)
+        if own_session:
+            os.setsid()
+        os.chdir(cwd)
+        sys.argv, sys.path[0] = [script, *options], str(Path(script).parent)
         runpy.run_path(script, run_name="__main__")
+        code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
-        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def serve():
-    for line in sys.stdin:
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            pid = os.fork()
-            if pid == 0:
-                run(*json.loads(line), out, err)
-            _, status = os.waitpid(pid, 0)
-            out.seek(0)
-            err.seek(0)
-            print(json.dumps([os.waitstatus_to_exitcode(status), out.read(), err.read()]), flush=True)
+def serve(connection):
+    while True:
+        request, pipes = b"", []
+        while not request.endswith(b"\n"):
+            part, more, *_ = socket.recv_fds(connection, 2**16, 2)
+            if not part:
+                return
+            request, pipes = request + part, pipes + more
+        what, *words = json.loads(request)
+        if what == "start":
+            answer = os.fork()
+            if answer == 0:
+                connection.close()
+                become(*words, *pipes)
+            for pipe in pipes:
+                os.close(pipe)
+        else:
+            pid, status = os.waitpid(words[0], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":
-    serve()
+    # What the scripts import, loaded once.
+    # ruff: noqa: F401
+    import io
+
+    import gymnasium
+    import matplotlib.backends.backend_agg
+    import tyro
+    from matplotlib.figure import Figure
+
+    import valueapprox.agents.console
+    import valueapprox.agents.several
+    import valueapprox.agents.training
+    import valueapprox.agents.verdict
+    import valueapprox.cli.pictures
+    import valueapprox.service
+    import valueapprox.supervised.table_fit
+
+    # What is loaded with the first kernel, and with the first letter that is drawn.
+    gymnasium.make("valueapprox/RandomWalk-v0").reset(seed=0)
+    figure = Figure()
+    figure.subplots().set_title("a")
+    figure.savefig(io.BytesIO(), format="png")
+
+    serve(socket.socket(fileno=int(sys.argv[1])))

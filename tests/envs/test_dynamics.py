@@ -118,7 +118,7 @@ def twist(_, generator):
 @pytest.mark.parametrize("trigonometry", ["libm", "numpy"])
 @pytest.mark.parametrize(
     ("world", "original", "policy", "n_resets"),
-    [("acrobot", "Acrobot-v1", swing, 150), ("pendulum", "Pendulum-v1", twist, 100)],
+    [("acrobot", "Acrobot-v1", swing, 50), ("pendulum", "Pendulum-v1", twist, 30)],
 )
 def test_swings_are_those_of_gymnasium(monkeypatch, trigonometry, world, original, policy, n_resets):
     # With the C library's sine and cosine in Gymnasium's dynamics, everything is equal to the last bit. NumPy's may,
@@ -156,8 +156,8 @@ def test_swings_are_those_of_gymnasium(monkeypatch, trigonometry, world, origina
             n_ends += terminated
             if terminated:
                 break
-    assert n_steps > 10_000
-    assert n_ends > 100 or world.continuous
+    assert n_steps > 5_000
+    assert n_ends > 30 or world.continuous
 
 
 def acrobot_energy(state):

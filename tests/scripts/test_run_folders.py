@@ -2,9 +2,8 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,6 @@ CONTROL = ("--env", "valueapprox/CartPole-v1", "--agent", "stream-ac", "--hidden
 PREDICTION = ("--env", "valueapprox/RandomWalk-v0", "--workers", 0, "--envs", 2, "--episodes", 0, "--quiet")
 
 
-def start(*options, cwd, script="train.py"):
-    command = [sys.executable, SCRIPTS / script, *map(str, options)]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
@@ -40,8 +34,9 @@ def wait_for(condition, process, seconds=200.0):
 
 
 @pytest.mark.parametrize("options", [CONTROL, PREDICTION], ids=["control", "prediction"])
-def test_runs_started_in_one_second_have_folders_of_their_own(tmp_path, options):
-    started = [start(*options, "--steps", 2000, "--seed", seed, cwd=tmp_path) for seed in (1, 2, 3)]
+def test_runs_started_in_one_second_have_folders_of_their_own(start_script, tmp_path, options):
+    start = partial(start_script.start, "train.py", *options, "--steps", 2000, cwd=tmp_path)
+    started = [start("--seed", seed) for seed in (1, 2, 3)]
     ends = [process.communicate(timeout=280) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], ends
     folders = list((tmp_path / "runs").iterdir())
@@ -63,7 +58,7 @@ def test_a_start_that_fails_leaves_no_folder(start_script, tmp_path):
 
 @pytest.mark.parametrize("options", [CONTROL, PREDICTION], ids=["control", "prediction"])
 def test_a_run_that_is_going_is_not_touched_by_a_resume_or_a_start(start_script, tmp_path, options):
-    first = start(*options, "--steps", 10**9, "--run-dir", "run", cwd=tmp_path)
+    first = start_script.start("train.py", *options, "--steps", 10**9, "--run-dir", "run", cwd=tmp_path)
     try:
         wait_for((tmp_path / "run" / CHECKPOINT_FILE).exists, first)
         first.send_signal(signal.SIGSTOP)  # so that every byte can be compared
@@ -101,7 +96,7 @@ def test_a_resume_that_was_overtaken_is_refused_and_changes_nothing(tmp_path, ki
 
 
 @pytest.mark.parametrize("kind", ["nfs", "none"])
-def test_folders_on_other_file_systems(tmp_path, kind):
+def test_folders_on_other_file_systems(start_script, tmp_path, kind):
     rng = np.random.default_rng(0)
     rows = "\n".join(f"{a:.3f},{a:.3f}" for a in rng.normal(size=20))
     (tmp_path / "data.csv").write_text(f"a,b\n{rows}\n")
@@ -111,25 +106,23 @@ def test_folders_on_other_file_systems(tmp_path, kind):
         ("fit.py", "data.csv", "--target", "b", "--quiet", "--epochs", 2, "--out", "c"),
     )
     for script, *options in commands:
-        command = [sys.executable, STRANGE, kind, SCRIPTS / script, *map(str, options)]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        result = start_script(STRANGE, kind, SCRIPTS / script, *options, cwd=tmp_path)
         assert (result.returncode, result.stderr) == (0, "")
         assert ("has no locks" in result.stdout) == (kind == "none")
 
 
 @pytest.mark.parametrize("kind", ["nfs", "none"])
-def test_a_service_on_other_file_systems(tmp_path, kind):
+def test_a_service_on_other_file_systems(start_script, tmp_path, kind):
     options = ("--new", "--inputs", 2, "--data", "d", "--port", 0)
-    command = [sys.executable, STRANGE, kind, SCRIPTS / "serve.py", *map(str, options)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start_script.start(STRANGE, kind, SCRIPTS / "serve.py", *options, cwd=tmp_path)
     try:
         said = []
-        for line in process.stdout:
+        for line in process.stderr:  # its log
             said.append(line)
             if "serving" in line:
                 break
         process.send_signal(signal.SIGINT)
-        output = "".join(said) + process.communicate(timeout=60)[0]
+        output = "".join([*said, *process.communicate(timeout=60)])
     finally:
         process.kill()
         process.wait()

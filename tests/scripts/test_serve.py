@@ -39,9 +39,10 @@ spec.loader.exec_module(script)
 class Served:
     """A process of serve.py, on a free port."""
 
+    start = None  # `Scripts.start`, of fork_server.py
+
     def __init__(self, *options):
-        command = [sys.executable, str(SERVE), *map(str, options), "--port", "0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = Served.start("serve.py", *options, "--port", 0)
         self.said = ""
         for line in self.process.stdout:
             self.said += line
@@ -64,6 +65,13 @@ class Served:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.end(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def starting(start_script):
+    Served.start = start_script.start
+    yield
+    Served.start = None
 
 
 def printed(said, label):
@@ -111,7 +119,9 @@ def test_sigterm_ends_it_in_order_and_it_goes_on_where_it_was(tmp_path):
     assert (meta["kind"], meta["version"]) == ("service", 21)
     logged = read_metrics(folder / "log")
     assert logged[-1]["step"] == 21
-    assert {"value/td_error/rms", "value/grad_norm/A", "value/weight_norm/B", "service/queued"} <= logged[-1].keys()
+    # Of a busy machine's log the last two lines may be of one step, with its errors in the first alone.
+    last = {tag for line in logged if line["step"] == 21 for tag in line}
+    assert {"value/td_error/rms", "value/grad_norm/A", "value/weight_norm/B", "service/queued"} <= last
     assert list((folder / "log").glob("events.out.tfevents.*"))
     with Served("--data", folder) as served:
         assert served.client.learn(**ONE, sequence=20).duplicates == 1

@@ -45,7 +45,7 @@ def outcome(folder):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(tmp_path_factory):  # as a person starts it, in a process from the beginning
     """A small finished run, made by the script: its folder and what was printed."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     options = ("--env", "valueapprox/RandomWalk-v0", "--steps", 2000, "--envs", 2, "--block", 100, "--gamma", 0.9)
@@ -111,8 +111,7 @@ def test_without_a_folder_one_in_runs_is_made(train, tmp_path):
 def test_two_workers_follow_a_policy_of_the_working_directory(train, tmp_path):
     (tmp_path / "my_policies.py").write_text("def left(observation, rng):\n    return int(rng.random() < 0.3)\n")
     options = ("--env", "CartPole-v1", "--policy", "my_policies:left", "--steps", 4000, "--envs", 4, "--block", 250)
-    started = command(*options, "--workers", 2, "--episodes", 5, "--run-dir", "two")
-    result = subprocess.run(started, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    result = train(*options, "--workers", 2, "--episodes", 5, "--run-dir", "two", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "explained variance" in result.stdout
     assert train(*options, *QUICK, "--run-dir", "none", cwd=tmp_path).returncode == 0
@@ -272,16 +271,14 @@ def test_nothing_is_left_running(tmp_path, sent):
 
 
 @pytest.mark.slow
-def test_kill_9_in_the_middle_of_saves_loses_nothing(tmp_path):
+def test_kill_9_in_the_middle_of_saves_loses_nothing(start_script, tmp_path):
     settings = PredictionSettings("valueapprox/CartPole-v1", hidden=(8,), steps=12_000, envs=2, block=4, log_every=500)
     PredictionRun(settings, tmp_path / "quiet").train(0, checkpoint_every=1e9)
     fresh = ("--env", settings.env, "--hidden", 8, "--steps", settings.steps, "--envs", 2, "--block", 4)
     options = (*fresh, "--log-every", 500, "--run-dir", tmp_path / "killed")
     path, rng, kills, steps = tmp_path / "killed" / CHECKPOINT_FILE, random.Random(0), 0, [0]
     while True:
-        process = subprocess.Popen(
-            command(*options, *QUICK, "--checkpoint-every", 0), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        process = start_script.start("train.py", *options, *QUICK, "--checkpoint-every", 0)
         if kills == 3:
             assert process.wait(timeout=120) == 0, process.stderr.read()
             break

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -45,11 +43,10 @@ def outcome(folder):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(train, tmp_path_factory):
     """A small finished run, made by the script: its folder and what was printed."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    started = [sys.executable, SCRIPTS / "train.py", *map(str, CART_POLE), "--quiet", "--run-dir", folder]
-    return folder, subprocess.run(started, capture_output=True, text=True, timeout=120)
+    return folder, train(*CART_POLE, "--quiet", "--run-dir", folder)
 
 
 def test_a_run_leaves_everything_and_says_where(small):
@@ -141,11 +138,10 @@ def test_a_finished_run_can_be_resumed_and_loses_nothing(train, small, tmp_path)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "valueapprox/CartPole-v1"])
-def test_ctrl_c_saves_and_a_resume_goes_on(train, tmp_path, env):
+def test_ctrl_c_saves_and_a_resume_goes_on(start_script, tmp_path, env):
     options = ("--env", env, "--agent", "stream-q", "--log-every", 5000, "--quiet", "--steps", 10**9)
     folder = tmp_path / "run"
-    command = [sys.executable, SCRIPTS / "train.py", *map(str, options), "--run-dir", folder]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_script.start("train.py", *options, "--run-dir", folder)
     try:
         end = time.monotonic() + 60
         while not (folder / "metrics.jsonl").exists() or not read_metrics(folder):

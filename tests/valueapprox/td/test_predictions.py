@@ -58,7 +58,7 @@ def experience(n, k=1, streams=1, seed=0, d=3):
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER, ids=lambda optimizer: type(optimizer).__name__)
 def test_one_prediction_learns_as_a_value_function_does_bit_for_bit(optimizer, separate):
-    net = Network((3, 8, 1), "tanh", layer_norm=True, dtype="float64")
+    net = Network((3, 8, 1), "tanh", layer_norm=True)
     v = ValueFunction(net, optimizer, 0.9, 0.8, seed=3, streams=2)
     p = Predictions(net, optimizer, (0.9,), 0.8, separate=separate, seed=3, streams=2)
     v.norms_every = p.norms_every = 7
@@ -77,13 +77,13 @@ def test_one_prediction_learns_as_a_value_function_does_bit_for_bit(optimizer, s
     assert p.diagnostics() == pytest.approx(v.diagnostics())
 
 
-def test_in_float32_too():
-    net = Network((3, 8, 1))
+def test_in_float64_too():
+    net = Network((3, 8, 1), dtype="float64")
     v, p = ValueFunction(net, Adam(), 0.9, 0.8), Predictions(net, Adam(), (0.9,), 0.8)
     stream, s, c, s_next, terminated, truncated = experience(120)
     v.learn_stream(s, c[:, 0], s_next, terminated, truncated)
     p.learn(stream, s, c, s_next, terminated, truncated)
-    assert p.w.dtype == np.float32
+    assert p.w.dtype == np.float64
     np.testing.assert_array_equal(p.w[0], v.w)
     np.testing.assert_array_equal(p.traces[0, 0], v.trace)
 
