@@ -278,11 +278,13 @@ class BatchRun(Run[BatchSettings]):
         agent = trial.make_agent(space)
         if (found := envs.compiled_world(settings.env, **settings.arguments())) is not None and self.compiled:
             if agent.encode.size == found[0].n_observation:
-                rollout = CompiledExperience(agent, range(trial.envs), 0, *found).gather(agent.n_steps, agent.policy())
+                rollout = CompiledExperience(agent, range(trial.envs), 0, *found).gather(
+                    agent.rollout_steps, agent.policy()
+                )
                 agent.learn(rollout, agent.policy())
                 return
         d = agent.encode.size
-        rollout = Rollout.zeros(agent.n_steps, trial.envs, d, agent.head.n_values, agent.dtype)
+        rollout = Rollout.zeros(agent.rollout_steps, trial.envs, d, agent.head.n_values, agent.dtype)
         agent.acting.choose(rollout.observations[0], agent.policy(), rollout.actions[0], rollout.log_probs[0])
         agent.learn(rollout, agent.policy())
 
@@ -356,7 +358,7 @@ class BatchRun(Run[BatchSettings]):
     def _ask(self, worker: RayWorker) -> None:
         policy = self.agent.policy()
         self._asked[worker].append((self._version, policy))
-        worker.submit("collect_timed", self.agent.n_steps, policy)
+        worker.submit("collect_timed", self.agent.rollout_steps, policy)
 
     def _learned(self, rollout: Rollout, policy: np.ndarray, numbers: list[int] | None = None) -> None:
         self._learning = True
@@ -380,7 +382,7 @@ class BatchRun(Run[BatchSettings]):
 
     def _gathered(self, policy: np.ndarray) -> tuple[Rollout, list[dict[str, Any]] | None]:
         """The next rollout, and from workers where the environments stand after it."""
-        n_steps = self.agent.n_steps
+        n_steps = self.agent.rollout_steps
         if self.experience is not None:
             with watched(self.settings.env, self.patience):
                 return self.experience.gather(n_steps, policy), None

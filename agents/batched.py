@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -28,6 +28,9 @@ from valueapprox.nn.backprop import LAYERS, ZERO, layer_size
 from valueapprox.optim.base import ALPHA, norm
 from valueapprox.registry import Registry
 from valueapprox.seeding import sequence
+
+if TYPE_CHECKING:
+    from valueapprox.export.graph import Graph
 
 __all__ = ["BATCH_AGENTS", "BatchActor", "BatchAgent", "BatchLearner", "Part", "register"]
 
@@ -301,7 +304,7 @@ class BatchAgent:
         return np.zeros(0)
 
     @property
-    def n_steps(self) -> int:
+    def rollout_steps(self) -> int:
         """T, steps of a rollout in each environment."""
         return int(self.own.rollout)
 
@@ -353,7 +356,7 @@ class BatchAgent:
         return self._chosen()
 
     def _fresh(self) -> Rollout:
-        return Rollout.zeros(self.n_steps, self.n_envs, self.encode.size, self.head.n_values, self.dtype)
+        return Rollout.zeros(self.rollout_steps, self.n_envs, self.encode.size, self.head.n_values, self.dtype)
 
     def _encoded(self, observations: Any) -> np.ndarray:
         return np.array([self.encode(observation) for observation in observations], self.dtype)
@@ -417,7 +420,7 @@ class BatchAgent:
         rollout.terminated[t], rollout.truncated[t] = terminated, truncated
         rollout.observations[t + 1] = arrived
         self._t += 1
-        if self._t == self.n_steps:
+        if self._t == self.rollout_steps:
             self.learn(rollout, self._policy)
             rollout.observations[0] = rollout.observations[-1]
             self._t = 0
@@ -464,7 +467,7 @@ class BatchAgent:
         return rewards.astype(kind), np.where(rollout.terminated, kind(0), kind(self.gamma))
 
     @property
-    def n_transitions(self) -> int:
+    def n_steps(self) -> int:
         """Number of transitions learned from."""
         return int(self.counts[1])
 
@@ -487,6 +490,12 @@ class BatchAgent:
     def actor(self, seed: int = 0, greedy: bool = True) -> BatchActor:
         """A copy that acts and does not learn: weights and normaliser frozen, random numbers of its own."""
         return BatchActor(self, seed, greedy)
+
+    def exported(self) -> Graph:
+        """What `valueapprox.export` writes of it: see `agents.export.describe_batch_agent`."""
+        from valueapprox.agents.export import describe_batch_agent
+
+        return describe_batch_agent(self)
 
     def networks(self) -> dict[str, BatchLearner]:
         """Its networks by their names in the log."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from valueapprox.agents import layout
+from valueapprox.agents.acting import CLIP
 from valueapprox.agents.base import MULTI, ControlAgent, Learner
+from valueapprox.agents.batched import BatchAgent
+from valueapprox.agents.policy_gradient import PolicyGradient
 from valueapprox.agents.spaces import Decoder, by_index, continuous, factors
 from valueapprox.agents.td import StreamTD
 from valueapprox.export.graph import (
@@ -23,9 +29,10 @@ from valueapprox.export.graph import (
     Standardise,
     Step,
 )
+from valueapprox.nn.network import Network
 from valueapprox.nn.scaling import Scaling
 
-__all__ = ["describe_agent", "normalisation"]
+__all__ = ["describe_agent", "describe_batch_agent", "normalisation", "scaling_of", "value_network"]
 
 EPSILON = 1e-8  # added to a variance, see `stream.perceive`
 NO_UPDATE = "an agent that acts is exported as it acts; what goes on learning is a value function"
@@ -103,16 +110,26 @@ def _policy(agent: ControlAgent, actor: tuple[Step, ...]) -> list[Output]:
     """The outputs of an actor."""
     space = agent.action_space
     if isinstance(space, spaces.Box):
-        entries = continuous(space).layout.reshape(-1, layout.N_OF_ENTRY)
-        origin, unit, k = entries[:, layout.ORIGIN], entries[:, layout.UNIT], len(entries)
-        mean = (*actor, Slice(0, k), Affine(origin, unit))
-        std = (*actor, Slice(k, 2 * k), Softplus(), Affine(np.zeros(k), unit))
-        within = Clip(entries[:, layout.LOW], entries[:, layout.HIGH], entries[:, layout.WHOLE] != 0.0)
-        return [
-            Output("action_mean", "mean of the Gaussian from which actions are drawn", mean),
-            Output("action_std", "standard deviation of that Gaussian, of each entry by itself", std),
-            Output("action", "the mean, within the bounds of actions", (*mean, within)),
-        ]
+        k = int(np.prod(space.shape))
+        return _gaussian(space, (*actor, Slice(0, k)), (*actor, Slice(k, 2 * k), Softplus()))
+    return _categories(space, actor)
+
+
+def _gaussian(space: spaces.Box, mean: tuple[Step, ...], std: tuple[Step, ...]) -> list[Output]:
+    """A Gaussian policy, from steps to its mean and its standard deviation in the policy's own unit."""
+    entries = continuous(space).layout.reshape(-1, layout.N_OF_ENTRY)
+    origin, unit, k = entries[:, layout.ORIGIN], entries[:, layout.UNIT], len(entries)
+    mean, std = (*mean, Affine(origin, unit)), (*std, Affine(np.zeros(k), unit))
+    within = Clip(entries[:, layout.LOW], entries[:, layout.HIGH], entries[:, layout.WHOLE] != 0.0)
+    return [
+        Output("action_mean", "mean of the Gaussian from which actions are drawn", mean),
+        Output("action_std", "standard deviation of that Gaussian, of each entry by itself", std),
+        Output("action", "the mean, within the bounds of actions", (*mean, within)),
+    ]
+
+
+def _categories(space: gym.Space[Any], actor: tuple[Step, ...]) -> list[Output]:
+    """A policy that chooses each entry by a softmax, from steps to its logits."""
     if isinstance(space, spaces.Discrete):
         sizes, first = (int(space.n),), (int(space.start),)
     else:
@@ -124,3 +141,66 @@ def _policy(agent: ControlAgent, actor: tuple[Step, ...]) -> list[Output]:
         Output("action_probabilities", "pi(a|s), the policy", (*actor, Softmax(sizes)), names),
         Output("action", "the likeliest action", (*actor, ArgMax(sizes, first))),
     ]
+
+
+# --- agents of many environments ----------------------------------------------------------------------------------
+
+
+def scaling_of(agent: BatchAgent) -> Scaling:
+    """The frozen normaliser of an agent's observations."""
+    scaling = Scaling.none(agent.encode.size)
+    if agent.normalises and agent.observed[0] > 1.0:
+        n, d = agent.observed[0], agent.encode.size
+        scaling.mean[:] = agent.observed[1 : 1 + d]
+        scaling.scale[:] = np.sqrt(agent.observed[1 + d :] / n + EPSILON)
+    return scaling
+
+
+def value_network(agent: BatchAgent) -> tuple[Network, np.ndarray]:
+    """The network of an agent's values, v or q, without what a shared one has beside them, and its weights."""
+    if not isinstance(agent, PolicyGradient):
+        return agent.actor_network, agent.learners["value"].w
+    learner = agent.critic_learner
+    if not agent.own.shared:
+        return learner.net, learner.w
+    net = Network(
+        (*learner.net.sizes[:-1], 1), learner.net.hidden, layer_norm=learner.net.layer_norm, dtype=learner.net.dtype
+    )
+    w = np.zeros(net.size, net.dtype)
+    blocks = zip((*net.unpack(w),), (*own.unpack(learner.w),), strict=True)
+    for to, full in ((to, full) for pair in blocks for to, full in zip(*pair, strict=True)):
+        if to is not None and full is not None:
+            to[...] = full[..., -to.shape[-1] :]  # the values' column is the last one
+    return net, w
+
+
+def describe_batch_agent(agent: BatchAgent) -> Graph:
+    """The same of an agent of many environments: `value` and the policy, or `action_values` and the best action."""
+    d = agent.encode.size
+    seen: tuple[Step, ...] = (Standardise(scaling_of(agent)),)
+    if agent.normalises:
+        seen = (*seen, Clip(np.full(d, -CLIP), np.full(d, CLIP), np.zeros(d, np.bool_)))
+    net, w = value_network(agent)
+    values = (*seen, Forward("value", net, w.copy()))
+    k = net.n_outputs
+    in_unit = (*values, Affine(np.zeros(k), np.full(k, agent.reward_scale)))
+    if not isinstance(agent, PolicyGradient):
+        actions = by_index(agent.action_space)
+        assert actions is not None, "agents of action values take no other space"
+        each = tuple(str(row) for row in _table(actions).tolist())
+        outputs = [
+            Output("action_values", "q(s, a), the expected discounted sum of rewards of each action", in_unit, each)
+        ]
+        outputs.append(Output("action", "the action of the highest value", (*values, *_chosen(actions))))
+    else:
+        outputs = [Output("value", "v(s), the critic's expected discounted sum of rewards", in_unit)]
+        actor = (*seen, Forward("actor", agent.actor_network, agent.actor_learner.w.copy()))
+        n, space = agent.head.n_outputs, agent.action_space
+        actor = (*actor, Slice(0, n)) if agent.own.shared else actor
+        if isinstance(space, spaces.Box):
+            std = (*actor, Affine(np.exp(agent.spread.w.astype(np.float64)), np.zeros(n)))
+            outputs += _gaussian(space, actor, std)
+        else:
+            outputs += _categories(space, actor)
+    about = f"{type(agent).__name__} after {agent.n_steps:,} transitions"
+    return Graph(d, tuple(outputs), about, no_update=NO_UPDATE)

@@ -95,8 +95,8 @@ def learn_in(agent: BatchAgent, env: VectorEnv[Any, Any, Any], n_steps: int, see
     >>> agent = PPO(env.single_observation_space, env.single_action_space, n_envs=8)
     >>> learn_in(agent, env, 100_000)
     """
-    experience, stop = VectorExperience(agent, env, seed), agent.n_transitions + positive("n_steps", n_steps)
-    while agent.n_transitions < stop:
+    experience, stop = VectorExperience(agent, env, seed), agent.n_steps + positive("n_steps", n_steps)
+    while agent.n_steps < stop:
         policy = agent.policy()
-        agent.learn(experience.gather(agent.n_steps, policy), policy)
+        agent.learn(experience.gather(agent.rollout_steps, policy), policy)
     return agent

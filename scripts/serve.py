@@ -21,6 +21,7 @@ from valueapprox.service import JournalError, Service, ServiceError, ServiceSett
 
 if TYPE_CHECKING:
     from valueapprox.agents.base import ControlAgent
+    from valueapprox.agents.batched import BatchAgent
     from valueapprox.service.ray_actor import RemoteService
 
     OptimizerName: TypeAlias = str
@@ -29,7 +30,7 @@ else:
 
 EXTRA = "serving over HTTP needs FastAPI and uvicorn: pip install 'valueapprox[serve]'"
 CHECKPOINT_FILE = "checkpoint.npz"  # in a run's folder, and in a service's
-CONTROL_RUN = "control run"  # kind of its checkpoints: ControlSettings.kind, which would load Ray
+ACTING_RUNS = ("control run", "batch run")  # kinds of their checkpoints: naming their classes would load Ray
 LOG_FOLDER = "log"  # in the data folder
 
 
@@ -194,7 +195,7 @@ def make_service(options: Serve) -> Service:
         path = options.checkpoint
         if path.is_dir():
             path = path / CHECKPOINT_FILE
-        if checkpoint.load(path).meta.get("kind") == CONTROL_RUN:
+        if checkpoint.load(path).meta.get("kind") in ACTING_RUNS:
             return control_service(path, options, operation)
         return Service.from_checkpoint(path, options.data, **operation)
     if options.data is not None:
@@ -272,33 +273,37 @@ def serve_on_ray(options: Serve, name: str, token: str | None, limits: Any) -> i
 
 
 def control_service(path: Path, options: Serve, operation: dict[str, Any]) -> Service:
-    """The critic of a control run, or the values of its actions; read-only."""
+    """The critic of an agent's run, or the values of its actions; read-only."""
     if options.data is not None:
         raise ValueError(
             f"--data was given with {path}, a control run; expected --checkpoint alone, since its values are those of "
             "a policy that was learning too"
         )
-    from valueapprox.agents.control_run import (
-        ControlRun,  # and Ray and Gymnasium with it, which others need not wait for
-    )
+    from valueapprox.agents.trained import load  # and Ray and Gymnasium with it, which others need not wait for
 
-    agent, settings = ControlRun.load_agent(path)
+    trained = load(path)
+    agent, settings = trained.learned, trained.settings
     net, w = folded(agent)
     k = net.n_outputs
     names = ("value",) if k == 1 else tuple(f"action {i}" for i in range(k))
-    gammas, lams = (settings.gamma,) * k, (settings.lam,) * k
+    gammas, lams = (settings.gamma,) * k, (getattr(settings, "lam", 0.0),) * k
     described = ServiceSettings(net, discounts=gammas, lams=lams, names=names, read_only=True, **operation)
     return Service(described, None, weights=w)
 
 
-def folded(agent: ControlAgent) -> tuple[Network, np.ndarray]:
+def folded(agent: ControlAgent | BatchAgent) -> tuple[Network, np.ndarray]:
     """The agent's value network with its normalisers built in: states and values in the environment's own units.
 
     x = (s - mean) / sd, and values are of rewards r / c. In float64, since mean / sd may be large. A time feature stays
-    as it is.
+    as it is. Observations more than 10 sd from the mean, which an agent of many environments cuts off, are not here.
     """
-    from valueapprox.agents.export import normalisation
+    from valueapprox.agents.batched import BatchAgent
+    from valueapprox.agents.export import normalisation, scaling_of, value_network
 
+    if isinstance(agent, BatchAgent):
+        net, w = value_network(agent)
+        scale = Scaling(np.zeros(net.n_outputs), np.full(net.n_outputs, agent.reward_scale))
+        return fold_scaling(net, w, scaling_of(agent), scale)
     net, d = agent.first.net, agent.encode.size
     inputs, unit = normalisation(agent)
     inputs.mean[d:], inputs.scale[d:] = 0.0, 1.0

@@ -67,7 +67,7 @@ def test_what_is_not_valid_is_not_learned_from(cls):
         rollout.rewards[dead] = junk
         rollout.actions[dead] = 1.0 if junk else 0.0
         one.learn(rollout, one.policy())
-        assert one.n_transitions == rollout.valid.sum() == one.observed[0] == one.rewarded[0]
+        assert one.n_steps == rollout.valid.sum() == one.observed[0] == one.rewarded[0]
         learned.append(one.state_dict())
     for name in learned[0]:
         np.testing.assert_array_equal(learned[0][name], learned[1][name], err_msg=name)
@@ -75,10 +75,10 @@ def test_what_is_not_valid_is_not_learned_from(cls):
 
 def test_learn_in_learns():
     one = learn_in(agent(), vector(AutoresetMode.DISABLED), 100)
-    assert one.n_transitions == 120  # 2 rollouts of 3 x 20
+    assert one.n_steps == 120  # 2 rollouts of 3 x 20
     native = gym.make_vec("CartPole-v1", N, vectorization_mode="vector_entry_point")  # Gymnasium's own, NEXT_STEP
     one = learn_in(one, native, 100)
-    assert one.n_transitions >= 220
+    assert one.n_steps >= 220
     with pytest.raises(ValueError, match="env has 3 environments; expected 2"):
         learn_in(PPO(native.single_observation_space, native.single_action_space, n_envs=2), native, 10)
 
