@@ -167,7 +167,7 @@ def value_network(agent: BatchAgent) -> tuple[Network, np.ndarray]:
         (*learner.net.sizes[:-1], 1), learner.net.hidden, layer_norm=learner.net.layer_norm, dtype=learner.net.dtype
     )
     w = np.zeros(net.size, net.dtype)
-    blocks = zip((*net.unpack(w),), (*own.unpack(learner.w),), strict=True)
+    blocks = zip((*net.unpack(w),), (*learner.net.unpack(learner.w),), strict=True)
     for to, full in ((to, full) for pair in blocks for to, full in zip(*pair, strict=True)):
         if to is not None and full is not None:
             to[...] = full[..., -to.shape[-1] :]  # the values' column is the last one

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from valueapprox import CheckpointError, ValueFunction, checkpoint
 from valueapprox.agents import StreamQ
 from valueapprox.agents import layout as kernels
+from valueapprox.agents.batch_run import BatchSettings
 from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.run import CHECKPOINT_FILE
@@ -293,7 +294,7 @@ def test_it_starts_without_ray_and_gymnasium():
     words = f"import runpy, sys; runpy.run_path({str(SERVE)!r}); {show}"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    assert ControlSettings.kind == script.CONTROL_RUN
+    assert (ControlSettings.kind, BatchSettings.kind) == script.ACTING_RUNS
     assert script.CHECKPOINT_FILE == CHECKPOINT_FILE == store.CHECKPOINT
 
 
