@@ -53,9 +53,9 @@ class Rollout(NamedTuple):
 
     @staticmethod
     def join(parts: list[Rollout]) -> Rollout:
-        """One rollout of all environments, in the order given."""
+        """One rollout of all environments, in the order given; it can be written to, as kernels are compiled for."""
         if len(parts) == 1:
-            return parts[0]
+            return Rollout(*(a if a.flags.writeable else a.copy() for a in parts[0]))
         return Rollout(*(np.concatenate(p, axis=min(1, p[0].ndim - 1)) for p in zip(*parts, strict=True)))
 
 

@@ -416,6 +416,9 @@ class BatchAgent:
                 )
             if final is not None:
                 after[i] = self.encode(final)
+        for name, rows in (("observations", arrived), ("final_observations", after)):
+            if not (np.abs(rows) <= LARGEST).all():
+                raise ValueError(f"{name} is {rows}; expected finite numbers up to {LARGEST:g}")
         rollout.rewards[t], rollout.next_observations[t] = rewards, after
         rollout.terminated[t], rollout.truncated[t] = terminated, truncated
         rollout.observations[t + 1] = arrived
@@ -443,6 +446,7 @@ class BatchAgent:
         if self.scales:
             ended = rollout.terminated | rollout.truncated
             sums = self.discounted if numbers is None else self.discounted[numbers]
+            sums[rollout.restarted] = 0.0
             merge_rewards(rollout.rewards, ended, rollout.valid, self.gamma, sums, self.rewarded)
             if numbers is not None:
                 self.discounted[numbers] = sums

@@ -112,6 +112,14 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
             raise self._examined(observation, reward, terminated, truncated, info)
         return answer
 
+    def not_finite(self, observation: Any, largest: float) -> UserCodeError:
+        """The error for the last observation, if it has numbers that are infinite, NaN or too large."""
+        started = self.episode_steps == 0
+        what = "the observation that reset() gave is" if started else "the observation is"
+        when = "" if started else f" {self._when()}"
+        sentence = f"{what} {_shown(observation)}{when}; expected finite numbers up to {largest:g}"
+        return self._fault("reset" if started else "step", sentence)
+
     def named(self, error: ValueError) -> UserCodeError:
         """The same error of what came from this environment, with its name."""
         return self._fault("step", str(error))

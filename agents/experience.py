@@ -7,6 +7,7 @@ snapshots.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from gymnasium.utils import seeding
 
-from valueapprox.agents.acting import ACTED, Acting, Rollout, act_row
+from valueapprox.agents.acting import ACTED, LARGEST, Acting, Rollout, act_row
 from valueapprox.agents.checked import Checked, fault_of
 from valueapprox.agents.choosing import in_space
 from valueapprox.agents.kernels import DRAWS, ELAPSED, N_ACTIONS, advance, facts_of, restart, world_observe
@@ -141,6 +142,20 @@ class CompiledExperience(Experience):
         if self.dtype != "float32":  # observations of worlds are float32
             seen = {name: getattr(rollout, name).astype(np.float32) for name in ("observations", "next_observations")}
             rollout = rollout._replace(**seen)
+        kept = (self.states, self.elapsed, acting.draws)
+        before, generators = [array.copy() for array in kept], [rng.bit_generator.state for rng in self.rngs]
+        try:
+            self._live_through(rollout, policy)
+        except BaseException:  # a snapshot is then that of the last rollout
+            for array, values in zip(kept, before, strict=True):
+                array[:] = values
+            for rng, state in zip(self.rngs, generators, strict=True):
+                rng.bit_generator.state = state
+            raise
+        return rollout
+
+    def _live_through(self, rollout: Rollout, policy: np.ndarray) -> None:
+        n, n_steps, world, acting = len(self.rngs), len(rollout.rewards), self.world, self.acting
         # Drawn ahead, as many as could be used, then set back to what was.
         uniforms = np.empty((n, n_steps * (world.n_step_uniforms + world.n_reset_uniforms) + 1))
         for row, rng in zip(uniforms, self.rngs, strict=True):
@@ -155,10 +170,22 @@ class CompiledExperience(Experience):
         status, i, t = self._live(worlds, actors, rollout)
         if status != ACTED:
             acting.fail(status, i, rollout.observations[t, i])
+        self._must_be_finite(rollout)
         self.elapsed[:] = counts[:, ELAPSED]
         for rng, used in zip(self.rngs, counts[:, DRAWS], strict=True):
             rng.bit_generator.advance(int(used) - uniforms.shape[1])  # type: ignore[attr-defined]
-        return rollout
+
+    def _must_be_finite(self, rollout: Rollout) -> None:
+        """Raise for what nobody has acted on, but learning would read."""
+        for rows in (rollout.rewards[..., None], rollout.next_observations, rollout.observations[-1:]):
+            if math.isfinite(rows.sum()):  # the quick test: NaN and infinity stay in a sum
+                continue
+            for t, i in np.argwhere(~np.isfinite(rows).all(axis=2)).tolist():
+                what = "reward" if rows.base is rollout.rewards else "observation"
+                raise ValueError(
+                    f"the {what} of environment {self.acting.numbers[i]} is {rows[t, i]} in step {t + 1} of a rollout; "
+                    "expected finite numbers"
+                )
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Where each environment stands."""
@@ -221,17 +248,26 @@ class GymnasiumExperience(Experience):
                     observation, reward, terminated, truncated, _ = env.step(action)
                     after[i], rewards[i] = encode(observation), reward
                     if terminated or truncated:
+                        self._must_be_finite(i, after[i])
                         rollout.terminated[t, i], rollout.truncated[t, i] = terminated, truncated
                         next_row[i] = encode(env.reset()[0])
                     else:
                         next_row[i] = after[i]
                     i += 1
+                if not (np.abs(next_row) <= LARGEST).all():
+                    for i in range(n):
+                        self._must_be_finite(i, next_row[i])
             except ValueError as error:
                 checked: Any = self.envs[i].env
                 raise error if fault_of(error) is not None else checked.named(error) from error
         self.current[:] = rollout.observations[-1]
         self._mark()
         return rollout
+
+    def _must_be_finite(self, i: int, observation: np.ndarray) -> None:
+        if not (np.abs(observation) <= LARGEST).all():
+            checked: Any = self.envs[i].env
+            raise checked.not_finite(observation, LARGEST)
 
     def _mark(self) -> None:
         """Where the environments stand now; a snapshot once the lists of actions are copied."""

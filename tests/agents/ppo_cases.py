@@ -12,7 +12,7 @@ from gymnasium import spaces
 from valueapprox import Adam
 from valueapprox.agents.acting import Rollout
 from valueapprox.agents.batch_catalogue import PPO
-from valueapprox.agents.policy_gradient import shuffle
+from valueapprox.agents.batched import shuffle
 
 NUMBERS = Path(__file__).with_name("ppo_numbers.json")
 N_ENVS, N_STEPS, D, ROLLOUTS = 3, 10, 3, 3
