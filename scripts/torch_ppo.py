@@ -70,7 +70,7 @@ class TorchPPO:
         torch.set_num_threads(1)
         adam = ours.optimizer
         assert isinstance(adam, Adam)
-        self.own, self.gamma, self.horizon = ours.own, ours.gamma, ours.horizon
+        self.own, self.gamma, self.horizon = ours.own, ours.gamma, ours.horizon if ours.falls else 0
         self.normalises, self.scales, self.n_values = ours.normalises, ours.scales, ours.head.n_values
         self.gaussian, self.choices = ours.head.n_spreads > 0, [int(n) for n in ours.head.layout]
         self.actor = self.critic = Layers(ours.actor_learner.net, ours.actor_learner.w)

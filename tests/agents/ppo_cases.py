@@ -33,7 +33,7 @@ CASES = {
     "box, normalised, decay": (
         "box",
         PLAIN | {"activation": "relu", "normalise_observations": True, "scale_rewards": True}
-        | {"horizon": 150, "minibatch": 7},
+        | {"horizon": 150, "schedule": "linear", "minibatch": 7},
     ),
 }  # fmt: skip
 
