@@ -57,9 +57,9 @@ def browser(_browser, record_property):
     return _browser
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Tests of a folder run in one process of several: they compile the same kernels, and share a Ray and a browser."""
-    for item in items:
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
         folder = item.path.parent.relative_to(Path(__file__).parent)
         item.add_marker(pytest.mark.xdist_group(str(folder)))
 

@@ -90,7 +90,7 @@ def interrupted_and_resumed(settings, folder, steps=(300,), workers=0):
 def test_any_number_of_workers_ends_with_the_same_bits(local_ray, tmp_path):
     # The last block has 32, 17, 0 and 0 transitions of the four streams.
     settings = change(SMALL, env="CartPole-v1", steps=1329)
-    for workers in (0, 1, 2, 4):
+    for workers in (0, 1, 3):  # three have two, one and one of the streams
         finished(settings, tmp_path / str(workers), workers)
         assert_same_outcome(tmp_path / str(workers), tmp_path / "0")
     assert len(metrics(tmp_path / "0")) == 6
@@ -157,8 +157,9 @@ def test_an_environment_that_kills_its_process_once_is_survived(local_ray, tmp_p
 
 
 @pytest.mark.ray
-def test_a_worker_that_keeps_dying_is_given_up(local_ray, tmp_path):
-    with pytest.raises(RuntimeError, match="died 4 times in a row"):
+def test_a_worker_that_keeps_dying_is_given_up(local_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr("valueapprox.cluster.DEATHS", 1)  # tests/valueapprox/test_cluster.py has all that there are
+    with pytest.raises(RuntimeError, match="died 2 times in a row"):
         PredictionRun(faulty("die"), tmp_path / "run").train(1, checkpoint_every=0.0)
     assert PredictionRun(None, tmp_path / "run", resume=True).step == 192  # 3 blocks of 64
 
