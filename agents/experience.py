@@ -296,11 +296,15 @@ class GymnasiumExperience(Experience):
         for i, snapshot in enumerate(snapshots):
             draws = int(snapshot["draws"])
             seed = seed_for(self.seed, "restart", self.acting.numbers[i], draws)
-            observation, exact = brought_back(self.envs[i], snapshot, self.encode, seed)
+            observation, exact = brought_back(self.envs[i], snapshot, self._as_kept, seed)
             self.restarted[i] = not exact
             self.current[i] = self.encode(observation)
             self.acting.draws[i, 0] = draws
         self._mark()
+
+    def _as_kept(self, observation: Any) -> np.ndarray:
+        """As in `current`, whose dtype may be narrower than the environment's."""
+        return np.asarray(self.encode(observation), self.dtype)
 
     def close(self) -> None:
         """Close the environments, each of them; the first that cannot be raises its error at the end."""

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Before Ray is imported: no usage statistics leave the machine, and `uv run` must not make workers build a
-# second environment.
+# second environment. Of two workers that fail, the first one's error is raised; Ray would print the other's beside it.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import grpc
