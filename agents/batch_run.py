@@ -461,7 +461,8 @@ class BatchRun(Run[BatchSettings]):
         charts = {"Did it learn?": {"return": LEARNED_CHARTS["return"], **self.agent.charts}}
         charts["Did it learn?"]["steps per second"] = LEARNED_CHARTS["steps per second"]
         for name in self.agent.networks():
-            charts[name.capitalize()] = network_charts(name, "grad_norm", "update_ratio", "weight_norm")
+            tags = ("grad_norm", "clipped_grad_norm", "update_ratio", "weight_norm")
+            charts[name.capitalize()] = network_charts(name, *tags)
         return charts
 
 

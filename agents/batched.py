@@ -36,7 +36,7 @@ __all__ = ["BATCH_AGENTS", "BatchActor", "BatchAgent", "BatchLearner", "Part", "
 
 EPSILON = 1e-8  # added to a variance
 NORMS_EVERY = 16  # minibatches between two whose norms are measured
-N_NORMED, GRADIENT, UPDATE = range(3)  # rows of stats: how many, and sums of norms per layer
+N_NORMED, GRADIENT, CLIPPED, UPDATE = range(4)  # rows of stats: how many, and sums of norms per layer
 
 
 class Part(NamedTuple):
@@ -86,7 +86,7 @@ class BatchLearner:
             for layer, (weights, _) in enumerate(net.unpack(self.w), start=1):
                 weights *= gain if layer == net.n_layers else math.sqrt(2.0)
         self.state = optimizer.init(self.w)
-        self.stats = np.zeros((3, max(1, net.n_layers)))
+        self.stats = np.zeros((4, max(1, net.n_layers)))
         self.hyper = optimizer.hyper(net.layer_names)
         self.alphas = self.hyper[ALPHA:].copy()
         self.capacity = capacity
@@ -115,7 +115,7 @@ class BatchLearner:
         """Norms per layer, averaged since the last call."""
         values: dict[str, float] = {}
         names, n = self.net.layer_names, self.stats[N_NORMED, 0]
-        for row, tag in ((GRADIENT, "grad_norm"), (UPDATE, "update_ratio")):
+        for row, tag in ((GRADIENT, "grad_norm"), (CLIPPED, "clipped_grad_norm"), (UPDATE, "update_ratio")):
             if n > 0:
                 values |= {f"{tag}/{name}": total / n for name, total in zip(names, self.stats[row], strict=False)}
         values |= {f"weight_norm/{name}": size for name, size in self.net.layer_norms(self.w).items()}
@@ -147,7 +147,9 @@ def note_norms(part, clip, before_step):
         start = stop
         stop += layer_size(part.spec, layer)
         if before_step:
-            part.stats[GRADIENT, layer] += norm(part.gradient, start, stop)
+            size = norm(part.gradient, start, stop)
+            part.stats[GRADIENT, layer] += size
+            part.stats[CLIPPED, layer] += clip * size
         else:
             for p in range(start, stop):
                 part.before[p] = part.w[p] - part.before[p]
@@ -155,7 +157,6 @@ def note_norms(part, clip, before_step):
             part.stats[UPDATE, layer] += norm(part.before, start, stop) / size if size > 0.0 else 0.0
     if before_step:
         part.stats[N_NORMED, 0] += 1.0
-        part.stats[N_NORMED, 1] += clip
         for p in range(part.w.size):
             part.before[p] = part.w[p]
 

@@ -13,6 +13,7 @@ from conformance import WORLD_CHECKS
 
 from valueapprox import SGD, History, Network, Optimizer, Predictions, ValueFunction, envs, fit, losses
 from valueapprox.agents import AGENTS, evaluation
+from valueapprox.agents.batch_run import BATCH_AGENTS, BatchRun, BatchSettings
 from valueapprox.agents.control_loop import CompiledLoop
 from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.policies import resolve
@@ -27,7 +28,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs
 @pytest.fixture
 def example(request, tmp_path, monkeypatch):
     """The module of an example, which is forgotten afterwards."""
-    registries = OPTIMIZERS, AGENTS, envs.WORLDS, gym.registry, losses.LOSSES, METHODS
+    registries = OPTIMIZERS, AGENTS, BATCH_AGENTS, envs.WORLDS, gym.registry, losses.LOSSES, METHODS
     known = [dict(registry) for registry in registries]
     path = tmp_path / f"example_{request.param}.py"
     path.write_text(EXAMPLES[request.param])
@@ -190,3 +191,21 @@ def test_an_agent_that_cannot_work_is_an_error_when_it_is_registered():
         register("sarsa")(type("Twice", (ControlAgent,), {"update": AGENTS["sarsa"].update}))
     with pytest.raises(TypeError, match="update of Idle is missing"):
         register("idle")(type("Idle", (ControlAgent,), {}))
+
+
+@pytest.mark.parametrize("example", [5], indirect=True)
+def test_an_agent_of_many_environments_is_one_file(example, tmp_path):
+    # ratio 1.1, A = 2, clip 0.2: 1.1 (2 - 2 0.1 / 0.2) = 1.1; ratio 1.3: 1.3 (2 - 3) = -1.3, which calls it back
+    settings = type("Loss", (), {"clip": 0.2})
+    plain = example.penalised.py_func
+    assert plain(1.1, 2.0, settings) == (pytest.approx(1.1), False)
+    assert plain(1.3, 2.0, settings) == (pytest.approx(-1.3), True)
+    weights = []
+    for name in ("spo", "spo", "ppo"):
+        small = {"steps": 256, "envs": 2, "rollout": 64, "hidden": (8,), "clip": 0.01}
+        run = BatchRun(BatchSettings("valueapprox/CartPole-v1", agent=name, **small), tmp_path / str(len(weights)))
+        run.train()
+        weights.append(run.agent.actor_learner.w)
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert (weights[0] != weights[2]).any()
+    assert example.SPO.agent_name in BATCH_AGENTS

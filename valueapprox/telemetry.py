@@ -41,6 +41,7 @@ BINS = 30  # of a histogram
 #: What there may be of a network in the log, and the title of its chart.
 NETWORK_CHARTS = {
     "grad_norm": "gradient norm per layer",
+    "clipped_grad_norm": "gradient norm per layer, after clipping",
     "trace_norm": "trace norm per layer",
     "update_ratio": "update norm / weight norm per layer",
     "weight_norm": "weight norm per layer",
