@@ -54,6 +54,7 @@ class Actors(NamedTuple):
     to_space: np.ndarray  # of continuous actions, from the policy's unit
     keys: np.ndarray
     draws: np.ndarray
+    greedy: bool
 
 
 @template(exact=True)
@@ -66,7 +67,7 @@ def live(worlds, actors, rollout):
         for t in range(len(actions)):
             rollout.log_probs[t, i], status = act_row(
                 *(observations[t, i], actors.policy, actors.sizes, actors.spec, actors.scratch, actors.head),
-                *(actors.keys[i], actors.draws[i], False, actions[t, i]),
+                *(actors.keys[i], actors.draws[i], actors.greedy, actions[t, i]),
             )
             if status != ACTED:
                 return status, i, t
@@ -135,8 +136,8 @@ class CompiledExperience(Experience):
             type(world).reset(self.params, rng.random(world.n_reset_uniforms), state)
         self._live = specialise(live, **self.acting.kernels, **world.kernels())
 
-    def gather(self, n_steps: int, policy: np.ndarray) -> Rollout:
-        """The next T steps of each environment."""
+    def gather(self, n_steps: int, policy: np.ndarray, greedy: bool = False) -> Rollout:
+        """The next T steps of each environment; `greedy` takes the best action instead of drawing one."""
         n, world, acting = len(self.rngs), self.world, self.acting
         rollout = Rollout.zeros(n_steps, n, world.n_observation, acting.head.n_values, self.dtype)
         if self.dtype != "float32":  # observations of worlds are float32
@@ -165,7 +166,7 @@ class CompiledExperience(Experience):
         worlds = Worlds(self.facts, self.params, self.states, counts, uniforms)
         actors = Actors(
             *(policy, acting.sizes, acting.spec, acting.scratch, acting.head.layout, acting.head.to_space),
-            *(acting.keys, acting.draws),
+            *(acting.keys, acting.draws, greedy),
         )
         status, i, t = self._live(worlds, actors, rollout)
         if status != ACTED:
