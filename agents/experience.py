@@ -146,7 +146,7 @@ class CompiledExperience(Experience):
         kept = (self.states, self.elapsed, acting.draws)
         before, generators = [array.copy() for array in kept], [rng.bit_generator.state for rng in self.rngs]
         try:
-            self._live_through(rollout, policy)
+            self._live_through(rollout, policy, greedy)
         except BaseException:  # a snapshot is then that of the last rollout
             for array, values in zip(kept, before, strict=True):
                 array[:] = values
@@ -155,7 +155,7 @@ class CompiledExperience(Experience):
             raise
         return rollout
 
-    def _live_through(self, rollout: Rollout, policy: np.ndarray) -> None:
+    def _live_through(self, rollout: Rollout, policy: np.ndarray, greedy: bool) -> None:
         n, n_steps, world, acting = len(self.rngs), len(rollout.rewards), self.world, self.acting
         # Drawn ahead, as many as could be used, then set back to what was.
         uniforms = np.empty((n, n_steps * (world.n_step_uniforms + world.n_reset_uniforms) + 1))
