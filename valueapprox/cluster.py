@@ -14,6 +14,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 # Before Ray is imported: no usage statistics leave the machine, and `uv run` must not make workers build a
@@ -26,9 +27,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import grpc
 import ray
 from ray._private.services import get_ray_address_from_environment
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
-from valueapprox.interrupts import PATIENCE, SAY_AFTER, Stopped, tick, watched
+from valueapprox.interrupts import PATIENCE, SAY_AFTER, Stopped, end_if_killed, tick, watched
 
 __all__ = ["LocalWorker", "RayWorker", "Worker", "cluster", "must_answer", "spread"]
 
@@ -62,6 +63,7 @@ def cluster(address: str | None = None, n_cpus: int = 2) -> Iterator[None]:
                 ray.init(
                     address="local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet
                 )
+            end_if_killed(_agents())
         else:
             must_answer(address)
             try:
@@ -74,6 +76,18 @@ def cluster(address: str | None = None, n_cpus: int = 2) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if address is None:
+            end_if_killed([])
+
+
+def _agents() -> list[int]:
+    """Children of the raylet that we have started: its agents outlive it by minutes if this process is killed."""
+    found: list[int] = []
+    with contextlib.suppress(Exception):  # what is not public may change, and not every system has these files
+        raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
+        for path in Path(f"/proc/{raylet}/task").glob("*/children"):
+            found += map(int, path.read_text().split())
+    return found
 
 
 @contextlib.contextmanager
@@ -283,7 +297,7 @@ class RayWorker(Worker):
                     self._started = None
                 self._slowest = max(self._slowest, self._wait(self._open[0][0]))
                 result, self._snapshot = ray.get(self._open[0][0])
-            except RayActorError as error:
+            except (RayActorError, ObjectLostError) as error:  # a result is lost with the node that it lies on
                 self._replace(error)
                 continue
             self._open.popleft()
@@ -321,7 +335,7 @@ class RayWorker(Worker):
                 "without end)"
             )
 
-    def _replace(self, error: RayActorError) -> None:
+    def _replace(self, error: RayActorError | ObjectLostError) -> None:
         # An error in the constructor is no accident: it would come again.
         self._deaths += 1
         if self._deaths > DEATHS or "creation task" in str(error):

@@ -18,9 +18,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 
-__all__ = ["PATIENCE", "SAY_AFTER", "Stop", "Stopped", "interruptible", "tick", "watched"]
+__all__ = ["PATIENCE", "SAY_AFTER", "Stop", "Stopped", "end_if_killed", "interruptible", "tick", "watched"]
 
 PATIENCE = 120.0  # seconds without an answer after which a run ends
 SAY_AFTER = 10.0  # seconds without an answer until that is said
@@ -139,6 +140,20 @@ class watched:  # noqa: N801  (a context manager)
             ) from None
 
 
+def end_if_killed(processes: list[int]) -> None:
+    """Let the watching process end these, if this one is killed before it can, where `/proc` tells who they are."""
+    known = [[pid, started] for pid in processes if (started := _started(pid)) is not None]
+    _Watchman.get().tell("orphans", known)
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, by which it is known from a later one of the same number; None if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
 class _Watchman:
     """The watching process, started when it is first needed; it ends with this one."""
 
@@ -194,6 +209,7 @@ class _Duty:
 
     def __init__(self, parent: int) -> None:
         self.parent, self.name, self.limit = parent, "", 0.0
+        self.orphans: list[tuple[int, str]] = []
         self.rest()
 
     def rest(self) -> None:
@@ -209,10 +225,19 @@ class _Duty:
             self.rest()
             self.watching, self.last = True, time.monotonic()
             self.name, self.limit = str(details[0]), float(str(details[1]))
+        elif what == "orphans":
+            self.orphans = list(*details)
         elif what == "tick":
             self.last, self.said = time.monotonic(), False
         else:
             self.rest()
+
+    def end_orphans(self) -> None:
+        """The watched process is gone: end those that it has left."""
+        for pid, started in self.orphans:
+            if _started(pid) == started:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
 
     def signalled(self, number: int) -> None:
         """A signal has reached the watched process."""
@@ -265,7 +290,13 @@ def _say(sentence: str) -> None:
 
 
 def _stand_watch(signals: int, orders: int, parent: int) -> None:
-    duty, rest = _Duty(parent), b""
+    duty = _Duty(parent)
+    _until_alone(duty, signals, orders, parent)
+    duty.end_orphans()
+
+
+def _until_alone(duty: _Duty, signals: int, orders: int, parent: int) -> None:
+    rest = b""
     while os.getppid() == parent:
         ready, _, _ = select.select([signals, orders], [], [], 0.25 if duty.watching else 5.0)
         if orders in ready:

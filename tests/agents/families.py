@@ -38,11 +38,3 @@ def wait_for(condition, seconds=30.0):
             return True
         time.sleep(0.01)
     return False
-
-
-def is_agent(pid):
-    """Whether it is one of two servants of Ray's raylet, which outlive a kill -9 of the driver by some minutes."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith((b"ray::DashboardAgent", b"ray::RuntimeEnvAgent"))
-    except OSError:
-        return False

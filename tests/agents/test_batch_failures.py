@@ -286,3 +286,11 @@ def test_a_run_on_workers_that_is_asked_to_end_saves_and_a_resume_is_bit_for_bit
     run.train(0)
     assert digest(run.agent) == digest(fine.agent)
     assert read_episodes(folder) == read_episodes(tmp_path / "fine")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_rounds_leave_memory_flat():
+    bar = Path(__file__).parents[1] / "bars" / "rollout_memory.py"  # there with 500
+    done = subprocess.run([sys.executable, str(bar), "--rounds", "60"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
