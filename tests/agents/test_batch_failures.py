@@ -86,10 +86,32 @@ def test_workers_that_are_killed_from_outside_are_replaced_and_change_nothing(on
 
 
 @pytest.mark.ray
+def test_an_asynchronous_worker_that_is_killed_is_replaced(on, tmp_path):
+    said = []
+    arguments = {"what": "die-once", "at": 80, "mark": str(tmp_path / "mark")}
+    settings = settings_of("impala", FAULTY, env_args=arguments, steps=1200, asynchronous=True)
+    run = run_of(settings, tmp_path / "run", on(2), notice=said.append)
+    assert sum("a Ray worker died" in sentence for sentence in said) == 1
+    assert not any("cannot be brought back" in sentence for sentence in said)
+    assert run.step >= 1200
+    assert all(np.isfinite(learner.w).all() for learner in run.agent.networks().values())
+
+
+@pytest.mark.ray
 def test_a_worker_that_always_dies_ends_the_run(on, tmp_path):
     with pytest.raises(RuntimeError, match="a Ray worker died 4 times in a row"):
         run_of(faulty("die"), tmp_path / "run", on(2), notice=lambda sentence: None)
     saved_as_if_nothing_had_happened(tmp_path / "run", run_of(faulty("none", steps=300), tmp_path / "fine"), 300)
+
+
+def test_observations_of_more_digits_than_the_networks_have_are_brought_back(tmp_path):
+    # Those of Faulty-v0 are float64 and the networks float32, as with MuJoCo's worlds.
+    whole = run_of(faulty("none"), tmp_path / "whole")
+    run_of(faulty("none", steps=200), tmp_path / "parts")
+    said = []
+    parts = run_of(faulty("none"), tmp_path / "parts", resume=True, notice=said.append)
+    assert digest(parts.agent) == digest(whole.agent)
+    assert not any("cannot be brought back" in sentence for sentence in said)
 
 
 # --- environments that raise, or give what is no number -------------------------------------------------------------
@@ -288,9 +310,16 @@ def test_a_run_on_workers_that_is_asked_to_end_saves_and_a_resume_is_bit_for_bit
     assert read_episodes(folder) == read_episodes(tmp_path / "fine")
 
 
+# --- what takes a process, or a cluster, of its own: more of it in tests/bars ----------------------------------------
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_rounds_leave_memory_flat():
-    bar = Path(__file__).parents[1] / "bars" / "rollout_memory.py"  # there with 500
-    done = subprocess.run([sys.executable, str(bar), "--rounds", "60"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "bar", [("rollout_memory.py", "--rounds", "60"), ("node_loss.py", "--only", "result")], ids=lambda bar: bar[0]
+)
+def test_memory_is_flat_and_a_lost_node_costs_nothing(bar):
+    name, *options = bar
+    command = [sys.executable, str(Path(__file__).parents[1] / "bars" / name), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
