@@ -313,9 +313,8 @@ class BatchRun(Run[BatchSettings]):
             stack.callback(close, worker, settings.env, self.notice)
         # First rollout before the first file: an environment that fails leaves no empty run behind.
         if self.step < settings.steps and not settings.asynchronous:
-            policy = self.agent.policy()
             try:
-                self._first = policy, *self._gathered(policy)
+                self._first = self._gathered(self.agent.policy())
             except Stopped:
                 raise KeyboardInterrupt from None  # there is nothing to save
 
@@ -371,26 +370,27 @@ class BatchRun(Run[BatchSettings]):
     def _advance_all(self, limit: int) -> None:
         """Rollouts of all environments, each learned from before the next is collected."""
         begun, size = time.monotonic(), self.settings.round
-        for done in range(size, max(limit, size) + 1, size):
-            policy = self.agent.policy()
-            policy, rollout, snapshots = self._first or (policy, *self._gathered(policy))
-            self._first = None
-            self._learned(rollout, policy)
-            self.snapshots = snapshots
-            if time.monotonic() - begun > CHUNK_SECONDS or done + size > limit:
-                break
+        here = self.experience is not None
+        # Once for all of them: it costs as much as some steps of a quick environment.
+        with watched(self.settings.env, self.patience) if here else contextlib.nullcontext():
+            for done in range(size, max(limit, size) + 1, size):
+                policy, rollout, snapshots = self._first or self._gathered(self.agent.policy())
+                self._first = None
+                self._learned(rollout, policy)
+                self.snapshots = snapshots
+                if time.monotonic() - begun > CHUNK_SECONDS or done + size > limit:
+                    break
 
-    def _gathered(self, policy: np.ndarray) -> tuple[Rollout, list[dict[str, Any]] | None]:
-        """The next rollout, and from workers where the environments stand after it."""
+    def _gathered(self, policy: np.ndarray) -> tuple[np.ndarray, Rollout, list[dict[str, Any]] | None]:
+        """The policy, the next rollout with it, and from workers where the environments stand after it."""
         n_steps = self.agent.rollout_steps
         if self.experience is not None:
-            with watched(self.settings.env, self.patience):
-                return self.experience.gather(n_steps, policy), None
+            return policy, self.experience.gather(n_steps, policy), None
         for worker in self.workers:
             worker.submit("collect", n_steps, policy)
         results = [worker.result() for worker in self.workers]
         snapshots = [snapshot for _, part in results for snapshot in part]
-        return Rollout.join([rollout for rollout, _ in results]), snapshots
+        return policy, Rollout.join([rollout for rollout, _ in results]), snapshots
 
     @property
     def _whole(self) -> bool:

@@ -438,7 +438,8 @@ class BatchAgent:
         DivergenceError
             If a weight is no finite number any more.
         """
-        if not rollout.valid.any():
+        n_new = int(np.count_nonzero(rollout.valid))
+        if n_new == 0:
             return
         if self.falls:
             share = max(0.0, 1.0 - self.counts[1] / self.horizon)
@@ -454,7 +455,7 @@ class BatchAgent:
         self._learn(rollout, policy)
         if self.normalises:
             merge_observations(rollout.observations[:-1][rollout.valid], self.observed)
-        self.counts[1] += int(rollout.valid.sum())
+        self.counts[1] += n_new
         self.counts[2] += 1
         for name, learner in self.learners.items():
             if not np.isfinite(learner.w).all():

@@ -60,7 +60,7 @@ class PQN(BatchValues):
 
     rule = epochs_of_regression
     Settings = PQNSettings
-    default_optimizer = RAdam(2.5e-4)
+    default_optimizer = RAdam(1e-3)
     defaults: ClassVar[Mapping[str, Any]] = {
         "envs": 4,
         "hidden": (120, 84),

@@ -165,19 +165,27 @@ class ReplayAgent(BatchValues):
         self._improve = specialise(learn_from_memory, **kernels)
 
     def _remember(self, rollout: Rollout) -> int:
-        """Take the rollout's transitions into the memory, in the order of time; returns how many it holds then."""
-        valid, capacity = rollout.valid, self.own.capacity
-        n_all = int(valid.sum())
-        at = (int(self.counts[1]) + np.arange(n_all)) % capacity
-        parts = (rollout.observations[:-1], rollout.actions, rollout.rewards, rollout.next_observations)
-        for to, part in zip(self.memory, (*parts, rollout.terminated), strict=True):
-            to[at[-capacity:]] = part[valid][-capacity:]
-        return min(int(self.counts[1]) + n_all, capacity)
+        """Take the rollout's transitions into the memory, in the order of time; returns how many they are."""
+        capacity, first = self.own.capacity, int(self.counts[1])
+        parts = (
+            *(rollout.observations[:-1], rollout.actions, rollout.rewards, rollout.next_observations),
+            rollout.terminated,
+        )
+        n_new = int(np.count_nonzero(rollout.valid))
+        if n_new == 1 == rollout.valid.size:  # an agent that learns at each step
+            for to, part in zip(self.memory, parts, strict=True):
+                to[first % capacity] = part[0, 0]
+        else:
+            at = (first + np.arange(n_new)[-capacity:]) % capacity
+            for to, part in zip(self.memory, parts, strict=True):
+                to[at] = part[rollout.valid][-capacity:]
+        return n_new
 
     def _learn(self, rollout: Rollout, policy: np.ndarray) -> None:
-        own, size = self.own, self._remember(rollout)
-        self.target_age += int(rollout.valid.sum())
-        if int(self.counts[1]) + int(rollout.valid.sum()) < max(own.learning_starts, own.minibatch):
+        own, n_new = self.own, self._remember(rollout)
+        seen = int(self.counts[1]) + n_new
+        self.target_age += n_new
+        if seen < max(own.learning_starts, own.minibatch):
             return
         if self.target_age[0] >= own.target_every:
             self.w_target[:] = self.q.w
@@ -188,7 +196,7 @@ class ReplayAgent(BatchValues):
         )
         sums = np.zeros(3)
         self._improve(
-            *(self.q.part, self.w_target, self.memory, size, policy, self.sizes, self._drawn),
+            *(self.q.part, self.w_target, self.memory, min(seen, own.capacity), policy, self.sizes, self._drawn),
             *((target, self.regression), self._none, self._shuffle_key, self.counts, sums),
         )
         self.note(value__loss=sums[1] / sums[0], value__mean=sums[2] / sums[0])

@@ -15,9 +15,10 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.evaluation import Estimate, interval_of_mean
+from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.several import LATEST, complete, draw_seeds
+from valueapprox.agents.training import kind_for, settings_from
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
 from valueapprox.cli.charts import new_figure, print_wide, progress_bar, save_figure
@@ -30,7 +31,7 @@ from valueapprox.envs import compiled_world
 class Experiment:
     """One setting, over seeds."""
 
-    settings: ControlSettings
+    settings: RunSettings
     marks: tuple[int, ...]
     """Steps at which it is read."""
     published: str = ""
@@ -45,7 +46,7 @@ class Experiment:
 
     def command(self) -> str:
         """How to run one seed of it by hand."""
-        fresh, words = ControlSettings(agent=self.settings.agent), []
+        fresh, words = type(self.settings)(agent=self.settings.agent), []
         for name, value in asdict(self.settings).items():
             if value == getattr(fresh, name) and name not in ("env", "agent", "steps"):
                 continue
@@ -67,7 +68,7 @@ def experiment(
     **own: Any,
 ) -> Experiment:
     """One with the defaults of `train.py` but for what is given."""
-    settings = ControlSettings.from_dict({"env": env, "agent": agent, "steps": steps, **own})
+    settings = settings_from({"env": env, "agent": agent, "steps": steps, **own})
     return Experiment(settings, marks, published, stuck)
 
 
@@ -227,9 +228,11 @@ def run(
 
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in dict.fromkeys("valueapprox/" * ("valueapprox/" in e.settings.env) for e in chosen.values()):
+    kinds = {("valueapprox/" * ("valueapprox/" in e.settings.env), e.settings.agent) for e in chosen.values()}
+    for name, agent in sorted(kinds):
         with tempfile.TemporaryDirectory() as trial:  # what has to be compiled is compiled here, and not by each worker
-            ControlRun(ControlSettings(f"{name}CartPole-v1", steps=1), Path(trial) / "run").train()
+            trial_settings = settings_from({"env": f"{name}CartPole-v1", "agent": agent, "steps": 1})
+            kind_for(agent)(trial_settings, Path(trial) / "run").train()
     calls, places = [], []
     for name, e in chosen.items():
         for place, seed in enumerate(given or e.seeds):
