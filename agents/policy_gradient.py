@@ -327,17 +327,21 @@ class PolicyGradient(BatchAgent):
             *(states, np.flatnonzero(rollout.valid), rollout.actions.reshape(n_all, -1), rollout.log_probs.reshape(-1)),
             *(advantages.reshape(-1), targets.reshape(-1), values[:-1].reshape(-1)),
         )
+        n_before = int(self.critic_learner.state.n_updates[0])
         self._improve(
             *(self.actor_learner.part, self.critic_learner.part, self.spread.part, self._loss_settings),
             *(self.head.layout, batch, none, self._shuffle_key, self.counts, sums),
         )
         share = 1.0 / max(1.0, sums[N_MINIBATCHES])
+        n_updates = int(self.critic_learner.state.n_updates[0]) - n_before
+        if n_updates:  # values learn nothing in the minibatch with which kl_stop ends the epochs
+            self.note(critic__loss=sums[SUM_VALUE_LOSS] / n_updates)
+        targets, errors = targets[rollout.valid], (targets - values[:-1])[rollout.valid]
         variance = float(targets.var())
         self.note(
             actor__entropy=sums[SUM_ENTROPY] * share,
             actor__kl=sums[SUM_KL] * share,
             actor__clipped=sums[SUM_CLIPPED] * share,
             actor__loss=sums[SUM_POLICY_LOSS] * share,
-            critic__loss=sums[SUM_VALUE_LOSS] * share,
-            critic__explained_variance=1.0 - float((targets - values[:-1]).var()) / variance if variance > 0 else 0.0,
+            critic__explained_variance=1.0 - float(errors.var()) / variance if variance > 0 else 0.0,
         )

@@ -207,6 +207,18 @@ def test_pytorch_gives_these_numbers(name, numbers):
             np.testing.assert_allclose(values, stored[key], rtol=0, atol=1e-12, err_msg=key)
 
 
+def test_a_minibatch_that_ends_the_epochs_has_no_loss_of_values():
+    agent = ppo_cases.make("discrete")
+    agent._loss_settings = agent._loss_settings._replace(kl_stop=1e-9)
+    before = agent.actor_learner.w.copy(), agent.critic_learner.w.copy()
+    agent.learn(next(ppo_cases.rollouts(agent)), agent.policy())
+    logged = agent.diagnostics()
+    assert logged["actor/kl"] > 1e-9
+    assert "critic/loss" not in logged
+    np.testing.assert_array_equal(agent.actor_learner.w, before[0])
+    np.testing.assert_array_equal(agent.critic_learner.w, before[1])
+
+
 # --- endings --------------------------------------------------------------------------------------------------------
 
 SCRIPTED = "scripted_envs:Scripted-v0"  # episodes of 3 steps: terminated, truncated, both, and so on
