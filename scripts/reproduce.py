@@ -15,6 +15,7 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from valueapprox.agents.control_run import ControlSettings
 from valueapprox.agents.evaluation import Estimate, interval_of_mean
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.several import LATEST, complete, draw_seeds
@@ -42,7 +43,8 @@ class Experiment:
     @property
     def seeds(self) -> range:
         """The seeds it is run with unless others are given: more where the compiled world makes them cheap."""
-        return range(30 if compiled_world(self.settings.env) else 10)
+        streams = isinstance(self.settings, ControlSettings)
+        return range(30 if compiled_world(self.settings.env) and streams else 10)
 
     def command(self) -> str:
         """How to run one seed of it by hand."""
@@ -51,7 +53,9 @@ class Experiment:
             if value == getattr(fresh, name) and name not in ("env", "agent", "steps"):
                 continue
             option = f"--{name.replace('_', '-')}"
-            if isinstance(value, bool):
+            if isinstance(value, dict):
+                words += [option, *(str(word) for pair in value.items() for word in pair)]
+            elif isinstance(value, bool):
                 words.append(option if value else f"--no-{option[2:]}")
             else:
                 words += [option, *(map(str, value) if isinstance(value, tuple) else (str(value),))]
@@ -72,6 +76,9 @@ def experiment(
     return Experiment(settings, marks, published, stuck)
 
 
+#: PPO's settings for all of MuJoCo: CleanRL's.
+MUJOCO: dict[str, Any] = {"envs": 1, "rollout": 2048}
+
 EXPERIMENTS = {
     "cartpole": experiment("valueapprox/CartPole-v1", "stream-ac", 150_000, (20_000, 75_000, 150_000), "330 | | 480"),
     "cartpole-q": experiment("valueapprox/CartPole-v1", "stream-q", 150_000, (75_000, 150_000), "440, 1 of 4 stuck |"),
@@ -83,6 +90,20 @@ EXPERIMENTS = {
     ),
     "hopper": experiment("Hopper-v5", "stream-ac", 1_000_000, (500_000, 1_000_000), hidden=(128, 128)),
     "breakout": experiment("MinAtar/Breakout-v1", "stream-q", 1_000_000, (500_000, 1_000_000)),
+    "ppo-cartpole": experiment("valueapprox/CartPole-v1", "ppo", 500_000, (100_000, 500_000), "| 490"),
+    "ppo-acrobot": experiment("valueapprox/Acrobot-v1", "ppo", 500_000, (100_000, 500_000), "| -86"),
+    "ppo-lunarlander": experiment("LunarLander-v3", "ppo", 300_000, (300_000,), "183"),
+    "pqn-cartpole": experiment("valueapprox/CartPole-v1", "pqn", 500_000, (500_000,), "495"),
+    "pqn-acrobot": experiment("valueapprox/Acrobot-v1", "pqn", 500_000, (500_000,), "-96"),
+    "a2c-cartpole": experiment("valueapprox/CartPole-v1", "a2c", 500_000, (100_000, 500_000)),
+    "impala-cartpole": experiment("valueapprox/CartPole-v1", "impala", 500_000, (100_000, 500_000)),
+    "dqn-cartpole": experiment("valueapprox/CartPole-v1", "dqn", 100_000, (100_000,)),
+    "ppo-halfcheetah": experiment("HalfCheetah-v5", "ppo", 1_000_000, (1_000_000,), "1,443", **MUJOCO),
+    "ppo-hopper": experiment("Hopper-v5", "ppo", 1_000_000, (1_000_000,), "2,383", **MUJOCO),
+    "ppo-walker2d": experiment("Walker2d-v5", "ppo", 1_000_000, (1_000_000,), "2,288", **MUJOCO),
+    "expected-sarsa-replay": experiment(
+        "LunarLander-v3", "expected-sarsa-replay", 150_000, (150_000,), "24 to 210", env_args={"max_episode_steps": "500"}
+    ),
 }
 
 #: What mattered: one thing changed at a time, in compiled worlds.
@@ -139,9 +160,10 @@ class Reproduce:
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = field(default_factory=tuple)
-    """cartpole, cartpole-q, acrobot, mountaincar, lunarlander, halfcheetah, hopper, breakout; all if none is named."""
+    """cartpole, cartpole-q, acrobot, mountaincar, lunarlander, halfcheetah, hopper, breakout, by agents of a stream;
+    ppo-cartpole, ppo-acrobot, pqn-cartpole, ... by those of many environments; all if none is named."""
     seeds: str = ""
-    """How many, 0 to N - 1, or FIRST:STOP; if not given, 30 in compiled worlds and 10 elsewhere."""
+    """How many, 0 to N - 1, or FIRST:STOP; if not given, 30 for agents of a stream in compiled worlds, otherwise 10."""
     ablations: bool = False
     """Instead: what mattered, one thing changed at a time, in compiled CartPole, Acrobot and MountainCar."""
     workers: int = 2
