@@ -102,7 +102,8 @@ EXPERIMENTS = {
     "ppo-hopper": experiment("Hopper-v5", "ppo", 1_000_000, (1_000_000,), "2,383", **MUJOCO),
     "ppo-walker2d": experiment("Walker2d-v5", "ppo", 1_000_000, (1_000_000,), "2,288", **MUJOCO),
     "expected-sarsa-replay": experiment(
-        "LunarLander-v3", "expected-sarsa-replay", 150_000, (150_000,), "24 to 210", env_args={"max_episode_steps": "500"}
+        *("LunarLander-v3", "expected-sarsa-replay", 150_000, (150_000,), "24 to 210"),
+        env_args={"max_episode_steps": "500"},
     ),
 }
 
