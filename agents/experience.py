@@ -243,32 +243,38 @@ class GymnasiumExperience(Experience):
                 raise Stopped
             now, after, next_row = rollout.observations[t], rollout.next_observations[t], rollout.observations[t + 1]
             rewards, i = rollout.rewards[t], 0
-            acting.choose(now, policy, rollout.actions[t], rollout.log_probs[t])
+            try:
+                acting.choose(now, policy, rollout.actions[t], rollout.log_probs[t])
+            except ValueError:
+                self._must_be_finite(now)  # says in which step
+                raise
             try:
                 for env, action in zip(self.envs, self.decode(rollout.actions[t]), strict=True):
                     observation, reward, terminated, truncated, _ = env.step(action)
                     after[i], rewards[i] = encode(observation), reward
                     if terminated or truncated:
-                        self._must_be_finite(i, after[i])
+                        self._must_be_finite(after[i : i + 1], i)
                         rollout.terminated[t, i], rollout.truncated[t, i] = terminated, truncated
                         next_row[i] = encode(env.reset()[0])
                     else:
                         next_row[i] = after[i]
                     i += 1
-                if not (np.abs(next_row) <= LARGEST).all():
-                    for i in range(n):
-                        self._must_be_finite(i, next_row[i])
             except ValueError as error:
                 checked: Any = self.envs[i].env
                 raise error if fault_of(error) is not None else checked.named(error) from error
+        self._must_be_finite(rollout.observations[-1])
         self.current[:] = rollout.observations[-1]
         self._mark()
         return rollout
 
-    def _must_be_finite(self, i: int, observation: np.ndarray) -> None:
-        if not (np.abs(observation) <= LARGEST).all():
-            checked: Any = self.envs[i].env
-            raise checked.not_finite(observation, LARGEST)
+    def _must_be_finite(self, newest: np.ndarray, first: int = 0) -> None:
+        """Raise for what environments number first, ... have shown last, if it cannot be learned from."""
+        if (np.abs(newest) <= LARGEST).all():
+            return
+        for env, observation in zip(self.envs[first:], newest, strict=False):
+            if not (np.abs(observation) <= LARGEST).all():
+                checked: Any = env.env
+                raise checked.not_finite(observation, LARGEST)
 
     def _mark(self) -> None:
         """Where the environments stand now; a snapshot once the lists of actions are copied."""
