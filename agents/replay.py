@@ -143,6 +143,11 @@ class ReplayAgent(BatchValues):
         "scale_rewards": False,
     }
 
+    @staticmethod
+    def small(settings: Any) -> dict[str, Any]:
+        """Other settings for a trial that loads the same kernels, those of learning too, and takes no time."""
+        return {"rollout": settings.minibatch, "envs": 1, "learning_starts": 0, "capacity": settings.minibatch}
+
     @property
     def _minibatch(self) -> int:
         return int(self.own.minibatch)
