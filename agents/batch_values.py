@@ -131,6 +131,7 @@ class BatchValues(BatchAgent):
 
     Settings = ValueSettings
     learns_policy = False
+    noted = ("value/loss", "value/mean")
     charts: ClassVar[Mapping[str, list[str]]] = {"loss": ["value/loss"], "exploration": ["agent/epsilon"]}
 
     def _head(self, space: gym.Space[Any]) -> Head:

@@ -227,6 +227,8 @@ class BatchAgent:
     default_optimizer: ClassVar[Optimizer]
     #: Settings of runs whose default is another one for this agent, by name.
     defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Tags of the log whose averages over rollouts it notes.
+    noted: ClassVar[tuple[str, ...]] = ()
     #: Charts that say whether it learned, by title, for TensorBoard.
     charts: ClassVar[Mapping[str, list[str]]] = {}
     learns_policy: ClassVar[bool] = True
@@ -278,7 +280,7 @@ class BatchAgent:
         self._shuffle_key = np.uint64(sequence(seed, "minibatches").generate_state(1, np.uint64)[0])
         self.observed, self.rewarded = np.zeros(1 + 2 * d), np.zeros(3)
         self.discounted = np.zeros(n_envs)
-        self.sums: dict[str, list[float]] = {}
+        self.sums = np.zeros((len(self.noted), 2))  # of `noted`: totals, and of how many
         self._rollout: Rollout | None = None
         self._t = 0
 
@@ -509,25 +511,23 @@ class BatchAgent:
 
     # --- log and files ------------------------------------------------------------------------------------------------
 
-    def note(self, **numbers: float) -> None:
-        """Add to what `diagnostics` averages, by tag with __ for the slash."""
-        for name, number in numbers.items():
-            total = self.sums.setdefault(name.replace("__", "/"), [0.0, 0.0])
-            total[0] += number
-            total[1] += 1.0
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """Add to what `diagnostics` averages, by tag."""
+        for tag, number in numbers.items():
+            self.sums[self.noted.index(tag)] += number, 1.0
 
     def diagnostics(self) -> dict[str, float]:
         """Averages since the last call, by the log's tags: see docs/reference/tags.md."""
-        values = {tag: total / n for tag, (total, n) in self.sums.items()}
-        self.sums.clear()
+        values = {tag: float(total / n) for tag, (total, n) in zip(self.noted, self.sums, strict=True) if n > 0}
+        self.sums[:] = 0.0
         for name, learner in self.networks().items():
             values |= {f"{name}/{tag}": number for tag, number in learner.diagnostics().items()}
         return values
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """All that was learned, as arrays (views): an agent made with the same arguments goes on from it exactly."""
-        arrays = {"counts": self.counts, "observed": self.observed, "rewarded": self.rewarded}
-        arrays["discounted"] = self.discounted
+        arrays: dict[str, np.ndarray] = {"counts": self.counts, "observed": self.observed, "rewarded": self.rewarded}
+        arrays |= {"discounted": self.discounted, "sums": self.sums}
         for prefix, learner in self.learners.items():
             arrays |= {f"{prefix}/{name}": array for name, array in learner.learned().items()}
         return arrays | self._own_state()

@@ -58,7 +58,7 @@ class Impala(PolicyGradient):
         own, kind = self.own, v_tm1.dtype
         rewards, discounts = self.scaled(rollout)
         rho = np.exp(self.log_pi_now(rollout, states) - rollout.log_probs).astype(kind)
-        self.note(actor__ratio=float(rho.mean()))
+        self.note({"actor/ratio": float(rho.mean())})
         ended = rollout.terminated | rollout.truncated
         targets, advantages = vtrace(
             rewards, discounts, v_tm1, v_t, ended, rho, own.lam, max_rho=own.max_rho, max_c=own.max_c

@@ -219,6 +219,10 @@ class PolicyGradient(BatchAgent):
 
     Settings = PolicyGradientSettings
     default_optimizer: ClassVar[Optimizer] = Adam(3e-4, epsilon=1e-5)
+    noted = (
+        *("actor/entropy", "actor/kl", "actor/clipped", "actor/loss", "critic/loss", "critic/explained_variance"),
+        "actor/ratio",
+    )
     charts: ClassVar[Mapping[str, list[str]]] = {
         "entropy of the policy": ["actor/entropy"],
         "divergence from the policy that acted": ["actor/kl"],
@@ -335,13 +339,15 @@ class PolicyGradient(BatchAgent):
         share = 1.0 / max(1.0, sums[N_MINIBATCHES])
         n_updates = int(self.critic_learner.state.n_updates[0]) - n_before
         if n_updates:  # values learn nothing in the minibatch with which kl_stop ends the epochs
-            self.note(critic__loss=sums[SUM_VALUE_LOSS] / n_updates)
+            self.note({"critic/loss": sums[SUM_VALUE_LOSS] / n_updates})
         targets, errors = targets[rollout.valid], (targets - values[:-1])[rollout.valid]
         variance = float(targets.var())
         self.note(
-            actor__entropy=sums[SUM_ENTROPY] * share,
-            actor__kl=sums[SUM_KL] * share,
-            actor__clipped=sums[SUM_CLIPPED] * share,
-            actor__loss=sums[SUM_POLICY_LOSS] * share,
-            critic__explained_variance=1.0 - float(errors.var()) / variance if variance > 0 else 0.0,
+            {
+                "actor/entropy": sums[SUM_ENTROPY] * share,
+                "actor/kl": sums[SUM_KL] * share,
+                "actor/clipped": sums[SUM_CLIPPED] * share,
+                "actor/loss": sums[SUM_POLICY_LOSS] * share,
+                "critic/explained_variance": 1.0 - float(errors.var()) / variance if variance > 0 else 0.0,
+            }
         )

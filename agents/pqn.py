@@ -94,4 +94,4 @@ class PQN(BatchValues):
             *(self.q.part, self.regression, self.own.epochs, states, np.flatnonzero(rollout.valid)),
             *(rollout.actions.reshape(n_all, -1), targets, self._none, self._shuffle_key, self.counts, sums),
         )
-        self.note(value__loss=sums[1] / sums[0], value__mean=sums[2] / sums[0])
+        self.note({"value/loss": sums[1] / sums[0], "value/mean": sums[2] / sums[0]})

@@ -204,7 +204,7 @@ class ReplayAgent(BatchValues):
             *(self.q.part, self.w_target, self.memory, min(seen, own.capacity), policy, self.sizes, self._drawn),
             *((target, self.regression), self._none, self._shuffle_key, self.counts, sums),
         )
-        self.note(value__loss=sums[1] / sums[0], value__mean=sums[2] / sums[0])
+        self.note({"value/loss": sums[1] / sums[0], "value/mean": sums[2] / sums[0]})
 
     def _own_state(self) -> dict[str, np.ndarray]:
         memory = {f"memory/{name}": array for name, array in self.memory._asdict().items()}

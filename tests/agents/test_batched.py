@@ -1,6 +1,8 @@
 """Every agent of many environments: the same weights wherever rollouts come from, after a resume, on any workers."""
 
 import hashlib
+import os
+import signal
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import valueapprox
 from valueapprox.agents.batch_catalogue import BATCH_AGENTS
 from valueapprox.agents.batch_run import BatchRun, BatchSettings, make_experience
+from valueapprox.telemetry import read_metrics
 
 SMALL = {"steps": 200, "envs": 4, "hidden": (8,), "seed": 3, "dtype": "float32"}
 CARTPOLE, GYMNASIUM = "valueapprox/CartPole-v1", "CartPole-v1"
@@ -29,8 +32,25 @@ def run_of(settings, folder, workers=0, resume=False, **options):
 
 
 def digest(agent):
-    state = {name: array for name, array in agent.state_dict().items() if not name.endswith("/stats")}  # of the log
+    state = {
+        name: array for name, array in agent.state_dict().items() if not name.endswith(("/stats", "sums"))
+    }  # the log's
     return hashlib.sha256(b"".join(np.ascontiguousarray(state[name]).tobytes() for name in sorted(state))).hexdigest()
+
+
+def logged(folder):
+    """All lines of a log, but for what depends on the clock."""
+    return [{tag: n for tag, n in line.items() if not tag.startswith("time/")} for line in read_metrics(folder)]
+
+
+def interrupt_at(step):
+    """Ctrl-C, once a run is there."""
+
+    def progress(status):
+        if status.step >= step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return progress
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,12 +63,17 @@ def test_a_compiled_world_and_its_gymnasium_form_give_the_same_weights(name, tmp
 
 @pytest.mark.parametrize("env", [CARTPOLE, GYMNASIUM])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_resumed_run_is_the_longer_one_bit_for_bit(name, env, tmp_path):
-    whole = run_of(settings_of(name, env, steps=400), tmp_path / "whole")
-    run_of(settings_of(name, env, steps=200, schedule_steps=400), tmp_path / "parts")
-    parts = run_of(settings_of(name, env, steps=400), tmp_path / "parts", resume=True)
+def test_a_resumed_run_is_the_longer_one_bit_for_bit(name, env, tmp_path, monkeypatch):
+    # The log's points lie 300 steps apart, and the second part begins between two of them.
+    whole = run_of(settings_of(name, env, steps=1200, log_every=300), tmp_path / "whole")
+    run = BatchRun(settings_of(name, env, steps=1200, log_every=300), tmp_path / "parts")
+    monkeypatch.setattr("valueapprox.agents.batch_run.CHUNK_SECONDS", 0.0)  # each rollout by itself
+    assert run.train(progress=interrupt_at(500)).interrupted == signal.SIGINT
+    assert run.step == 500
+    parts = run_of(settings_of(name, env, steps=1200, log_every=300), tmp_path / "parts", resume=True)
     assert digest(parts.agent) == digest(whole.agent)
     assert (tmp_path / "whole/episodes.jsonl").read_text() == (tmp_path / "parts/episodes.jsonl").read_text()
+    assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
 
 
 @pytest.mark.ray
