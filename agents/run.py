@@ -25,7 +25,6 @@ from valueapprox.agents.checked import fault_of
 from valueapprox.agents.report import EPISODES_FILE, LAST_EPISODES, Episodes, Report, Status, read_episodes
 from valueapprox.agents.settings import RunSettings, resumed_settings
 from valueapprox.checkpoint import CheckpointError
-from valueapprox.checks import one_of
 from valueapprox.cli.terminal import command
 from valueapprox.files import LOCK_FILE, FolderLock
 from valueapprox.interrupts import PATIENCE, Stop, Stopped, interruptible, watched
@@ -572,12 +571,3 @@ def weights_of(name: str, net: Network, w: np.ndarray) -> dict[str, np.ndarray]:
     """The weights of each layer of a network, by tag."""
     layers = zip(net.layer_names, net.bounds, net.bounds[1:], strict=False)
     return {f"{name}/weights/{layer}": w[start:stop] for layer, start, stop in layers}
-
-
-def kind_of(path: Path) -> type[Run[Any]]:
-    """The kind of run that a checkpoint file is of, or CheckpointError."""
-    kind = checkpoint.load(path).meta.get("kind")
-    try:
-        return KINDS[one_of("kind", str(kind), KINDS)]
-    except ValueError:
-        raise CheckpointError(f"{path} is no checkpoint of a run (its kind is {kind})") from None

@@ -13,24 +13,35 @@ from typing import Any
 
 import numpy as np
 
+from valueapprox import checkpoint
 from valueapprox.agents.batch_run import BatchRun, BatchSettings
 from valueapprox.agents.callbacks import Callback
 from valueapprox.agents.console import training_bar
 from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
-from valueapprox.agents.run import Run
+from valueapprox.agents.run import KINDS, Run
 from valueapprox.agents.trained import Trained, load
+from valueapprox.checkpoint import CheckpointError
 from valueapprox.checks import one_of
 from valueapprox.cli.terminal import note
 from valueapprox.files import folder_for
 
-__all__ = ["kind_for", "read_config", "settings_from", "train"]
+__all__ = ["kind_for", "kind_of", "read_config", "settings_from", "train"]
 
 
 def kind_for(agent: str) -> type[Run[Any]]:
     """The kind of run that an agent is for."""
     kinds = {name: kind for kind in (PredictionRun, ControlRun, BatchRun) for name in kind.Settings.agents()}
     return kinds[one_of("agent", agent, kinds)]
+
+
+def kind_of(path: Path) -> type[Run[Any]]:
+    """The kind of run that a checkpoint file is of, or CheckpointError."""
+    kind = checkpoint.load(path).meta.get("kind")
+    try:
+        return KINDS[one_of("kind", str(kind), KINDS)]
+    except ValueError:
+        raise CheckpointError(f"{path} is no checkpoint of a run (its kind is {kind})") from None
 
 
 def settings_from(values: Mapping[str, Any]) -> PredictionSettings | ControlSettings | BatchSettings:

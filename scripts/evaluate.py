@@ -16,7 +16,8 @@ from valueapprox import ValueFunction, checkpoint
 from valueapprox.agents import evaluation
 from valueapprox.agents.console import evaluation_table, returns_table
 from valueapprox.agents.prediction_run import PredictionSettings
-from valueapprox.agents.run import CHECKPOINT_FILE, kind_of
+from valueapprox.agents.run import CHECKPOINT_FILE
+from valueapprox.agents.training import kind_of
 from valueapprox.cli.charts import progress_bar
 from valueapprox.cli.terminal import announce_compile, command_line, console, errors, errors_in_one_line, note, plain
 

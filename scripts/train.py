@@ -22,8 +22,8 @@ from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.evaluation import Recording
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.report import LAST_EPISODES, Report, read_episodes
-from valueapprox.agents.run import CHECKPOINT_FILE, Run, kind_of
-from valueapprox.agents.training import kind_for, read_config, settings_from
+from valueapprox.agents.run import CHECKPOINT_FILE, Run
+from valueapprox.agents.training import kind_for, kind_of, read_config, settings_from
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
 from valueapprox.cli.charts import print_wide, progress_bar
