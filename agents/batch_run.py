@@ -213,6 +213,7 @@ class BatchRun(Run[BatchSettings]):
         self._asked: dict[RayWorker, deque[tuple[int, np.ndarray]]] = {}
         self._version, self._lags, self._waits = 0, list[int](), dict[int, list[float]]()
         self._first: tuple[np.ndarray, Rollout, list[dict[str, Any]] | None] | None = None
+        self._last_learning = math.inf  # seconds
         self._learning, self._seconds_learning, self._logged_at = False, 0.0, time.monotonic()
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -363,22 +364,27 @@ class BatchRun(Run[BatchSettings]):
         self._learning = True
         begun = time.monotonic()
         self.agent.learn(rollout, policy, numbers)
-        self._seconds_learning += time.monotonic() - begun
+        self._last_learning = time.monotonic() - begun
+        self._seconds_learning += self._last_learning
         self._note(rollout, list(range(self.settings.envs)) if numbers is None else numbers)
         self._learning = False
 
     def _advance_all(self, limit: int) -> None:
         """Rollouts of all environments, each learned from before the next is collected."""
         begun, size = time.monotonic(), self.settings.round
-        here = self.experience is not None
-        # Once for all of them: it costs as much as some steps of a quick environment.
-        with watched(self.settings.env, self.patience) if here else contextlib.nullcontext():
+        # The watch waits for environments, not for learning, which could not come back in its time.
+        slow = self._last_learning > CHUNK_SECONDS
+        with contextlib.ExitStack() as watch:
+            if self.experience is not None:  # once for all: it costs as much as some steps of a quick environment
+                watch.enter_context(watched(self.settings.env, self.patience))
             for done in range(size, max(limit, size) + 1, size):
                 policy, rollout, snapshots = self._first or self._gathered(self.agent.policy())
                 self._first = None
+                if slow:
+                    watch.close()
                 self._learned(rollout, policy)
                 self.snapshots = snapshots
-                if time.monotonic() - begun > CHUNK_SECONDS or done + size > limit:
+                if slow or time.monotonic() - begun > CHUNK_SECONDS or done + size > limit:
                     break
 
     def _gathered(self, policy: np.ndarray) -> tuple[np.ndarray, Rollout, list[dict[str, Any]] | None]:

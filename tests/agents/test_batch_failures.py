@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from families import alive, family, wait_for
 from test_batched import digest, run_of, settings_of
 
+from valueapprox import interrupts
 from valueapprox.agents.acting import Rollout
 from valueapprox.agents.batch_run import BatchRun, make_experience
 from valueapprox.agents.checked import UserCodeError, fault_of
@@ -266,6 +268,21 @@ BatchRun(settings, Path("run"), notice=lambda s: print(s, file=sys.stderr)).trai
     assert f"TimeoutError: {STUCK} has not come back for 2 s" in done.stderr
     assert "what was learned up to step 300 is saved" in done.stderr
     assert BatchRun(None, tmp_path / "run", resume=True).step == 300
+
+
+def test_learning_that_takes_long_is_not_watched(tmp_path):
+    # A watch gives an environment some seconds to come back from Ctrl-C; learning in one compiled call cannot.
+    run = BatchRun(settings_of("ppo", "CartPole-v1", steps=300, log_every=100), tmp_path / "run")
+    learn, watches = run.agent.learn, []
+
+    def slow(*arguments):
+        watches.append(interrupts._watch)
+        time.sleep(0.15)
+        learn(*arguments)
+
+    run.agent.learn = slow
+    run.train(0)
+    assert watches == [None, None, None]
 
 
 # --- runs that are asked to end -------------------------------------------------------------------------------------
