@@ -28,7 +28,7 @@ from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, Run, lost_wr
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive
-from valueapprox.cluster import RayWorker, cluster
+from valueapprox.cluster import RayWorker, cluster, share
 from valueapprox.envs import unknown_wrappers
 from valueapprox.interrupts import Stopped, watched
 from valueapprox.optim import OPTIMIZERS
@@ -352,8 +352,8 @@ class BatchRun(Run[BatchSettings]):
             self.snapshots[i] = snapshot
         self._lags.append(self._version - version)
         self._version += 1
-        share = waited / max(waited + collected, 1e-9)
-        self._waits.setdefault(self.workers.index(worker), []).append(share)
+        idle = waited / max(waited + collected, 1e-9)
+        self._waits.setdefault(self.workers.index(worker), []).append(idle)
 
     def _ask(self, worker: RayWorker) -> None:
         policy = self.agent.policy()
@@ -392,8 +392,9 @@ class BatchRun(Run[BatchSettings]):
         n_steps = self.agent.rollout_steps
         if self.experience is not None:
             return policy, self.experience.gather(n_steps, policy), None
+        shared = share(policy)
         for worker in self.workers:
-            worker.submit("collect", n_steps, policy)
+            worker.submit("collect", n_steps, shared)
         results = [worker.result() for worker in self.workers]
         snapshots = [snapshot for _, part in results for snapshot in part]
         return policy, Rollout.join([rollout for rollout, _ in results]), snapshots

@@ -31,7 +31,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from valueapprox.interrupts import PATIENCE, SAY_AFTER, Stopped, end_if_killed, tick, watched
 
-__all__ = ["LocalWorker", "RayWorker", "Worker", "cluster", "must_answer", "spread"]
+__all__ = ["LocalWorker", "RayWorker", "Worker", "cluster", "must_answer", "share", "spread"]
 
 # A worker steps environments; every library in it that would start a thread per core only gets in the others' way.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
@@ -176,6 +176,11 @@ def _cpus() -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def share(value: Any) -> Any:
+    """Put a value into Ray's object store, once for all workers that are given what this returns in its place."""
+    return ray.put(value)
 
 
 class Worker:
