@@ -55,7 +55,7 @@ def values_head(space: gym.Space[Any], who: str) -> Head:
         )
     decode, n, none = actions.decode, actions.n_outputs, np.zeros(0)
     return Head(
-        *(n, 1, 0, np.array([float(n)]), none, lambda values: decode(int(values[0]), none)),
+        *(n, 1, 0, np.array([float(n)]), none, lambda values: decode(np.int64(values[0]), none)),
         {"draw_row": draw_by_value},
     )
 

@@ -223,6 +223,7 @@ class GymnasiumExperience(Experience):
             self.close()
             raise
         self.restarted = np.zeros(len(self.envs), np.bool_)
+        self.keeps = any(wrapper_states(env.env) for env in self.envs)  # whether wrappers have statistics
         self._mark()
 
     def gather(self, n_steps: int, policy: np.ndarray) -> Rollout:
@@ -285,7 +286,7 @@ class GymnasiumExperience(Experience):
                 "n_actions": len(env.actions),
                 "observation": self.current[i].copy(),
                 "draws": int(self.acting.draws[i, 0]),
-                "wrappers": wrapper_states(env.env),
+                "wrappers": wrapper_states(env.env) if self.keeps else [],
             }
             for i, env in enumerate(self.envs)
         ]

@@ -136,7 +136,7 @@ def policy_head(space: gym.Space[Any]) -> Head:
         return Head(k, k, k, np.zeros(k), actions.layout, lambda values: actions.decode(0, values), GAUSSIAN)
     if isinstance(space, spaces.Discrete):
         n, first = int(space.n), int(space.start)
-        return Head(n, 1, 0, np.array([float(n)]), np.zeros(0), lambda values: int(values[0]) + first, CATEGORIES)
+        return Head(n, 1, 0, np.array([float(n)]), np.zeros(0), lambda values: np.int64(values[0]) + first, CATEGORIES)
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
         actions = by_factor(space)
         decode = actions.decode

@@ -29,7 +29,7 @@ from valueapprox.envs import compiled_world
 PARTS = ("transport", "pendulum", "cartpole", "pqn", "collection")
 PENDULUM: dict[str, Any] = {
     "agent": "ppo", "env": "valueapprox/Pendulum-v1", "envs": 4, "rollout": 1024, "minibatch": 256, "epochs": 2,
-    "activation": "relu", "gamma": 0.9, "alpha": 1e-3, "schedule": "constant", "steps": 74 * 4096,
+    "activation": "relu", "gamma": 0.9, "alpha": 1e-3, "schedule": "linear", "steps": 74 * 4096,
 }  # fmt: skip
 #: Stable-Baselines3's default settings, with eight environments.
 SB3 = {"env": "CartPole-v1", "normalise_observations": False, "scale_rewards": False, "schedule": "constant"}
