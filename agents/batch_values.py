@@ -53,7 +53,9 @@ def values_head(space: gym.Space[Any], who: str) -> Head:
             f"action_space is {space}; expected Discrete, MultiDiscrete or MultiBinary of at most {MOST_INDEXED} "
             f"actions in all, since {who} learns a value for each. PPO takes any"
         )
-    decode, n, none = actions.decode, actions.n_outputs, np.zeros(0)
+    # NumPy's numbers, as the space itself samples them: Gymnasium's checks of Python's take longer.
+    decode: Any = actions.decode
+    n, none = actions.n_outputs, np.zeros(0)
     return Head(
         *(n, 1, 0, np.array([float(n)]), none, lambda values: decode(np.int64(values[0]), none)),
         {"draw_row": draw_by_value},
