@@ -52,7 +52,7 @@ def test_it_is_continued_evaluated_and_compared(run, start_script, tmp_path):
         (("ppo", "--async"), "async is True; expected False for ppo"),
         (("impala", "--async"), "workers is 0; expected at least 1 with --async"),
         (("ppo", "--workers", "9"), "workers is 9; expected at most 8"),
-        (("ppo", "--n-steps", "5"), "did you mean --rollout?"),
+        (("ppo", "--n-steps", "5"), "did you mean --rollout or --steps?"),
         (("ppo", "--ent-coef", "0.1"), "--entropy"),
         (("pqn", "--clip", "0.1"), "--clip is not an option"),
         (("dqn", "--env", "Pendulum-v1"), "DQN learns a value for each. PPO takes any"),
