@@ -7,20 +7,19 @@ action. The recipe around the algorithms is that of stream-x (Elsayed, Vasan & M
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from valueapprox import DivergenceError, Network, ObGD, Optimizer, checkpoint
+from valueapprox import DivergenceError, Network, ObGD, Optimizer
 from valueapprox.agents import layout, stream
 from valueapprox.agents.choosing import choose_by_value, epsilon_now, outputs
 from valueapprox.agents.layout import LEARNED
 from valueapprox.agents.spaces import MOST_INDEXED, Decoder, by_index, encoder
+from valueapprox.agents.stored import Stored
 from valueapprox.checks import aligned_zeros, divergence_advice, one_of, positive, unit_interval
 from valueapprox.compiling import kernel, specialise
 from valueapprox.nn.backprop import X
@@ -141,7 +140,7 @@ class NoSettings:
     """Of an agent that has no settings of its own."""
 
 
-class ControlAgent:
+class ControlAgent(Stored):
     """What control agents share: `StreamAC`, `StreamQ`, `Sarsa`, `ExpectedSarsa`, `QRC` and `StreamTD`.
 
     At an ending `end(reward, observation, terminated)` is called with the final observation. Terminated: its value is
@@ -214,6 +213,7 @@ class ControlAgent:
     #: choose_next(agent, first, second, persist) -> status: the same after an update.
     choose_next: ClassVar[Any] = choose_next_from_values
     learns_policy: ClassVar[bool] = False
+    file_kind = "control"
     name = "value"  # of the first network, in the log
     second_name = ""
     default_optimizers: tuple[Optimizer, Optimizer] = (ObGD(kappa=2.0), ObGD(kappa=3.0))
@@ -497,37 +497,6 @@ class ControlAgent:
         for prefix, learner in (("first", self.first), ("second", self.second)):
             arrays |= {f"{prefix}/{name}": array for name, array in learner.learned().items()}
         return arrays
-
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state_dict` gave, of an agent that was made with the same arguments."""
-        own = self.state_dict()
-        for name, array in own.items():
-            stored = arrays[name]
-            if stored.shape != array.shape or stored.dtype != array.dtype:
-                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; expected {array.dtype} {array.shape}")
-        checkpoint.must_be_finite({name: arrays[name] for name in own})
-        for name, array in own.items():
-            array[...] = arrays[name]
-
-    def save(self, path: str | Path) -> None:
-        """Write what was learned to one file, whole or not at all, without pickle."""
-        checkpoint.save(path, self.state_dict(), {"kind": "control", "agent": type(self).__name__})
-
-    def load(self, path: str | Path) -> None:
-        """Read what `save` wrote, of an agent that was made with the same arguments.
-
-        Raises
-        ------
-        CheckpointError
-            If the file is missing, damaged, or of another agent.
-        """
-        arrays, meta = checkpoint.load(path)
-        if meta.get("agent") != type(self).__name__:
-            raise checkpoint.CheckpointError(f"{path} holds no {type(self).__name__}, but {meta.get('agent')}")
-        try:
-            self.restore(arrays)
-        except (KeyError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not fit this agent ({error})") from None
 
 
 class Actor:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import gymnasium as gym
@@ -18,13 +16,13 @@ import tyro
 from threadpoolctl import threadpool_limits
 
 from valueapprox import Optimizer, envs
-from valueapprox.agents import evaluation
 from valueapprox.agents.acting import Rollout
+from valueapprox.agents.acting_run import ActingRun
 from valueapprox.agents.batch_catalogue import BATCH_AGENTS, BatchAgent
 from valueapprox.agents.checked import close, image_note, is_image
 from valueapprox.agents.experience import CompiledExperience, Experience, GymnasiumExperience
 from valueapprox.agents.rollout import make_environment
-from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, Run, lost_wrappers, weights_of
+from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, lost_wrappers
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive
@@ -40,8 +38,6 @@ AHEAD = 2  # rollouts that an asynchronous worker is asked for: while one travel
 CHUNK_SECONDS = 0.1  # of learning between two looks at the clock
 
 if TYPE_CHECKING:
-    from valueapprox.agents.evaluation import Recording, Returns
-
     AgentName: TypeAlias = str
     OptimizerName: TypeAlias = str
 else:  # what is registered is what the command line knows
@@ -170,7 +166,7 @@ def make_experience(settings: BatchSettings, numbers: list[int], compiled: bool 
     return GymnasiumExperience(agent, numbers, settings.seed, settings.env, arguments)
 
 
-class BatchRun(Run[BatchSettings]):
+class BatchRun(ActingRun[BatchSettings]):
     """A run of one agent in many environments, in this process or on Ray workers: the weights do not depend on it.
 
     Resumed, it goes on bit for bit where environments are functions of their generator and actions; others begin new
@@ -178,8 +174,6 @@ class BatchRun(Run[BatchSettings]):
     """
 
     Settings = BatchSettings
-    lists_episodes = True
-    ways = ("greedy", "sampled")
 
     @property
     def n_envs(self) -> int:
@@ -228,25 +222,8 @@ class BatchRun(Run[BatchSettings]):
             streams.append({n: value for n, value in snapshot.items() if not isinstance(value, np.ndarray)})
         return arrays, {"streams": streams}
 
-    @classmethod
-    def load_agent(
-        cls, path: str | Path, notice: Callable[[str], None] = warnings.warn
-    ) -> tuple[BatchAgent, BatchSettings]:
-        """The agent of a run's checkpoint file as far as it has learned, and the run's settings."""
-        settings, arrays, _ = cls._read(Path(path))
-        env = make_environment(settings.env, **settings.arguments())
-        try:
-            agent = settings.make_agent(env)
-        finally:
-            close(env, settings.env, notice)
-        try:
-            agent.restore(_under("agent/", arrays))
-        except (KeyError, ValueError) as error:
-            raise cls._damaged(Path(path), error) from None
-        return agent, settings
-
     def _restore(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        self.agent.restore(_under("agent/", arrays))
+        self._restore_agent(self.agent, arrays, self.folder / CHECKPOINT_FILE)
         streams = [{**plain, **_under(f"stream_{i}/", arrays)} for i, plain in enumerate(meta["streams"])]
         if len(streams) not in (0, self.settings.envs):
             raise ValueError(f"streams is of length {len(streams)}; expected {self.settings.envs}")
@@ -437,26 +414,6 @@ class BatchRun(Run[BatchSettings]):
             self._lags.clear()
             self._waits.clear()
         return values
-
-    def _weights(self) -> dict[str, np.ndarray]:
-        weights: dict[str, np.ndarray] = {}
-        for name, learner in self.agent.networks().items():
-            weights |= weights_of(name, learner.net, learner.w)
-        return weights
-
-    def _evaluate(
-        self, way: str, n_episodes: int, seed: int, recording: Recording | None, progress: Callable[[int], None]
-    ) -> Returns:
-        return evaluation.evaluate(
-            self.agent,
-            self.settings,
-            n_episodes,
-            seed,
-            greedy=way == "greedy",
-            recording=recording,
-            progress=progress,
-            notice=self.notice,
-        )
 
     def _document(self) -> dict[str, Any]:
         values = asdict(self.settings)

@@ -10,22 +10,22 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
-from valueapprox import DivergenceError, Network, Optimizer, checkpoint
+from valueapprox import DivergenceError, Network, Optimizer
 from valueapprox.agents.acting import CLIP, LARGEST, Acting, Rollout, merge_observations, merge_rewards, normalise_rows
 from valueapprox.agents.choosing import draw
 from valueapprox.agents.heads import Head
 from valueapprox.agents.spaces import encoder
+from valueapprox.agents.stored import Stored
 from valueapprox.checks import divergence_advice, one_of, positive, unit_interval
 from valueapprox.compiling import kernel, placeholder, template
 from valueapprox.nn import batch
 from valueapprox.nn.backprop import LAYERS, ZERO, layer_size
-from valueapprox.optim.base import ALPHA, norm
+from valueapprox.optim.base import ALPHA, OPTIMIZERS, norm
 from valueapprox.registry import Registry
 from valueapprox.seeding import sequence
 
@@ -180,7 +180,7 @@ class NoSettings:
     """Of an agent that has no settings of its own."""
 
 
-class BatchAgent:
+class BatchAgent(Stored):
     """What agents share that learn from rollouts of n environments.
 
     `start` takes n observations and gives n actions; each `step` takes what came of them, and learns when the rollout
@@ -231,6 +231,7 @@ class BatchAgent:
     noted: ClassVar[tuple[str, ...]] = ()
     #: Charts that say whether it learned, by title, for TensorBoard.
     charts: ClassVar[Mapping[str, list[str]]] = {}
+    file_kind = "batch"
     learns_policy: ClassVar[bool] = True
     #: Whether it can learn from rollouts in which an older policy of its own has acted.
     bears_lag: ClassVar[bool] = False
@@ -268,6 +269,12 @@ class BatchAgent:
         self.normalises, self.scales, self.dtype = normalise_observations, scale_rewards, dtype
         self.head = self._head(action_space)
         self.optimizer = self.default_optimizer if optimizer is None else optimizer
+        if self.optimizer.needs_gradient:
+            others = ", ".join(name for name, cls in OPTIMIZERS.items() if not cls.needs_gradient)
+            raise ValueError(
+                f"optimizer is {type(self.optimizer).__name__}, which is made for eligibility traces; expected one of "
+                f"{others}"
+            )
         self._shape = (hidden, activation, layer_norm, init)
         self.counts = np.zeros(3, np.int64)  # numbers drawn for minibatches, transitions, rollouts
         self.learners: dict[str, BatchLearner] = {}
@@ -534,37 +541,6 @@ class BatchAgent:
 
     def _own_state(self) -> dict[str, np.ndarray]:
         return {}
-
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state_dict` gave, of an agent that was made with the same arguments."""
-        own = self.state_dict()
-        for name, array in own.items():
-            stored = arrays[name]
-            if stored.shape != array.shape or stored.dtype != array.dtype:
-                raise ValueError(f"{name} is {stored.dtype} {stored.shape}; expected {array.dtype} {array.shape}")
-        checkpoint.must_be_finite({name: arrays[name] for name in own})
-        for name, array in own.items():
-            array[...] = arrays[name]
-
-    def save(self, path: str | Path) -> None:
-        """Write what was learned to one file, whole or not at all, without pickle."""
-        checkpoint.save(path, self.state_dict(), {"kind": "batch", "agent": type(self).__name__})
-
-    def load(self, path: str | Path) -> None:
-        """Read what `save` wrote, of an agent that was made with the same arguments.
-
-        Raises
-        ------
-        CheckpointError
-            If the file is missing, damaged, or of another agent.
-        """
-        arrays, meta = checkpoint.load(path)
-        if meta.get("agent") != type(self).__name__:
-            raise checkpoint.CheckpointError(f"{path} holds no {type(self).__name__}, but {meta.get('agent')}")
-        try:
-            self.restore(arrays)
-        except (KeyError, ValueError) as error:
-            raise checkpoint.CheckpointError(f"{path} does not fit this agent ({error})") from None
 
 
 class BatchActor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -15,13 +14,13 @@ import gymnasium as gym
 import numpy as np
 
 from valueapprox import DivergenceError, Optimizer, checkpoint, envs
-from valueapprox.agents import evaluation
+from valueapprox.agents.acting_run import ActingRun
 from valueapprox.agents.base import DEAD_AFTER, ControlAgent
 from valueapprox.agents.catalogue import AGENTS
 from valueapprox.agents.checked import Checked, close, fault_of, image_note, is_image
 from valueapprox.agents.control_loop import Chunk, CompiledLoop
 from valueapprox.agents.rollout import make_environment
-from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, NORMS_EVERY, Run, lost_wrappers, weights_of
+from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, NORMS_EVERY, lost_wrappers
 from valueapprox.agents.settings import RunSettings
 from valueapprox.checks import one_of, unit_interval
 from valueapprox.interrupts import watched
@@ -37,8 +36,6 @@ FIRST_CHUNK = 100
 CHUNK_SECONDS = 0.1  # of the Gymnasium loop: how long Ctrl-C and the progress bar wait
 
 if TYPE_CHECKING:
-    from valueapprox.agents.evaluation import Recording, Returns
-
     AgentName: TypeAlias = str
     OptimizerName: TypeAlias = str
 else:  # what is registered is what the command line knows
@@ -205,15 +202,13 @@ class ControlSettings(RunSettings):
         return super().from_dict(values)
 
 
-class ControlRun(Run[ControlSettings]):
+class ControlRun(ActingRun[ControlSettings]):
     """A run of one agent in one environment.
 
     Resumed, it goes on bit for bit where `envs.env_state` knows the environment; others begin a new episode.
     """
 
     Settings = ControlSettings
-    lists_episodes = True
-    ways = ("greedy", "sampled")
 
     def _prepare(
         self, stored: ControlSettings | None, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
@@ -273,27 +268,6 @@ class ControlRun(Run[ControlSettings]):
                 "version. Install valueapprox 0.1 to go on with it, or train anew"
             )
         return super()._settings_of(path, meta)
-
-    @classmethod
-    def load_agent(
-        cls, path: str | Path, notice: Callable[[str], None] = warnings.warn
-    ) -> tuple[ControlAgent, ControlSettings]:
-        """The agent of a run's checkpoint file as far as it has learned, and the run's settings."""
-        settings, arrays, _ = cls._read(Path(path))
-        env = make_environment(settings.env, **settings.arguments())
-        try:
-            agent = settings.make_agent(env)
-        finally:
-            close(env, settings.env, notice)
-        cls._restore_agent(agent, arrays, Path(path))
-        return agent, settings
-
-    @classmethod
-    def _restore_agent(cls, agent: ControlAgent, arrays: Mapping[str, np.ndarray], path: Path) -> None:
-        try:
-            agent.restore({name.removeprefix("agent/"): a for name, a in arrays.items() if name.startswith("agent/")})
-        except (KeyError, ValueError) as error:
-            raise cls._damaged(path, error) from None
 
     def _restore(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         path, env = self.folder / CHECKPOINT_FILE, self.settings.env
@@ -390,29 +364,6 @@ class ControlRun(Run[ControlSettings]):
         self.step += chunk.n_steps
         if not all(np.isfinite(learner.w).all() for learner in (self.agent.first, self.agent.second)):
             raise DivergenceError(f"a weight is infinite or NaN at step {self.step}: learning has diverged")
-
-    def _diagnostics(self) -> dict[str, float]:
-        return self.agent.diagnostics()
-
-    def _weights(self) -> dict[str, np.ndarray]:
-        weights: dict[str, np.ndarray] = {}
-        for name, learner in self.agent.networks().items():
-            weights |= weights_of(name, learner.net, learner.w)
-        return weights
-
-    def _evaluate(
-        self, way: str, n_episodes: int, seed: int, recording: Recording | None, progress: Callable[[int], None]
-    ) -> Returns:
-        return evaluation.evaluate(
-            self.agent,
-            self.settings,
-            n_episodes,
-            seed,
-            greedy=way == "greedy",
-            recording=recording,
-            progress=progress,
-            notice=self.notice,
-        )
 
     def _document(self) -> dict[str, Any]:
         return self.settings.document(self.agent)

@@ -119,7 +119,8 @@ class Run(ABC, Generic[S]):
     value_error: float | None = None
 
     def __init_subclass__(cls) -> None:
-        KINDS[cls.Settings.kind] = cls
+        if "Settings" in vars(cls):  # and not a base of several kinds
+            KINDS[cls.Settings.kind] = cls
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import pytest
 import valueapprox
 from valueapprox.agents.batch_catalogue import BATCH_AGENTS
 from valueapprox.agents.batch_run import BatchRun, BatchSettings, make_experience
+from valueapprox.optim import OPTIMIZERS
 from valueapprox.telemetry import read_metrics
 
 SMALL = {"steps": 200, "envs": 4, "hidden": (8,), "seed": 3, "dtype": "float32"}
@@ -144,6 +145,18 @@ def test_start_and_step_learn_what_a_run_learns(tmp_path):
 def test_settings_that_make_no_sense(changed, words):
     with pytest.raises(ValueError, match=words):
         settings_of("ppo", **changed).check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_optimizers_that_cannot_step_along_a_gradient_are_refused(name):
+    # Those for eligibility traces have no step along a gradient; they would change nothing, and say nothing.
+    for optimizer, cls in OPTIMIZERS.items():
+        settings = settings_of(name, optimizer=optimizer)
+        if cls.needs_gradient:
+            with pytest.raises(ValueError, match=f"optimizer is {cls.__name__}, which is made for eligibility traces"):
+                settings.make_agent(gym.make(CARTPOLE))
+        else:
+            settings.make_agent(gym.make(CARTPOLE))
 
 
 def test_what_step_refuses():
