@@ -23,7 +23,7 @@ class A2CSettings(PolicyGradientSettings):
     rollout: int = 5
     """Steps of a rollout in each environment."""
     lam: float = 1.0
-    """Of the advantages, in [0, 1]: 1 are n-step advantages, up to the end of the rollout."""
+    """Lambda of the advantages (GAE), in [0, 1]: 1 gives n-step advantages, up to the end of the rollout."""
 
 
 @register("a2c")

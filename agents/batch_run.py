@@ -59,7 +59,7 @@ class BatchSettings(RunSettings):
     envs: int = 8
     """Environments."""
     optimizer: OptimizerName = "auto"
-    """Turns gradients into updates; auto is the agent's own."""
+    """Optimizer; auto is the agent's own."""
     alpha: float | None = None
     """Step size; the optimizer's own if not given."""
     schedule: Literal["constant", "linear"] = "linear"
@@ -69,7 +69,7 @@ class BatchSettings(RunSettings):
     scale_rewards: bool = True
     """Divide rewards by the running standard deviation of their discounted sum."""
     asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False
-    """Learn from each worker's rollout as it comes, instead of from all at once; not the same bits twice."""
+    """Learn from each worker's rollout as soon as it arrives; results are then not reproducible bit for bit."""
     stop_at: float | None = None
     """End the run once the mean return reaches this: of an evaluation, or without any, of the last 100 episodes."""
 

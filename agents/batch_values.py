@@ -114,7 +114,7 @@ class ValueSettings:
     max_grad_norm: float = 10.0
     """Maximum norm of the gradient; 0 for none."""
     max_error: float = 0.0
-    """An error larger than this has the gradient of this one (Huber's loss); 0 for none."""
+    """Clip errors to this size in the gradient (Huber loss); 0 for no clipping."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", tuple(float(e) for e in self.epsilon))

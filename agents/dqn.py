@@ -39,7 +39,7 @@ class DQNSettings(ReplaySettings):
     epsilon: tuple[float, float, float] = (1.0, 0.05, 0.1)
     """Random actions at first, at last, and the share of the schedule's steps in between (a straight line)."""
     max_error: float = 1.0
-    """An error larger than this has the gradient of this one (Huber's loss); 0 for none."""
+    """Clip errors to this size in the gradient (Huber loss); 0 for no clipping."""
 
 
 @register("dqn")

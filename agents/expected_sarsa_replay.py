@@ -42,7 +42,7 @@ class ExpectedSarsaReplaySettings(ReplaySettings):
     learning_starts: int = 0
     """Transitions before the first minibatch."""
     target_every: int = 0
-    """Transitions between two copies of the network for the targets; 0: each rollout's minibatches have a fresh one."""
+    """Transitions between updates of the target network; 0 copies the network before each rollout's minibatches."""
     temperature: float = 0.001
     """Choose by softmax of q / temperature, and expect that in targets; 0 for the best action."""
     max_grad_norm: float = 0.0

@@ -21,13 +21,13 @@ class ImpalaSettings(PolicyGradientSettings):
     rollout: int = 20
     """Steps of a rollout in each environment."""
     lam: float = 1.0
-    """Of V-trace, in [0, 1]."""
+    """Lambda of V-trace, in [0, 1]."""
     entropy: float = 0.01
     """Weight of the policy's entropy, 0 or more."""
     max_rho: float = 1.0
-    """Bound of the importance ratios of TD errors: what the values become, those of the policy at infinity."""
+    """Bound on the importance ratios of TD errors; it decides which policy's values are learned."""
     max_c: float = 1.0
-    """Bound of the importance ratios in traces, at most max_rho: how far errors reach back."""
+    """Bound on the importance ratios in traces, at most max_rho; it decides how far back errors reach."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

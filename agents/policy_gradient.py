@@ -192,7 +192,7 @@ class PolicyGradientSettings:
     rollout: int = 256
     """Steps of a rollout in each environment."""
     lam: float = 0.95
-    """Of the advantages, in [0, 1]: 1 are those of Monte Carlo, 0 those of one step."""
+    """Lambda of the advantages (GAE), in [0, 1]: 1 is Monte Carlo, 0 is one-step TD."""
     entropy: float = 0.0
     """Weight of the policy's entropy, 0 or more."""
     value_weight: float = 0.5
@@ -200,9 +200,9 @@ class PolicyGradientSettings:
     max_grad_norm: float = 0.5
     """Maximum norm of the gradient, of all networks together; 0 for none."""
     shared: bool = False
-    """One network for policy and values, but for its last layer."""
+    """Share all layers but the last between policy and values."""
     first_spread: float = 1.0
-    """Standard deviation of continuous actions at first; the unit is half the distance of their bounds."""
+    """Initial standard deviation of continuous actions; the unit is half the distance between their bounds."""
 
     def __post_init__(self) -> None:
         positive("rollout", self.rollout)

@@ -24,17 +24,17 @@ class PPOSettings(PolicyGradientSettings):
     """Of PPO."""
 
     epochs: int = 10
-    """How often a rollout is gone through."""
+    """Passes over each rollout."""
     minibatch: int = 64
     """Transitions of a minibatch."""
     clip: float = 0.2
-    """How far the ratio of the new policy to the old one may move from 1 before it is no longer rewarded."""
+    """Clip range: no gain from moving the ratio of new to old policy beyond 1 - clip or 1 + clip."""
     value_clip: float = 0.0
-    """How far values may move from what they were before it is no longer rewarded; 0 for no bound."""
+    """Clip range of the values around what they were before the update; 0 for no clipping."""
     kl_stop: float = 0.0
-    """End a rollout's epochs where the policy's divergence from the old one exceeds this; 0 for never."""
+    """Stop the epochs early once the KL divergence from the old policy exceeds this; 0 for never."""
     normalise_advantages: bool = True
-    """Bring the advantages of a minibatch to mean 0 and standard deviation 1."""
+    """Normalise the advantages of each minibatch to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

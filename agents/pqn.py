@@ -34,11 +34,11 @@ class PQNSettings(ValueSettings):
     rollout: int = 128
     """Steps of a rollout in each environment."""
     lam: float = 0.65
-    """Of the returns, in [0, 1]."""
+    """Lambda of the returns, in [0, 1]."""
     epochs: int = 4
-    """How often a rollout is gone through."""
+    """Passes over each rollout."""
     minibatches: int = 4
-    """Into how many minibatches a rollout is divided."""
+    """Minibatches per rollout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -111,7 +111,7 @@ class ReplaySettings(ValueSettings):
     """What agents of this family share."""
 
     capacity: int = 50_000
-    """Transitions that are remembered; the oldest give way."""
+    """Size of the replay memory in transitions; the oldest are overwritten."""
     minibatch: int = 32
     """Transitions of a minibatch."""
     updates: int = 1
@@ -119,7 +119,7 @@ class ReplaySettings(ValueSettings):
     learning_starts: int = 1000
     """Transitions before the first minibatch."""
     target_every: int = 500
-    """Transitions between two copies of the network for the targets; 0: each rollout's minibatches have a fresh one."""
+    """Transitions between updates of the target network; 0 copies the network before each rollout's minibatches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -227,9 +227,7 @@ def described(run: Run[Any], asked: int) -> list[str]:
         assert isinstance(run, ControlRun | BatchRun)
         nets = [f"{name}: {learner.net}" for name, learner in run.agent.networks().items()]
         if isinstance(run, BatchRun) and run.settings.steps != asked:
-            nets.append(
-                f"{asked:,} steps become {settings.steps:,}, as a rollout has {run.settings.round:,} transitions"
-            )
+            nets.append(f"{asked:,} steps are rounded up to {settings.steps:,}: a rollout has {run.settings.round:,}")
     return [f"{head}, gamma {settings.gamma:g}: {describe(settings)}", *nets]
 
 
