@@ -167,6 +167,7 @@ def run(options: Serve) -> int:
         if options.data is not None and options.log_every > 0 and not service.settings.read_only:
             log = server.TelemetryLog(service, options.data / LOG_FOLDER, options.log_every)
             stack.callback(log.close)
+            stack.callback(service.close)  # first: what it learned last is logged too
         server.serve(
             service,
             listener,

@@ -195,7 +195,7 @@ class TelemetryLog:
             errors = {"TD error": ["value/td_error/rms(/.*)?"]}
             norms = network_charts("value", "grad_norm", "trace_norm", "update_ratio", "weight_norm")
             self._log.layout({"Does it learn?": errors, "Value function": norms})
-        self._version, self._when = service.version, time.monotonic()
+        self._version, self._when, self._known = service.version, time.monotonic(), service.diagnostics()
         self._writer = Repeating("telemetry", seconds, self._try)
 
     def _try(self) -> None:
@@ -205,17 +205,23 @@ class TelemetryLog:
             log.warning("the diagnostics could not be logged", extra={"reason": str(error)})
 
     def write(self) -> None:
-        """Log where the service is, if it has learned something since the last time."""
+        """Log where the service is, if it has learned something since the last time, or knows more of what it learned.
+
+        What it learned last is known up to a second later (`Service.diagnostics`).
+        """
         health, now = self.service.health(), time.monotonic()
         version = int(health["version"])
-        if version == self._version:
+        diagnostics = self.service.diagnostics()
+        values = {f"value/{tag}": number for tag, number in diagnostics.items() if number != self._known.get(tag)}
+        if version == self._version and not values:
             return
-        values = {f"value/{tag}": number for tag, number in self.service.diagnostics().items()}
-        values["time/steps_per_second"] = (version - self._version) / max(now - self._when, 1e-9)
-        values |= {f"service/{name}": float(health[name]) for name in ("queued", "n_streams", "journal_bytes")}
+        if version != self._version:
+            values = {f"value/{tag}": number for tag, number in diagnostics.items()}
+            values["time/steps_per_second"] = (version - self._version) / max(now - self._when, 1e-9)
+            values |= {f"service/{name}": float(health[name]) for name in ("queued", "n_streams", "journal_bytes")}
         self._log.scalars(version, values)
         self._log.flush()
-        self._version, self._when = version, now
+        self._version, self._when, self._known = version, now, diagnostics
 
     def close(self) -> None:
         """Log the last values and close the files."""

@@ -193,6 +193,8 @@ class Service:
                 elif group:
                     self._learn_group(group)
                 self._housekeep()
+            if self._pending:
+                self._diagnose()
         except BaseException as error:  # noqa: BLE001  (a mistake of ours: nothing may be learned on top of it)
             self._broken = error
             with self._wake:
@@ -236,12 +238,15 @@ class Service:
 
     def _housekeep(self) -> None:
         if self._pending and time.monotonic() - self._diagnosed >= DIAGNOSTICS_SECONDS:
-            # Norms are measured at every so many updates: those of before stay until there are others.
-            self._diagnostics = {**self._diagnostics, **self._state.learner.diagnostics()}
-            self._diagnosed, self._pending = time.monotonic(), False
+            self._diagnose()
         if self._store is not None and self._store.is_due(self._state):
             with contextlib.suppress(StorageError):  # health says so; the journal has everything
                 self._store.save(self._state)
+
+    def _diagnose(self) -> None:
+        # Norms are measured at every so many updates: those of before stay until there are others.
+        self._diagnostics = {**self._diagnostics, **self._state.learner.diagnostics()}
+        self._diagnosed, self._pending = time.monotonic(), False
 
     def _learn_group(self, group: list[Job]) -> None:
         """Plan, journal, learn, publish, answer."""
