@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from valueapprox.agents.evaluation import interval_of_mean
 from valueapprox.agents.report import read_episodes
 from valueapprox.agents.run import CHECKPOINT_FILE, SETTINGS_FILE
 from valueapprox.agents.settings import RunSettings
@@ -21,6 +20,7 @@ from valueapprox.checks import positive
 from valueapprox.cli.charts import new_figure, new_table, save_figure
 from valueapprox.cli.pictures import POINTS, mean_returns, steps_axis
 from valueapprox.cluster import cluster, spread
+from valueapprox.statistics import interval_of_mean
 from valueapprox.telemetry import read_metrics
 
 __all__ = ["LATEST", "Group", "complete", "complete_all", "draw_seeds", "group", "picture", "seed_runs", "tables"]

@@ -16,7 +16,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from valueapprox.agents.control_run import ControlSettings
-from valueapprox.agents.evaluation import Estimate, interval_of_mean
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.several import LATEST, complete, draw_seeds
 from valueapprox.agents.training import kind_for, settings_from
@@ -26,6 +25,7 @@ from valueapprox.cli.charts import new_figure, print_wide, progress_bar, save_fi
 from valueapprox.cli.pictures import POINTS, mean_returns, steps_axis
 from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line, plain
 from valueapprox.envs import compiled_world
+from valueapprox.statistics import Estimate, interval_of_mean
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_imports_run_one_way(path):
 # Inside of valueapprox: each may import itself and all in lines above. What is in one line does not know each other.
 LAYERS = (
     ("checks", "compiling", "files", "interrupts", "registry", "seeding"),
-    ("checkpoint", "cluster"),
+    ("checkpoint", "cluster", "statistics"),
     ("telemetry",),
     ("nn",),
     ("optim",),

@@ -1,4 +1,4 @@
-"""The one registry: optimizers, methods of TD learning, losses and agents by their names in files and commands."""
+"""The one registry: optimizers, TD methods, losses, agents and statistics by their names in files and commands."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 __all__ = ["Registry"]
 
-Class = TypeVar("Class", bound=type[Any])
+Part = TypeVar("Part", bound=Callable[..., Any])  # a class, or a function
 
 
 class Registry(dict[str, Any]):
-    """The classes of one kind of part, by name.
+    """The classes, or functions, of one kind of part, by name.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Registry(dict[str, Any]):
         super().__init__()
         self.needs, self.see, self.attempt, self.label = needs, see, attempt, label
 
-    def register(self, name: str) -> Callable[[Class], Class]:
+    def register(self, name: str) -> Callable[[Part], Part]:
         """Make a class known by a name: to Python, commands, checkpoints, and the tests of all of its kind.
 
         Raises
@@ -39,7 +39,7 @@ class Registry(dict[str, Any]):
             default, or the kernel uses memory that is not there.
         """
 
-        def add(cls: Class) -> Class:
+        def add(cls: Part) -> Part:
             for other_name, other in self.items():
                 if other_name == name or other.__name__ == cls.__name__:
                     raise TypeError(

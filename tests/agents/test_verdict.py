@@ -7,7 +7,8 @@ import pytest
 
 from valueapprox.agents import verdict
 from valueapprox.agents.control_run import ControlSettings
-from valueapprox.agents.evaluation import Estimate, MonteCarlo, Returns
+from valueapprox.agents.evaluation import MonteCarlo, Returns
+from valueapprox.statistics import Estimate
 
 CARTPOLE = ControlSettings("CartPole-v1")
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import reproduce
 
 from valueapprox.agents.control_run import complete
-from valueapprox.agents.evaluation import interval_of_mean
+from valueapprox.statistics import interval_of_mean
 
 #: World, steps, and the return that a seed which has found the goal exceeds.
 TASKS = {
