@@ -11,8 +11,9 @@ import numpy as np
 
 from valueapprox.agents import evaluation
 from valueapprox.agents.checked import close
+from valueapprox.agents.report import weights_of
 from valueapprox.agents.rollout import make_environment
-from valueapprox.agents.run import Run, S, weights_of
+from valueapprox.agents.run import Run, S
 from valueapprox.agents.stored import Stored
 
 if TYPE_CHECKING:

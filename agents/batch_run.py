@@ -21,8 +21,9 @@ from valueapprox.agents.acting_run import ActingRun
 from valueapprox.agents.batch_catalogue import BATCH_AGENTS, BatchAgent
 from valueapprox.agents.checked import close, image_note, is_image
 from valueapprox.agents.experience import CompiledExperience, Experience, GymnasiumExperience
+from valueapprox.agents.report import lost_wrappers
 from valueapprox.agents.rollout import make_environment
-from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, lost_wrappers
+from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive

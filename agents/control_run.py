@@ -19,8 +19,9 @@ from valueapprox.agents.base import DEAD_AFTER, ControlAgent
 from valueapprox.agents.catalogue import AGENTS
 from valueapprox.agents.checked import Checked, close, fault_of, image_note, is_image
 from valueapprox.agents.control_loop import Chunk, CompiledLoop
+from valueapprox.agents.report import lost_wrappers
 from valueapprox.agents.rollout import make_environment
-from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, NORMS_EVERY, lost_wrappers
+from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, NORMS_EVERY
 from valueapprox.agents.settings import RunSettings
 from valueapprox.checks import one_of, unit_interval
 from valueapprox.interrupts import watched

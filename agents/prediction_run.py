@@ -14,6 +14,7 @@ from valueapprox import DivergenceError, Network, Optimizer, ValueFunction, chec
 from valueapprox.agents import evaluation
 from valueapprox.agents.checked import Checked, close, guarded, image_note, is_image
 from valueapprox.agents.policies import make_policy, resolve
+from valueapprox.agents.report import lost_wrappers, weights_of
 from valueapprox.agents.rollout import (
     AUTORESET,
     Block,
@@ -24,7 +25,7 @@ from valueapprox.agents.rollout import (
     make_rollout,
     resolved_id,
 )
-from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, NORMS_EVERY, Run, lost_wrappers, weights_of
+from valueapprox.agents.run import CHECKPOINT_FILE, LEARNED_CHARTS, NORMS_EVERY, Run
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive
@@ -162,6 +163,8 @@ class PredictionRun(Run[PredictionSettings]):
     """A run that learns the values of a policy from many environments, block by block."""
 
     Settings = PredictionSettings
+    #: What brings experience in this process.
+    make_rollout: Callable[[Task, list[int]], Any] = staticmethod(make_rollout)
 
     @property
     def n_envs(self) -> int:
@@ -299,7 +302,7 @@ class PredictionRun(Run[PredictionSettings]):
             start = None if snapshots[0] is None else snapshots
             if n_workers == 0:
                 with watched(self.task.env, self.patience):
-                    workers.append(LocalWorker(make_rollout, self.task, numbers, snapshot=start))
+                    workers.append(LocalWorker(self.make_rollout, self.task, numbers, snapshot=start))
             else:
                 workers.append(
                     RayWorker(

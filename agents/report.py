@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from valueapprox import Network
+
 if TYPE_CHECKING:
     from valueapprox.agents.evaluation import MonteCarlo, Returns
 
-__all__ = ["EPISODES_FILE", "LAST_EPISODES", "Episodes", "Report", "Status", "read_episodes"]
+__all__ = [
+    "EPISODES_FILE",
+    "LAST_EPISODES",
+    "Episodes",
+    "Report",
+    "Status",
+    "lost_wrappers",
+    "read_episodes",
+    "weights_of",
+]
 
 EPISODES_FILE = "episodes.jsonl"
 LAST_EPISODES = 100  # whose mean return is shown, and compared with a target
@@ -29,6 +40,18 @@ def read_episodes(folder: str | Path, last_step: float = math.inf) -> list[dict[
     # a crash may have left half a line at the end
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     return [episode for episode in map(json.loads, lines) if episode["step"] <= last_step]
+
+
+def lost_wrappers(env: str, names: list[str]) -> str:
+    """What is said of wrappers that nobody can save."""
+    what = ", ".join(names)
+    return f"what the wrapper{'s' * (len(names) > 1)} {what} of {env} kept, such as running statistics, was not saved"
+
+
+def weights_of(name: str, net: Network, w: np.ndarray) -> dict[str, np.ndarray]:
+    """The weights of each layer of a network, by tag."""
+    layers = zip(net.layer_names, net.bounds, net.bounds[1:], strict=False)
+    return {f"{name}/weights/{layer}": w[start:stop] for layer, start, stop in layers}
 
 
 @dataclass(frozen=True)

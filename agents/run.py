@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from valueapprox import Network, checkpoint
+from valueapprox import checkpoint
 from valueapprox.agents import provenance
 from valueapprox.agents.callbacks import Callback, Point, stop_at_return
 from valueapprox.agents.checked import fault_of
@@ -29,7 +29,7 @@ from valueapprox.cli.terminal import command
 from valueapprox.files import LOCK_FILE, FolderLock
 from valueapprox.interrupts import PATIENCE, Stop, Stopped, interruptible, watched
 from valueapprox.seeding import seed_for
-from valueapprox.telemetry import RunLog, hold
+from valueapprox.telemetry import MemoryLog, RunLog, hold
 
 if TYPE_CHECKING:
     from valueapprox.agents.evaluation import MonteCarlo, Recording, Returns
@@ -68,12 +68,6 @@ def _checkpoint_stamp(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def lost_wrappers(env: str, names: list[str]) -> str:
-    """What is said of wrappers that nobody can save."""
-    what = ", ".join(names)
-    return f"what the wrapper{'s' * (len(names) > 1)} {what} of {env} kept, such as running statistics, was not saved"
-
-
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +86,8 @@ class Run(ABC, Generic[S]):
         What to learn; with `resume`, None for those of the run, or the same ones with more steps: the resumed run is
         then the longer one with the same `schedule_steps`, bit for bit. Other `schedule_steps` change the plan.
     folder
-        Where log, settings and checkpoint lie. A fresh run wants a folder without a run in it.
+        Where log, settings and checkpoint lie. A fresh run wants a folder without a run in it. None for a run that only
+        `measure` trains, in memory.
     resume
         Continue from the folder's checkpoint.
     compiled
@@ -125,19 +120,22 @@ class Run(ABC, Generic[S]):
     def __init__(
         self,
         settings: S | None,
-        folder: str | Path,
+        folder: str | Path | None,
         *,
         resume: bool = False,
         compiled: bool = True,
         notice: Callable[[str], None] = lambda sentence: None,
     ) -> None:
-        self.folder, self.notice, self.resumed, self.compiled = Path(folder), notice, resume, compiled
-        self._stamp = _checkpoint_stamp(self.folder)
+        self.folder, self.in_memory = Path(folder or ""), folder is None
+        self.notice, self.resumed, self.compiled = notice, resume, compiled
+        self._stamp = () if self.in_memory else _checkpoint_stamp(self.folder)
         self.step = self.logged = self.evaluated = self.concluded = 0
         self.best = -math.inf  # score of the best evaluation
         self.stopped = ""  # why a callback has ended it
+        self._every = 0
         self.patience = PATIENCE
         self._progress: Callable[[Status], None] = lambda status: None
+        self._write_episode: Callable[[dict[str, Any]], object] = lambda line: None
         self._clock = (time.monotonic(), 0)  # when learning began, evaluations taken off, and at which step
         self.remarks: list[str] = []  # for the log
         if resume:
@@ -148,7 +146,8 @@ class Run(ABC, Generic[S]):
             assert settings is not None, "a fresh run has settings"
             settings.check()
             self.settings = settings.chosen()
-            _check_fresh(self.folder)
+            if not self.in_memory:
+                _check_fresh(self.folder)
         self.settings.check()
         self.episodes = Episodes(self.n_envs)
         if resume:
@@ -396,12 +395,38 @@ class Run(ABC, Generic[S]):
             results,
         )
 
+    def measure(
+        self, callbacks: Sequence[Callback] = (), every: int = 0, patience: float = PATIENCE
+    ) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+        """Learn all steps without a folder: (what is logged, point by point, and the episodes), as `train` writes them.
+
+        `every`: steps between two points of the log, if not the settings' own; the numbers do not depend on it.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If the process is asked to end meanwhile.
+        """
+        log, episodes = MemoryLog(), list[dict[str, Any]]()
+        self._started, self._first_step_after, self.patience = time.monotonic(), math.nan, patience
+        self._callbacks, self._write_episode, self._every = list(callbacks), episodes.append, every
+        if (target := getattr(self.settings, "stop_at", None)) is not None:
+            self._callbacks.append(stop_at_return(target))
+        with contextlib.ExitStack() as stack:
+            self._connect(stack, 0, None)
+            self._begin(stack)
+            self._clock = (time.monotonic(), self.step)
+            if self._learn(log, stack.enter_context(interruptible()), lambda: None, math.inf):
+                raise KeyboardInterrupt
+            self._log(log, last=True)
+        return log.points, episodes
+
     @property
     def seconds(self) -> float:
         """Time of learning, without evaluations."""
         return time.monotonic() - self._clock[0]
 
-    def _learn(self, log: RunLog, stop: Stop, save: Callable[[], None], checkpoint_every: float) -> int:
+    def _learn(self, log: RunLog | MemoryLog, stop: Stop, save: Callable[[], None], checkpoint_every: float) -> int:
         """Returns the signal that ended it too early, or 0."""
         steps, last_save = self.settings.steps, time.monotonic()
         every = [n for n in (self._log_every, self.settings.eval_every) if n]
@@ -431,13 +456,18 @@ class Run(ABC, Generic[S]):
 
     @property
     def _log_every(self) -> int:
-        return self.settings.log_every or max(1, self.settings.steps // LOG_POINTS)
+        return self._every or self.settings.log_every or max(1, self.settings.steps // LOG_POINTS)
 
     def _is_due(self, every: int, last: int) -> bool:
         """Whether a multiple of `every` lies between the step at which something was done last and this one."""
         return every > 0 and self.step // every > last // every
 
-    def _log(self, log: RunLog, results: Mapping[str, Returns | MonteCarlo] | None = None, last: bool = False) -> None:
+    def _log(
+        self,
+        log: RunLog | MemoryLog,
+        results: Mapping[str, Returns | MonteCarlo] | None = None,
+        last: bool = False,
+    ) -> None:
         """Log what falls due at this step, and let callbacks have their say; at the last one everything is due."""
         every = self.settings.eval_every
         due = self._is_due(every, self.evaluated) or (last and every and self.step > self.evaluated)
@@ -497,7 +527,8 @@ class Run(ABC, Generic[S]):
         self.evaluated = self.step
         if result is not None and result.score > self.best:
             self.best = result.score
-            self.save(BEST_FILE)
+            if not self.in_memory:
+                self.save(BEST_FILE)
         return result
 
     def _evaluate_at_the_end(self, n_episodes: int, recording: Recording | None) -> dict[str, Returns | MonteCarlo]:
@@ -558,17 +589,11 @@ class Run(ABC, Generic[S]):
         path = self.folder / EPISODES_FILE
         kept = "".join(json.dumps(line) + "\n" for line in read_episodes(self.folder, self.step))
         checkpoint.write_whole(path, lambda file: file.write(kept.encode()))
-        with path.open("a", encoding="utf-8") as self._episodes_file:
-            yield self._episodes_file.flush
+        with path.open("a", encoding="utf-8") as file:
+            self._write_episode = lambda line: file.write(json.dumps(line) + "\n")
+            yield file.flush
 
     def _add_episode(self, step: int, total: float, length: float) -> None:
         """Note an episode that ended at a step."""
-        line = {"step": step, "return": total, "length": int(length)}
-        self._episodes_file.write(json.dumps(line) + "\n")
+        self._write_episode({"step": step, "return": total, "length": int(length)})
         self.episodes.add(total, length)
-
-
-def weights_of(name: str, net: Network, w: np.ndarray) -> dict[str, np.ndarray]:
-    """The weights of each layer of a network, by tag."""
-    layers = zip(net.layer_names, net.bounds, net.bounds[1:], strict=False)
-    return {f"{name}/weights/{layer}": w[start:stop] for layer, start, stop in layers}

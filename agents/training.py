@@ -7,6 +7,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def settings_from(values: Mapping[str, Any]) -> PredictionSettings | ControlSett
     settings = kind_for(values.get("agent", PredictionSettings.agent)).Settings
     known = settings.names(values.get("agent", settings.agent))
     example = settings(agent=values.get("agent", settings.agent))
-    hints = typing.get_type_hints(type(example))
+    hints = _hints(typing.cast(Any, type(example)))
     for name, value in values.items():
         one_of("a setting", name, known)
         if (expected := _misfit(value, hints[name])) and not (name == "optimizer" and isinstance(value, dict)):
@@ -63,6 +64,11 @@ def settings_from(values: Mapping[str, Any]) -> PredictionSettings | ControlSett
     made: PredictionSettings | ControlSettings | BatchSettings = settings.from_dict(values)
     made.check()
     return made
+
+
+@cache
+def _hints(settings: Any) -> dict[str, Any]:
+    return typing.get_type_hints(settings)
 
 
 def _misfit(value: Any, hint: Any) -> str:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from valueapprox.agents.control_run import ControlSettings
 from valueapprox.agents.settings import RunSettings
-from valueapprox.agents.several import LATEST, complete, draw_seeds
-from valueapprox.agents.training import kind_for, settings_from
-from valueapprox.checkpoint import write_whole
+from valueapprox.agents.sweeps import figures, page, sheets
+from valueapprox.agents.sweeps.cells import Cell, make
+from valueapprox.agents.sweeps.sheets import Sheet
+from valueapprox.agents.sweeps.sweep import complete, open_store
+from valueapprox.agents.sweeps.table import Group, Table
+from valueapprox.agents.training import settings_from
 from valueapprox.checks import one_of, positive
-from valueapprox.cli.charts import new_figure, print_wide, progress_bar, save_figure
-from valueapprox.cli.pictures import POINTS, mean_returns, steps_axis
-from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line, plain
+from valueapprox.cli.charts import progress_bar
+from valueapprox.cli.terminal import announce_compile, command_line, console, errors_in_one_line, note, plain, typed
+from valueapprox.cluster import cluster
 from valueapprox.envs import compiled_world
-from valueapprox.statistics import Estimate, interval_of_mean
+from valueapprox.statistics import interval_of_mean
 
 
 @dataclass(frozen=True)
@@ -46,20 +45,9 @@ class Experiment:
         streams = isinstance(self.settings, ControlSettings)
         return range(30 if compiled_world(self.settings.env) and streams else 10)
 
-    def command(self) -> str:
-        """How to run one seed of it by hand."""
-        fresh, words = type(self.settings)(agent=self.settings.agent), []
-        for name, value in asdict(self.settings).items():
-            if value == getattr(fresh, name) and name not in ("env", "agent", "steps"):
-                continue
-            option = f"--{name.replace('_', '-')}"
-            if isinstance(value, dict):
-                words += [option, *(str(word) for pair in value.items() for word in pair)]
-            elif isinstance(value, bool):
-                words.append(option if value else f"--no-{option[2:]}")
-            else:
-                words += [option, *(map(str, value) if isinstance(value, tuple) else (str(value),))]
-        return " ".join(["python scripts/train.py", *words])
+    def cells(self, seeds: range | None) -> list[Cell]:
+        """One for each seed."""
+        return [make({**asdict(self.settings)}, seed) for seed in seeds or self.seeds]
 
 
 def experiment(
@@ -152,8 +140,9 @@ class Reproduce:
 
     A result at step t is the mean return of the training episodes that ended in the last 15 % of the steps up to t, as
     the agent acted while it learned; then the mean over seeds with its 95 % interval (Student's t), and the worst seed.
+    Nothing was chosen on these seeds.
 
-    Runs lie in --folder and are kept: a second call reads those that are done and goes on with the others. Examples:
+    It is a sweep (see sweep.py): results are kept in --folder, and a second call runs only what is missing. Examples:
       reproduce.py cartpole acrobot mountaincar
       reproduce.py --seeds 30 --ray-address auto
       reproduce.py mountaincar --seeds 1000:1100
@@ -174,7 +163,7 @@ class Reproduce:
     ray_address: str | None = None
     """A Ray cluster: host:port, or auto. Without it, Ray is started on this machine."""
     folder: Path = Path("runs/reproduce")
-    """Where the runs, results.json and learning.png go."""
+    """Where results and report go."""
     quiet: bool = False
     """No progress bar."""
 
@@ -196,27 +185,24 @@ def main(options: Reproduce) -> int:
     chosen = {name: shortened(e, options.share) for name, e in chosen.items()}
     announce_compile()
     try:
-        curves = run(chosen, options, given)
+        results = run(chosen, options, given)
     except KeyboardInterrupt:
         console.print(f"Interrupted. The same command goes on with what lies in {plain(options.folder)}.")
         return 130
-    results = {
-        name: {str(mark): [at(episodes, mark) for episodes in curves[name]] for mark in e.marks}
-        for name, e in chosen.items()
-    }
-    folder = options.folder.resolve()
-    name = "ablations" if options.ablations else "results"
-    document = json.dumps(
-        {n: {"command": chosen[n].command(), "returns": known(r)} for n, r in results.items()}, indent=1
-    )
-    write_whole(folder / f"{name}.json", lambda file: file.write(document.encode()))
-    if options.ablations:
-        show_ablations(results)
-    else:
-        show_results(chosen, results)
-        picture(chosen, curves, folder / "learning.png")
-        places = (options.folder / "learning.png", options.folder / f"{name}.json")
-        console.print("Curves: {}; numbers: {}".format(*map(plain, places)))
+    sheet = ablations(results) if options.ablations else returns(chosen, results)
+    sheets.show(sheet)
+    groups = list(results.values())
+    parts = [page.Part("Results", sheets=[sheet])]
+    if not options.ablations:
+        what = "Return of training episodes: mean over seeds with its 95 % interval, and every seed"
+        parts[0] = replace(parts[0], pictures=[(what, figures.png(figures.curves(groups)))])
+    table = Table([row for group in groups for row in group.rows])
+    code = [(f"One seed of {name}", page.command_for(group)) for name, group in results.items()]
+    parts.append(page.Part("How to get these numbers again", sheets=[sheets.provenance_sheet(table)], code=code))
+    paths = page.write(options.folder, "Ablations" if options.ablations else "Learning results", table, parts)
+    for _, text in code:
+        console.print(plain(text))
+    console.print(f"Page, with curves and every number: {plain(paths[0])}")
     return 0
 
 
@@ -243,50 +229,49 @@ def seeds_of(text: str) -> range | None:
     return seeds
 
 
-def run(
-    chosen: dict[str, Experiment], options: Reproduce, given: range | None
-) -> dict[str, list[list[dict[str, Any]]]]:
-    """The episodes of every seed of every experiment."""
-    from valueapprox.cluster import cluster, spread
-
-    folder = options.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    kinds = {("valueapprox/" * ("valueapprox/" in e.settings.env), e.settings.agent) for e in chosen.values()}
-    for name, agent in sorted(kinds):
-        with tempfile.TemporaryDirectory() as trial:  # what has to be compiled is compiled here, and not by each worker
-            trial_settings = settings_from({"env": f"{name}CartPole-v1", "agent": agent, "steps": 1})
-            kind_for(agent)(trial_settings, Path(trial) / "run").train()
-    calls, places = [], []
-    for name, e in chosen.items():
-        for place, seed in enumerate(given or e.seeds):
-            where = folder / "".join(c if c.isalnum() else "-" for c in name) / f"seed-{seed}"
-            calls.append((replace(e.settings, seed=seed), where))
-            places.append((name, place))
-    curves: dict[str, list[list[dict[str, Any]]]] = {n: [[] for _ in given or e.seeds] for n, e in chosen.items()}
-    with cluster(options.ray_address, options.workers), progress_bar("runs", len(calls), options.quiet) as show:
-        for done, (place, episodes) in enumerate(spread(complete, calls), start=1):
-            name, row = places[place]
-            curves[name][row] = episodes
-            show(done)
-    return curves
-
-
-def at(episodes: list[dict[str, Any]], mark: int) -> float:
-    """Mean return of the episodes that ended in the last 15 % of the steps up to `mark`."""
-    returns = [e["return"] for e in episodes if (1 - LATEST) * mark < e["step"] <= mark]
-    return float(np.mean(returns)) if returns else float("nan")
+def run(chosen: dict[str, Experiment], options: Reproduce, given: range | None) -> dict[str, Group]:
+    """The cells of every experiment, once all have run."""
+    wanted = {name: e.cells(given) for name, e in chosen.items()}
+    every = [cell for cells in wanted.values() for cell in cells]
+    marks = sorted({mark for e in chosen.values() for mark in e.marks})
+    again = typed(*sys.argv[0].split(" "), *sys.argv[1:])
+    with (
+        open_store(options.folder, again, note) as store,
+        cluster(options.ray_address, options.workers),
+        progress_bar("runs", len(every), options.quiet) as show,
+    ):
+        complete(
+            *(store, every),
+            workers=options.workers,
+            ray_address=options.ray_address,
+            marks=marks,
+            notice=note,
+            progress=lambda status: show(status.done),
+        )
+        table = Table.of(store.rows())
+    found = {}
+    for name, cells in wanted.items():
+        rows = table.only(digests={cell.digest for cell in cells}).rows
+        e = chosen[name]
+        found[name] = Group(f"{e.settings.env.rpartition('/')[2]}, {e.settings.agent}", rows, "return")
+    return found
 
 
-def known(returns: dict[str, list[float]]) -> dict[str, list[float | None]]:
-    """The same with None, which JSON knows, where no episode ended."""
-    return {mark: [None if math.isnan(r) else r for r in of_seeds] for mark, of_seeds in returns.items()}
+def returns_at(group: Group, mark: int) -> np.ndarray:
+    """The result of each seed at a step: minus infinity of one that was lost, NaN where no episode ended."""
+    name = "return" if mark >= group.settings["steps"] else f"return_at_{mark}"
+    lost = [row.result is None or not row.result.numbers for row in group.rows]
+    values = [math.nan if row.result is None else row.result.numbers.get(name, math.nan) for row in group.rows]
+    return np.where(lost, -math.inf, values)
 
 
-def shown(returns: list[float]) -> tuple[str, str]:
+def shown(returns: np.ndarray) -> tuple[str, str]:
     """Mean with interval, and the worst seed."""
-    mean: Estimate = interval_of_mean(np.array(returns))
-    if math.isnan(mean.value):
-        return f"no episode ended there in {np.isnan(returns).sum()} of {len(returns)} seeds", ""
+    if n := int(np.isneginf(returns).sum()):
+        return f"not printed: {n} of {len(returns)} seeds were lost", "lost"
+    if n := int(np.isnan(returns).sum()):
+        return f"no episode ended there in {n} of {len(returns)} seeds", ""
+    mean = interval_of_mean(returns)
     digits = 0 if abs(mean.value) >= 1000 else 1
     text = f"{mean.value:,.{digits}f}"
     if not math.isnan(mean.low):  # one seed alone has none
@@ -294,63 +279,38 @@ def shown(returns: list[float]) -> tuple[str, str]:
     return text, f"{min(returns):,.0f}"
 
 
-def show_results(chosen: dict[str, Experiment], results: dict[str, dict[str, list[float]]]) -> None:
+def returns(chosen: dict[str, Experiment], results: dict[str, Group]) -> Sheet:
     """One row per experiment and mark."""
-    table = Table(title="Return while learning, mean over seeds (95 % interval)", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("", "agent", "steps", "return", "worst seed", "stuck", "published code"):
-        table.add_column(column, justify="left" if column in ("", "agent") else "right")
+    rows = []
     for name, e in chosen.items():
         published = [*e.published.split("|"), *[""] * len(e.marks)]
         for mark, known in zip(e.marks, published, strict=False):
-            returns = results[name][str(mark)]
-            stuck = n_stuck(returns, e) if e.stuck > -math.inf else ""
-            table.add_row(e.settings.env, e.settings.agent, f"{mark:,}", *shown(returns), stuck, known.strip())
-    print_wide(table)
-    for e in chosen.values():
-        console.print(plain(f"{e.command()} --seed 0"))
+            found = returns_at(results[name], mark)
+            stuck = n_stuck(found, e) if e.stuck > -math.inf else ""
+            rows.append([e.settings.env, e.settings.agent, f"{mark:,}", *shown(found), stuck, known.strip()])
+    columns = ["steps", "return", "worst seed", "stuck", "published code"]
+    title = "Return while learning, mean over seeds (95 % interval)"
+    return Sheet(title, ["environment", "agent"], columns, rows)
 
 
-def n_stuck(returns: list[float], e: Experiment) -> str:
+def n_stuck(returns: np.ndarray, e: Experiment) -> str:
     """How many seeds have not found the goal."""
     return f"{sum(r <= e.stuck for r in returns)} of {len(returns)}"
 
 
-def show_ablations(results: dict[str, dict[str, list[float]]]) -> None:
+def ablations(results: dict[str, Group]) -> Sheet:
     """One row per change, one column per world."""
-    n_seeds = len(next(iter(next(iter(results.values())).values())))
+    n_seeds = len(next(iter(results.values())).rows)
     title = f"What mattered: return over {n_seeds} seeds (95 % interval), the worst seed, and how many are stuck"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("")
-    for world, e in WORLDS.items():
-        table.add_column(f"{world} at {e.marks[0]:,}", justify="right")
+    rows = []
     for change in CHANGES:
         cells = []
         for world, e in WORLDS.items():
-            (returns,) = results[f"{world} | {change}"].values()
-            cells.append("; ".join([*shown(returns), *([n_stuck(returns, e)] if e.stuck > -math.inf else [])]))
-        table.add_row(change, *cells)
-    print_wide(table)
-
-
-def picture(chosen: dict[str, Experiment], curves: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
-    """Learning curves: mean over seeds with its 95 % interval, and each seed thin behind it."""
-    rows = -(-len(chosen) // 4)
-    columns = -(-len(chosen) // rows)
-    figure = new_figure(3.4 * columns, 2.8 * rows)
-    for place, (name, e) in enumerate(chosen.items(), start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        steps = np.linspace(0, e.settings.steps, POINTS + 1)[1:]
-        seeds = np.array([mean_returns(episodes, steps) for episodes in curves[name]])
-        draw_seeds(axes, steps, seeds, "C0")
-        if not np.isfinite(seeds).any():
-            axes.text(0.5, 0.5, "no episode ended", ha="center", transform=axes.transAxes, fontsize=9)
-        axes.set_title(f"{e.settings.env}, {e.settings.agent}", fontsize=10)
-        steps_axis(axes)
-        axes.set_xlim(0, 1.02 * e.settings.steps)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25)
-    figure.suptitle("Return of training episodes: mean over seeds with its 95 % interval, and every seed", fontsize=11)
-    save_figure(figure, path, dpi=110)
+            group = results[f"{world} | {change}"]
+            found = returns_at(group, group.settings["steps"])
+            cells.append("; ".join([*shown(found), *([n_stuck(found, e)] if e.stuck > -math.inf else [])]))
+        rows.append([change, *cells])
+    return Sheet(title, [""], [f"{world} at {e.marks[0]:,}" for world, e in WORLDS.items()], rows)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ from valueapprox.agents.evaluation import Recording
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.report import LAST_EPISODES, Report, read_episodes
 from valueapprox.agents.run import CHECKPOINT_FILE, Run
+from valueapprox.agents.sweeps import figures, sheets
+from valueapprox.agents.sweeps.runs import table_of
 from valueapprox.agents.training import kind_for, kind_of, read_config, settings_from
 from valueapprox.checkpoint import write_whole
 from valueapprox.checks import one_of, positive
-from valueapprox.cli.charts import print_wide, progress_bar
+from valueapprox.cli.charts import progress_bar, save_figure
 from valueapprox.cli.pictures import control_picture, return_chart, run_picture
 from valueapprox.cli.terminal import (
     announce_compile,
@@ -199,11 +201,14 @@ def run_seeds(options: Command, folder: Path) -> int:
         except KeyboardInterrupt:
             note(f"interrupted; the same command with {typed('--run-dir', folder)} does what is missing")
             return 130
-    groups = several.group([folder])
-    for table in several.tables(groups):
-        print_wide(table)
-    picture = several.picture(groups, folder / "seeds.png")
-    console.print(f"Runs     {plain(folder)}\nPicture  {plain(picture)}")
+    table = table_of([folder])
+    for sheet in sheets.overview(table):
+        sheets.show(sheet)
+    console.print(f"Runs     {plain(folder)}")
+    if (figure := figures.curves(table.groups())) is not None:
+        save_figure(figure, folder / "seeds.png")
+        console.print(f"Picture  {plain(folder / 'seeds.png')}")
+    console.print(f"Report   {plain(command('report.py', folder))}")
     return 0
 
 

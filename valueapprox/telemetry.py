@@ -32,7 +32,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from valueapprox.checkpoint import write_whole
 from valueapprox.files import FolderLock
 
-__all__ = ["METRICS_FILE", "RunLog", "hold", "network_charts", "read_metrics"]
+__all__ = ["METRICS_FILE", "MemoryLog", "RunLog", "hold", "network_charts", "read_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
 FLUSH_SECONDS = 2.0  # how late TensorBoard may see a number
@@ -161,6 +161,19 @@ class RunLog:
                 for category, content in charts.items()
             ]
         )
+        self._add_layout(layout)
+
+    def bands(self, tags: Mapping[str, str]) -> None:
+        """Lay out that tab with a band for each tag: between TAG/low and TAG/high, around TAG/mean. By title."""
+
+        def chart(title: str, tag: str) -> layout_pb2.Chart:
+            series = layout_pb2.MarginChartContent.Series(value=f"{tag}/mean", lower=f"{tag}/low", upper=f"{tag}/high")
+            return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
+
+        charts = [chart(title, tag) for title, tag in tags.items()]
+        self._add_layout(layout_pb2.Layout(category=[layout_pb2.Category(title="over seeds", chart=charts)]))
+
+    def _add_layout(self, layout: layout_pb2.Layout) -> None:
         tensor = make_tensor_proto(layout.SerializeToString())
         value = Summary.Value(tag=CONFIG_SUMMARY_TAG, tensor=tensor, metadata=create_summary_metadata())
         self._add(0, Summary(value=[value]))
@@ -183,6 +196,20 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class MemoryLog:
+    """Keeps what a run logs, as `read_metrics` gives it back, and draws nothing."""
+
+    def __init__(self) -> None:
+        self.points: list[dict[str, float]] = []
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep numbers by tag at a step."""
+        self.points.append({"step": step, **values})
+
+    def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Draw nothing."""
 
 
 def network_charts(name: str, *tags: str) -> dict[str, list[str]]:

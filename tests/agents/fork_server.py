@@ -158,6 +158,8 @@ if __name__ == "__main__":
 
     import valueapprox.agents.console
     import valueapprox.agents.several
+    import valueapprox.agents.sweeps.page
+    import valueapprox.agents.sweeps.sweep
     import valueapprox.agents.training
     import valueapprox.agents.verdict
     import valueapprox.cli.pictures

@@ -1,4 +1,4 @@
-"""Several seeds, and comparisons: the numbers of tables are those of the runs, whichever way these were made."""
+"""Several seeds: each run is the run alone; and runs from a few words or a file."""
 
 import dataclasses
 import json
@@ -8,16 +8,13 @@ import threading
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import valueapprox
 from valueapprox.agents import several
 from valueapprox.agents.callbacks import stop_at_return
 from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.prediction_run import PredictionSettings
-from valueapprox.agents.report import read_episodes
 from valueapprox.agents.training import read_config, settings_from, train
-from valueapprox.telemetry import read_metrics
 
 ACTS = ControlSettings("valueapprox/CartPole-v1", hidden=(8,), steps=3000)
 PREDICTS = PredictionSettings(
@@ -66,54 +63,6 @@ def test_what_is_done_is_left_alone_and_what_is_not_goes_on(seeds, tmp_path):
     assert same(folder.with_name("seed-1"), seeds / "a" / "seed-1")
 
 
-def test_runs_that_differ_in_their_seeds_alone_are_a_group(seeds):
-    groups = several.group([seeds / "c", *sorted((seeds / "b").iterdir()), seeds / "a"])
-    assert [(g.name, len(g.runs)) for g in several.group([seeds / "a", seeds / "b"])] == [
-        ("gamma 0.99", 3),
-        ("gamma 0.9", 3),
-    ]
-    assert [len(g.runs) for g in groups] == [3, 3, 3]
-    assert several.group([seeds / "a"])[0].name == "a"
-    assert several.group([seeds / "a" / "seed-1"])[0].name == "seed-1"
-    with pytest.raises(FileNotFoundError, match="holds no run; expected the folder of a run, or of several"):
-        several.group([seeds / "a" / "seed-1" / "nothing"])
-
-
-def cells(table):
-    return [[column._cells[row] for column in table.columns] for row in range(table.row_count)]
-
-
-def test_the_table_has_means_over_seeds_with_student_s_interval(seeds):
-    (table,) = several.tables(several.group([seeds / "a"]))
-    late, final = [], []
-    for k in range(3):
-        episodes = read_episodes(seeds / "a" / f"seed-{k}")
-        late.append(np.mean([e["return"] for e in episodes if e["step"] > 0.85 * 3000]))
-        final.append(read_metrics(seeds / "a" / f"seed-{k}")[-1]["final/greedy/return"])
-
-    def shown(numbers):
-        half = stats.t.ppf(0.975, 2) * np.std(numbers, ddof=1) / np.sqrt(3)
-        mean = np.mean(numbers)
-        return f"{mean:,.4g} ({mean - half:,.4g} to {mean + half:,.4g})"
-
-    (row,) = cells(table)
-    assert row == ["a", ACTS.env, "stream-ac", "3", "3,000", shown(late), f"{min(late):,.4g}", shown(final)]
-
-
-def test_values_are_compared_by_their_errors(seeds):
-    acts, predicts = several.tables(several.group([seeds / "a", seeds / "c"]))
-    assert len(cells(acts)) == len(cells(predicts)) == 1
-    rmsve = [read_metrics(seeds / "c" / f"seed-{k}")[-1]["value/error/rmsve"] for k in range(3)]
-    assert cells(predicts)[0][5].startswith(f"{np.mean(rmsve):,.4g} (")
-
-
-def test_what_is_no_run_of_an_agent_is_said(tmp_path):
-    for text, words in (('{"data": "x.csv"}', "holds no run of an agent"), ("{", "settings.json cannot be read")):
-        (tmp_path / "settings.json").write_text(text)
-        with pytest.raises(ValueError, match=words):
-            several.group([tmp_path])
-
-
 def test_ctrl_c_ends_all_of_the_runs(tmp_path):
     runs = several.seed_runs(dataclasses.replace(ACTS, steps=10**9), tmp_path, range(2))
     timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
@@ -122,11 +71,6 @@ def test_ctrl_c_ends_all_of_the_runs(tmp_path):
         several.complete_all(runs, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["seed-0"]
     assert ControlRun.stored_settings(tmp_path / "seed-0").steps == 10**9
-
-
-def test_the_picture_is_drawn(seeds, tmp_path):
-    path = several.picture(several.group([seeds / "a", seeds / "b", seeds / "c"]), tmp_path / "x" / "compare.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 # --- from a few words -------------------------------------------------------------------------------------------------

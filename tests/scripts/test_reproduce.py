@@ -1,12 +1,17 @@
 """scripts/reproduce.py: what it computes, and the whole for a few steps on real Ray."""
 
-import json
+import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from valueapprox.agents.sweeps import page
+from valueapprox.agents.sweeps.store import Result, Row, Store
+from valueapprox.agents.sweeps.table import Group
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -14,25 +19,27 @@ sys.path.insert(0, str(SCRIPTS))
 import reproduce  # noqa: E402
 import train  # noqa: E402
 
-EPISODES = [{"step": step, "return": value} for step, value in ((10, 1.0), (86, 5.0), (100, 7.0), (101, 50.0))]
-
-
-def test_a_result_is_the_mean_of_the_last_fifteen_percent():
-    # Steps 86 and 100 lie in (85, 100]; 10 is earlier and 101 later.
-    assert reproduce.at(EPISODES, 100) == 6.0
-    assert np.isnan(reproduce.at(EPISODES, 50))  # none ended in (42.5, 50]
-
-
-def test_a_point_of_a_curve_is_the_mean_of_a_twentieth_of_the_run():
-    steps = np.array([50.0, 102.0, 200.0])  # windows of 10 steps
-    np.testing.assert_array_equal(reproduce.mean_returns(EPISODES, steps), [np.nan, (7.0 + 50.0) / 2, np.nan])
-
 
 @pytest.mark.parametrize("experiment", [*reproduce.EXPERIMENTS.values(), *reproduce.WORLDS.values()])
 def test_the_command_that_is_printed_starts_the_same_run(experiment):
-    program, script, *options = shlex.split(experiment.command())
-    assert (program, script) == ("python", "scripts/train.py")
-    assert train.parse(options).settings == experiment.settings
+    (cell,) = experiment.cells(range(7, 8))
+    group = Group("it", [Row(0, cell, None)], "return")
+    words = shlex.split(page.command_for(group))
+    options = words[next(n for n, word in enumerate(words) if word.endswith("train.py")) + 1 :]
+    assert train.parse(options).settings == replace(experiment.settings, seed=7)
+
+
+def test_a_result_is_read_where_it_is_marked():
+    numbers = {"return": 5.0, "return_at_20": 3.0}
+    cells = reproduce.EXPERIMENTS["cartpole"].cells(range(3))
+    results = [Result("", "done", numbers, np.zeros((2, 0))), Result("", "diverged", {}, np.zeros((2, 0)))]
+    results.append(Result("", "done", {"return": 1.0}, np.zeros((2, 0))))
+    rows = [Row(n, cell, result) for n, (cell, result) in enumerate(zip(cells, results, strict=True))]
+    group = Group("it", rows, "return")
+    np.testing.assert_array_equal(reproduce.returns_at(group, 150_000), [5.0, -np.inf, 1.0])
+    np.testing.assert_array_equal(reproduce.returns_at(group, 20), [3.0, -np.inf, np.nan])
+    assert reproduce.shown(np.array([5.0, -np.inf])) == ("not printed: 1 of 2 seeds were lost", "lost")
+    assert reproduce.shown(np.array([5.0, np.nan]))[0] == "no episode ended there in 1 of 2 seeds"
 
 
 def test_every_change_changes_a_setting():
@@ -68,21 +75,21 @@ def test_seeds_that_have_not_found_the_goal_are_counted():
 def test_what_was_run_is_not_run_again(local_ray, tmp_path, capsys):
     options = reproduce.Reproduce(("cartpole", "cartpole-q"), seeds="2", share=0.02, folder=tmp_path, quiet=True)
     assert reproduce.main(options) == 0
-    first = (tmp_path / "results.json").read_text()
-    results = json.loads(first)
-    assert set(results) == {"cartpole", "cartpole-q"}
-    assert set(results["cartpole"]["returns"]) == {"400", "1500", "3000"}
-    assert all(8 < value <= 500 for value in results["cartpole"]["returns"]["3000"])
-    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
     assert "CartPole-v1" in table
-    assert "python scripts/train.py --env valueapprox/CartPole-v1 --agent stream-q --steps 3000 --seed 0" in table
+    assert "train.py --env valueapprox/CartPole-v1 --agent stream-q --steps 3000 --seed 0" in table
     assert "330" not in table  # what was published is of the full length
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.npz")}
-    assert len(made) == 4
+    with Store(tmp_path, read_only=True) as store:
+        rows = store.rows()
+    assert len(rows) == 4
+    assert all({"return", "return_at_400", "return_at_1500"} <= set(row.result.numbers) for row in rows[:2])
+    assert all(8 < row.result.numbers["return"] <= 500 for row in rows)
+    first = (tmp_path / "report.html").read_text()
     assert reproduce.main(options) == 0
-    assert (tmp_path / "results.json").read_text() == first
-    assert {path: path.stat().st_mtime_ns for path in made} == made
+    with Store(tmp_path, read_only=True) as store:
+        assert [row.result.seconds for row in store.rows()] == [row.result.seconds for row in rows]
+    timed = re.compile(r"Written [^<]*|image/png;base64,[^\"]*")
+    assert timed.sub("", (tmp_path / "report.html").read_text()) == timed.sub("", first)
 
 
 def test_an_unknown_experiment_is_named(start_script, tmp_path):

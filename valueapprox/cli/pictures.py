@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [float(f"1e{exponent + i * every}") for i in range(-(-(len(ticks) - 1) // every) + 1)]
 
 
-def mean_returns(episodes: Sequence[dict[str, Any]], steps: np.ndarray) -> np.ndarray:
+def mean_returns(episodes: Sequence[Mapping[str, Any]], steps: np.ndarray) -> np.ndarray:
     """Mean return of the episodes that ended within a twentieth of the run before each of these steps, or NaN."""
     width = steps[-1] / WINDOW
     ends, returns = np.array([(e["step"], e["return"]) for e in episodes], np.float64).reshape(-1, 2).T

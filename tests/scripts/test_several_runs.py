@@ -32,8 +32,8 @@ def test_seeds_are_runs_of_their_own_in_one_table(runs):
     folder, seeds, _ = runs
     assert sorted(path.name for path in (folder / "seeds").iterdir() if path.is_dir()) == ["seed-3", "seed-4"]
     assert not np.array_equal(weights(folder / "seeds" / "seed-3"), weights(folder / "seeds" / "seed-4"))
-    assert "Returns: mean over seeds (95 % interval)" in seeds.stdout
-    assert "2,000" in seeds.stdout
+    assert "return while learning by setting" in seeds.stdout
+    assert "report.py" in seeds.stdout
     assert (folder / "seeds" / "seeds.png").exists()
 
 
@@ -74,18 +74,21 @@ def test_the_summary_says_what_the_numbers_mean_and_how_to_use_the_run(runs):
 
 def test_runs_are_compared(runs, start_script):
     folder, _, _ = runs
-    done = start_script("compare.py", "seeds", "one", "--picture", "both.png", cwd=folder)
+    done = start_script("report.py", "seeds", "one", "--out", "both", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "stream-ac" in done.stdout
-    assert "sarsa" in done.stdout
-    assert (folder / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert "valueapprox/CartPole-v1, stream-ac" in done.stdout
+    assert "valueapprox/CartPole-v1, sarsa" in done.stdout
+    assert "Fewer than 5 seeds" in done.stdout
+    page = (folder / "both" / "report.html").read_text()
+    assert "sarsa" in page
+    assert page.count("data:image/png;base64,") >= 2
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("compare.py",), "no run is named; expected folders"),
-        (("compare.py", "nowhere"), "nowhere holds no run; expected the folder of a run, or of several"),
+        (("report.py",), "no folder is named; expected those of sweeps or runs"),
+        (("report.py", "nowhere"), "nowhere holds no run; expected the folder of a run, of several, or of a sweep"),
         (("train.py", "--config", "nowhere.json"), "nowhere.json"),
         (("train.py", "--config", "x.json", "--resume", "one"), "config is x.json; expected nothing with --resume"),
         (("train.py", "--resume", "one", "--seeds", "2"), "resume goes with one run"),
