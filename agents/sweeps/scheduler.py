@@ -19,7 +19,7 @@ from valueapprox.agents.sweeps.measures import measure
 from valueapprox.agents.sweeps.store import FAILED, Result
 from valueapprox.checks import positive
 from valueapprox.cluster import cluster
-from valueapprox.interrupts import Stop, interruptible
+from valueapprox.interrupts import PATIENCE, SAY_AFTER, Stop, interruptible
 
 __all__ = ["ATTEMPTS", "run_cells"]
 
@@ -27,6 +27,7 @@ CHUNK_SECONDS = 1.0  # of work that a worker is sent at once
 AHEAD = 2  # chunks that a worker has: while it returns one it works on the next
 ATTEMPTS = 3  # of a cell that fails, or whose process dies
 MAX_CHUNK = 1000
+MAX_DEATHS = 20
 Wanted: TypeAlias = tuple[bool, Sequence[int]]  # points and marks, see `measure`
 
 
@@ -127,6 +128,7 @@ class _Measurer:
 @dataclass
 class _Worker:
     actor: Any
+    started: Any  # None once its process has answered: before, it gets no work that others could do
     chunks: deque[tuple[Any, list[Cell]]] = field(default_factory=deque)  # (reference, cells), oldest first
 
 
@@ -139,7 +141,8 @@ class _Pool:
         self.alone: deque[Cell] = deque()  # cells of a chunk whose process died: one by one, to see which it was
         self.attempts: dict[str, int] = defaultdict(int)
         self.seconds: dict[tuple[Any, ...], float] = {}
-        self.workers = [_Worker(self._actor()) for _ in range(n)]
+        self.deaths = 0  # of processes in a row, without a result between them
+        self.workers = [_Worker(*self._actor()) for _ in range(n)]
 
     def __enter__(self) -> _Pool:
         return self
@@ -150,22 +153,45 @@ class _Pool:
                 ray.kill(worker.actor)
 
     @staticmethod
-    def _actor() -> Any:
-        return ray.remote(_Measurer).options(num_cpus=1, max_restarts=0).remote()
+    def _actor() -> tuple[Any, Any]:
+        actor: Any = ray.remote(_Measurer).options(num_cpus=1, max_restarts=0).remote()
+        return actor, actor.pid.remote()
 
     def results(self, stop: Stop) -> Iterator[list[Result]]:
         """What arrives, until all is done or the process is asked to end."""
+        idle_since = time.monotonic()
+        said = False
         while not stop.is_set():
             for _ in range(AHEAD):  # first one chunk for each, then the next
                 for worker in self.workers:
-                    if len(worker.chunks) < AHEAD:
+                    if worker.started is None and len(worker.chunks) < AHEAD:
                         self._send(worker)
             busy = {worker.chunks[0][0]: worker for worker in self.workers if worker.chunks}
-            if not busy:
+            if not (busy or self.waiting or self.alone):
                 return
-            ready, _ = ray.wait(list(busy), num_returns=1, timeout=0.2)
+            starting = {worker.started: worker for worker in self.workers if worker.started is not None}
+            if busy:
+                idle_since, said = time.monotonic(), False
+            elif (waited := time.monotonic() - idle_since) > PATIENCE:
+                raise TimeoutError(
+                    f"no process for a worker has started for {waited:.0f} s; expected one: does Ray have a free CPU?"
+                )
+            elif waited > SAY_AFTER and not said:
+                said = True
+                self.notice(f"no process for a worker has started for {waited:.0f} s; given up after {PATIENCE:g} s")
+            ready, _ = ray.wait([*busy, *starting], num_returns=1, timeout=0.2)
             for reference in ready:
-                yield from self._received(busy[reference], reference)
+                if reference in starting:
+                    self._has_started(starting[reference])
+                else:
+                    yield from self._received(busy[reference], reference)
+
+    def _has_started(self, worker: _Worker) -> None:
+        try:
+            ray.get(worker.started)
+            worker.started = None
+        except RayActorError as error:
+            self._replaced(worker, error)
 
     def _send(self, worker: _Worker) -> None:
         chunk = self._next_chunk()
@@ -197,7 +223,7 @@ class _Pool:
         except RayTaskError as error:  # of our own: it would come again
             raise RuntimeError(f"a worker cannot measure cells: {error}") from error
         _, chunk = worker.chunks.popleft()
-        done = []
+        self.deaths, done = 0, []
         for cell, result in zip(chunk, results, strict=True):
             shape = _shape(cell)
             self.seconds[shape] = min(result.seconds, self.seconds.get(shape, result.seconds))
@@ -213,12 +239,15 @@ class _Pool:
         self.notice(f"a Ray worker died ({str(error).strip().splitlines()[0]}); a new one does its work again")
         with contextlib.suppress(Exception):
             ray.kill(worker.actor)
-        (_, first), *others = worker.chunks
+        self.deaths += 1
+        if self.deaths > MAX_DEATHS:
+            raise RuntimeError(f"{self.deaths} Ray workers died in a row, with no cell done between them:\n{error}")
+        (_, first), *others = worker.chunks or [(None, [])]
         worker.chunks.clear()
-        worker.actor = self._actor()
+        worker.actor, worker.started = self._actor()
         for _, chunk in reversed(others):
             self.waiting.extendleft(reversed(chunk))
-        if len(first) > 1:
+        if len(first) != 1:
             self.alone.extend(first)
             return []
         (cell,) = first

@@ -1,6 +1,6 @@
 """Does a run go on, and learn the same, when one of the two nodes of its Ray cluster is lost?
 
-python tests/bars/node_loss.py [--only run | result]    about a minute and a half
+python tests/bars/node_loss.py [--only run | result | sweep]    about two minutes
 
 Exit code 1 where weights differ, or nothing was lost.
 """
@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 
 from valueapprox.agents.batch_run import BatchRun, BatchSettings, make_experience
 from valueapprox.agents.rollout import make_environment
+from valueapprox.agents.sweeps import Store, Sweep
 from valueapprox.cluster import RayWorker
 
 SETTINGS = BatchSettings.from_dict(
@@ -97,19 +98,46 @@ def lose_one_with_a_result() -> bool:
     return same and bool(said)
 
 
+def lose_one_in_a_sweep(folder: Path) -> bool:
+    """A node is lost while four workers on two nodes measure cells: two go on, and the store is the same."""
+    fixed = {"env": "valueapprox/CartPole-v1", "agent": "stream-ac", "steps": 20_000}
+    sweep = Sweep(fixed, {"lam": [0.0, 0.5, 0.8, 0.9]}, seeds=40)
+    sweep.run(folder / "fine")
+    nodes, said = Nodes(), []
+    try:
+
+        def lose(status):
+            if status.done >= 40 and len(nodes.nodes) == 2:
+                nodes.cluster.remove_node(nodes.nodes.pop(), allow_graceful=False)
+
+        sweep.run(folder / "lost", workers=4, notice=said.append, progress=lose)
+    finally:
+        nodes.close()
+    print("\n".join(said))
+    stores = []
+    for name in ("fine", "lost"):
+        with Store(folder / name, read_only=True) as store:
+            stores.append([(row.cell, row.result.numbers, row.result.curve.tobytes()) for row in store.rows()])
+    same = stores[0] == stores[1]
+    print(f"a sweep of {len(stores[0])} cells that lost a node: {'the same' if same else 'another'} store")
+    return same and bool(said)
+
+
 def main() -> int:
-    """Both ways to lose a node, or one."""
+    """All ways to lose a node, or one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("run", "result"))
+    parser.add_argument("--only", choices=("run", "result", "sweep"))
     only = parser.parse_args().only
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        if only != "result":
+        if only in (None, "run"):
             fine = BatchRun(SETTINGS, Path(folder) / "fine")
             fine.train(0)
             results.append(lose_one_in_a_run(Path(folder) / "run", digest(fine)))
-        if only != "run":
+        if only in (None, "result"):
             results.append(lose_one_with_a_result())
+        if only in (None, "sweep"):
+            results.append(lose_one_in_a_sweep(Path(folder)))
     return 0 if all(results) else 1
 
 
