@@ -25,7 +25,8 @@ __all__ = ["ATTEMPTS", "run_cells"]
 
 CHUNK_SECONDS = 1.0  # of work that a worker is sent at once
 AHEAD = 2  # chunks that a worker has: while it returns one it works on the next
-ATTEMPTS = 3  # of a cell that fails, or whose process dies
+ATTEMPTS = 3  # of a cell that fails
+LIVES = 8  # of a cell whose process dies: it need not be the cell's fault
 MAX_CHUNK = 1000
 MAX_DEATHS = 20
 Wanted: TypeAlias = tuple[bool, Sequence[int]]  # points and marks, see `measure`
@@ -140,6 +141,7 @@ class _Pool:
         self.waiting: deque[Cell] = deque(_ordered(cells))
         self.alone: deque[Cell] = deque()  # cells of a chunk whose process died: one by one, to see which it was
         self.attempts: dict[str, int] = defaultdict(int)
+        self.deaths_of: dict[str, int] = defaultdict(int)
         self.seconds: dict[tuple[Any, ...], float] = {}
         self.deaths = 0  # of processes in a row, without a result between them
         self.workers = [_Worker(*self._actor()) for _ in range(n)]
@@ -251,9 +253,9 @@ class _Pool:
             self.alone.extend(first)
             return []
         (cell,) = first
-        self.attempts[cell.digest] += 1
-        if self.attempts[cell.digest] < ATTEMPTS:
+        self.deaths_of[cell.digest] += 1
+        if self.deaths_of[cell.digest] < LIVES:
             self.alone.append(cell)
             return []
-        why = f"the process that measured it died {ATTEMPTS} times: {error}"
-        return [Result(cell.digest, FAILED, {}, np.zeros((2, 0)), why, ATTEMPTS)]
+        why = f"the process that measured it died {LIVES} times: {error}"
+        return [Result(cell.digest, FAILED, {}, np.zeros((2, 0)), why, LIVES)]

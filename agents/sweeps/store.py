@@ -75,7 +75,8 @@ class Store:
 
     def __init__(self, folder: str | Path, read_only: bool = False) -> None:
         self.path = Path(folder) / STORE_FILE
-        if read_only and not self.path.exists():
+        # Of one that is being made nothing is there yet: tables and version come in one transaction.
+        if read_only and not (self.path.exists() and self.path.stat().st_size):
             raise FileNotFoundError(f"{folder} holds no sweep ({STORE_FILE} is missing)")
         where = f"{self.path.resolve().as_uri()}?mode=ro" if read_only else str(self.path)
         self._db = sqlite3.connect(where, uri=read_only, isolation_level=None, timeout=30.0)
@@ -84,8 +85,10 @@ class Store:
                 # A rollback journal and not a write-ahead log, which network file systems do not bear.
                 self._db.execute("PRAGMA journal_mode = DELETE")
                 self._db.execute("PRAGMA synchronous = FULL")
-                self._db.executescript(TABLES)
-                self._db.execute("INSERT OR IGNORE INTO about VALUES ('version', ?)", (str(VERSION),))
+                with self._whole():
+                    for statement in filter(str.strip, TABLES.split(";")):
+                        self._db.execute(statement)
+                    self._db.execute("INSERT OR IGNORE INTO about VALUES ('version', ?)", (str(VERSION),))
             (found,) = self._db.execute("SELECT value FROM about WHERE name = 'version'").fetchone() or ("none",)
         except sqlite3.DatabaseError as error:
             self._db.close()

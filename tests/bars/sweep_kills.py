@@ -116,8 +116,18 @@ def kill_driver(folder: Path, kills: int) -> tuple[int, int]:
 
 
 def _settled(folder: Path) -> set[str]:
-    with Store(folder, read_only=True) as store:
-        return store.settled()
+    try:
+        with Store(folder, read_only=True) as store:
+            return store.settled()
+    except FileNotFoundError:  # it is being made
+        return set()
+
+
+def show(found: dict[str, tuple[object, ...]], right: dict[str, tuple[object, ...]]) -> None:
+    """In which rows a store differs."""
+    differing = [digest for digest in {*found, *right} if found.get(digest) != right.get(digest)]
+    for digest in differing[:10]:
+        print(f"  {digest}: {found.get(digest, ())[:3]} instead of {right.get(digest, ())[:3]}")
 
 
 def main() -> int:
@@ -136,6 +146,7 @@ def main() -> int:
             n = kill_workers(folder / "workers", options.kills)
             same = recorded(folder / "workers") == right
             print(f"{n} workers killed: the store {'equals' if same else 'DIFFERS FROM'} the undisturbed one")
+            show(recorded(folder / "workers"), right)
             ok &= same and n > 0
         if options.only != "worker":
             deaths, lost = kill_driver(folder / "driver", options.kills)
@@ -144,6 +155,7 @@ def main() -> int:
                 f"the driver killed {deaths} times: {lost} recorded results lost or changed; the store "
                 f"{'equals' if same else 'DIFFERS FROM'} the undisturbed one"
             )
+            show(recorded(folder / "driver"), right)
             ok &= same and lost == 0 and deaths == options.kills
     return 0 if ok else 1
 

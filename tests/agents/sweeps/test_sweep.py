@@ -113,7 +113,7 @@ def test_a_process_that_dies_takes_only_the_cell_along_that_kills_it(local_ray, 
     said = []
     table = Sweep(fixed, {"env_args": arguments}, seeds=1).run(tmp_path / "out", workers=2, notice=said.append)
     assert table["status"].tolist() == [DONE, FAILED, DONE]
-    assert f"the process that measured it died {scheduler.ATTEMPTS} times" in table.rows[1].result.error
+    assert f"the process that measured it died {scheduler.LIVES} times" in table.rows[1].result.error
     assert any("a Ray worker died" in sentence for sentence in said)
     assert table["return"][0] == table["return"][2]
 
