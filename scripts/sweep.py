@@ -173,7 +173,9 @@ def asked(options: SweepCommand, read: Sweep | None, arguments: Sequence[str]) -
     for f in fields(options.settings):
         if f.name not in NOT_SWEPT and (words := getattr(options.settings, f.name)):
             given[f.name] = tuple(value_of(f.name, word, types.get(f.name, str)) for word in words)
-    for name, values in given.items():
+    typed_at = [a.partition("=")[0].lstrip("-").replace("-", "_") for a in arguments]
+    for name in sorted(given, key=lambda n: typed_at.index(n) if n in typed_at else 0):  # the grid is as it was typed
+        values = given[name]
         if not values:
             continue
         for where in (fixed, grid, ranges):
