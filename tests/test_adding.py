@@ -20,6 +20,7 @@ from valueapprox.agents.policies import resolve
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.rollout import Task, make_rollout
 from valueapprox.optim import OPTIMIZERS
+from valueapprox.statistics import STATISTICS, estimate
 from valueapprox.td import METHODS
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "adding.md").read_text(), re.DOTALL)
@@ -28,7 +29,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs
 @pytest.fixture
 def example(request, tmp_path, monkeypatch):
     """The module of an example, which is forgotten afterwards."""
-    registries = OPTIMIZERS, AGENTS, BATCH_AGENTS, envs.WORLDS, gym.registry, losses.LOSSES, METHODS
+    registries = OPTIMIZERS, AGENTS, BATCH_AGENTS, envs.WORLDS, gym.registry, losses.LOSSES, METHODS, STATISTICS
     known = [dict(registry) for registry in registries]
     path = tmp_path / f"example_{request.param}.py"
     path.write_text(EXAMPLES[request.param])
@@ -209,3 +210,12 @@ def test_an_agent_of_many_environments_is_one_file(example, tmp_path):
     np.testing.assert_array_equal(weights[0], weights[1])
     assert (weights[0] != weights[2]).any()
     assert example.SPO.agent_name in BATCH_AGENTS
+
+
+@pytest.mark.parametrize("example", [6], indirect=True)
+def test_a_statistic_is_one_file(example):
+    runs = [5.0, 1.0, 7.0, 2.0, 9.0, 8.0]  # the worst two of six: (1 + 2) / 2
+    found = estimate(runs, "worst-quarter")
+    assert found.value == 1.5 == example.worst_quarter(runs)
+    assert found.low <= found.value < found.high
+    np.testing.assert_array_equal(example.worst_quarter([[3.0, -np.inf], [2.0, 1.0]]), [-np.inf, 1.0])

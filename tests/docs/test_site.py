@@ -11,11 +11,14 @@ import valueapprox
 import valueapprox.envs
 import valueapprox.export
 import valueapprox.service
+import valueapprox.statistics
 from valueapprox.agents import catalogue
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = [
-    (m, name) for m in (valueapprox, valueapprox.service, valueapprox.envs, valueapprox.export) for name in m.__all__
+    (m, name)
+    for m in (valueapprox, valueapprox.service, valueapprox.envs, valueapprox.export, valueapprox.statistics)
+    for name in m.__all__
 ]
 PUBLIC += [(valueapprox.agents, name) for name in catalogue.__all__ if name != "AGENTS"]
 
