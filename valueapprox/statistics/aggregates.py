@@ -23,7 +23,8 @@ def _attempt(statistic: Any) -> None:
     along = np.asarray(statistic(values))
     if along.shape != (3,):
         raise ValueError(f"of values (3, 7) along the last axis it has shape {along.shape}; expected (3,)")
-    if not np.allclose(along, statistic(values.T, axis=0)):
+    across = np.asarray(statistic(values.T, axis=0))
+    if across.shape != (3,) or not np.allclose(along, across):
         raise ValueError("it is another along axis 0 than along the last one")
     if not np.allclose(along, statistic(values[:, ::-1], axis=-1)):
         raise ValueError("it depends on the order of the values")

@@ -8,26 +8,19 @@ documentation has a table of how often each covers the truth.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import bdtr, ndtr, stdtrit
+from scipy.special import bdtr, stdtrit
 
-from valueapprox.checks import as_numbers, one_of, positive, unit_interval
+from valueapprox.checks import one_of, positive, unit_interval
 from valueapprox.seeding import sequence
 from valueapprox.statistics.aggregates import STATISTICS, median
+from valueapprox.statistics.resampling import Values, bootstrap, percentiles, strata, stretch
 
-__all__ = [
-    "Estimate", "bootstrap", "counts", "estimate", "interval_of_mean", "intervals_of_measures", "percentiles", "strata",
-    "tolerance_interval",
-]  # fmt: skip
-
-MAX_NUMBERS = 4_000_000  # that resamples hold at a time
-
-Values = ArrayLike | Sequence[ArrayLike]
+__all__ = ["Estimate", "estimate", "interval_of_mean", "intervals_of_measures", "tolerance_interval"]
 
 
 @dataclass(frozen=True)
@@ -37,23 +30,6 @@ class Estimate:
     value: float
     low: float
     high: float
-
-
-def strata(name: str, values: Values) -> list[np.ndarray]:
-    """Values (n,), or a list of arrays with one per task, as a list of arrays of float64.
-
-    Raises
-    ------
-    ValueError
-        If there is no value, or an array has another shape than (n,).
-    """
-    given: Any = values
-    several = isinstance(given, (list, tuple)) and any(np.ndim(part) for part in given)
-    parts = [as_numbers(name, part).astype(np.float64) for part in (given if several else [given])]
-    for part in parts:
-        if part.ndim != 1 or not part.size:
-            raise ValueError(f"{name} has shape {part.shape}; expected (n,) with n >= 1, or a list of such arrays")
-    return parts
 
 
 # --- Student's t ----------------------------------------------------------------------------------------------------
@@ -172,51 +148,17 @@ def tolerance_interval(values: ArrayLike, share: float = 0.9, confidence: float 
 # --- the bootstrap --------------------------------------------------------------------------------------------------
 
 
-def counts(size: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of some values was drawn in n resamples of them, (n, size): for what is a sum over values."""
-    return rng.multinomial(size, np.full(size, 1 / size), size=n)
-
-
-def bootstrap(
-    parts: list[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], n: int, rng: np.random.Generator
-) -> np.ndarray:
-    """The statistic (n,) of n resamples, drawn with replacement within each stratum and pooled."""
-    block = max(1, MAX_NUMBERS // sum(part.size for part in parts))
-    found = []
-    for b in [block] * (n // block) + [n % block] * (n % block > 0):
-        drawn = [part[rng.integers(part.size, size=(b, part.size))] for part in parts]
-        found.append(statistic(np.concatenate(drawn, axis=1)))
-    return np.concatenate(found)
-
-
-def percentiles(found: np.ndarray, sizes: Sequence[int], confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends of the interval from statistics of resamples (b, ...): their percentiles, moved outwards.
-
-    Resamples of n values spread by sqrt((n - 1) / n) too little, and their percentiles are the normal distribution's
-    where Student's t is wanted: of the mean of 10 normal values, 95 % cover 90. So the levels are
-    Phi(-+ t(n - 1) sqrt(n / (n - 1))) (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", the expanded
-    percentile interval). With strata of n_s values, n - 1 is sum_s (n_s - 1) and the factor
-    sqrt(sum_s n_s^2 / (n_s - 1) / sum_s n_s), as if they spread alike.
-    """
-    n = np.array([size for size in sizes if size > 1], dtype=np.float64)
-    if not n.size:
-        nothing = np.full(found.shape[1:], np.nan)
-        return nothing, nothing
-    z = stdtrit((n - 1).sum(), (1 + confidence) / 2) * np.sqrt((n**2 / (n - 1)).sum() / n.sum())
-    # Both are one of the statistics, and no mean of two: either may be -inf.
-    ordered = np.sort(found, axis=0)
-    k = max(1, int(ndtr(-z) * (len(ordered) + 1)))
-    return ordered[k - 1], ordered[-k]
-
-
 def estimate(
     values: Values, statistic: str = "mean", confidence: float = 0.95, seed: int = 0, resamples: int = 2000
 ) -> Estimate:
     """A statistic of the runs with its confidence interval.
 
-    The mean has Student's interval (Welch's, with several tasks), the median of one task that of order statistics
-    (Hettmansperger & Sheather 1986), and everything else the expanded percentile interval of a bootstrap that is
-    stratified by task (Agarwal et al. 2021; Hesterberg 2015). All of them are made for few runs.
+    The mean has Student's interval (Welch's, with several tasks), and the median of one task that of order statistics
+    (Hettmansperger & Sheather 1986). Everything else has the percentiles of a bootstrap that is stratified by task
+    (Agarwal et al. 2021), further out than 2.5 and 97.5 %, since these would cover too little: at the levels
+    Phi(-+ t(sum_s (n_s - 1)) f), with Student's t, and a factor f for small strata (`stretch`). This is the expanded
+    percentile interval of Hesterberg 2015 ("What Teachers Should Know About the Bootstrap"), but for f = 1 with one
+    task, as resamples of medians and IQMs, unlike those of means, spread by no less than fresh samples.
 
     Parameters
     ----------
@@ -253,5 +195,7 @@ def estimate(
     if statistic == "median" and len(parts) == 1:
         return _of_median(parts[0], confidence)
     rng = np.random.default_rng(sequence(seed, "bootstrap"))
-    low, high = percentiles(bootstrap(parts, compute, resamples, rng), [part.size for part in parts], confidence)
+    sizes = [part.size for part in parts]
+    z = float(stdtrit(sum(sizes) - len(sizes), (1 + confidence) / 2)) * stretch(sizes)
+    low, high = percentiles(bootstrap(parts, compute, resamples, rng), z)
     return Estimate(float(compute(np.concatenate(parts))), float(low), float(high))
