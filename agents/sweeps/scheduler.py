@@ -139,7 +139,7 @@ class _Pool:
     def __init__(self, cells: Sequence[Cell], n: int, wanted: Wanted, notice: Callable[[str], None]) -> None:
         self.wanted, self.notice = wanted, notice
         self.waiting: deque[Cell] = deque(_ordered(cells))
-        self.alone: deque[Cell] = deque()  # cells of a chunk whose process died: one by one, to see which it was
+        self.alone: deque[Cell] = deque()  # of a chunk whose process died: one by one, after all others
         self.attempts: dict[str, int] = defaultdict(int)
         self.deaths_of: dict[str, int] = defaultdict(int)
         self.seconds: dict[tuple[Any, ...], float] = {}
@@ -202,7 +202,7 @@ class _Pool:
             worker.chunks.append((worker.actor.measure.remote(plain, self.wanted), chunk))
 
     def _next_chunk(self) -> list[Cell]:
-        if self.alone:
+        if not self.waiting and self.alone:
             return [self.alone.popleft()]
         chunk: list[Cell] = []
         expected = 0.0
