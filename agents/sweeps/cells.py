@@ -20,9 +20,21 @@ from valueapprox.checks import one_of, positive
 from valueapprox.seeding import sequence
 from valueapprox.supervised.table_fit import Settings as FitSettings
 
-__all__ = ["EVALUATION", "FIRST_EVALUATION_SEED", "TUNING", "Cell", "Range", "drawn", "evaluation_cell", "grid", "make"]
+__all__ = [
+    "EVALUATION",
+    "FIRST_EVALUATION_SEED",
+    "RUN",
+    "TUNING",
+    "Cell",
+    "Range",
+    "drawn",
+    "evaluation_cell",
+    "grid",
+    "make",
+]
 
 TUNING, EVALUATION = "tuning", "evaluation"
+RUN = "run"  # by itself, in a folder: part of no sweep
 #: Seeds below are for choosing settings, those from here on for saying how good the chosen one is.
 FIRST_EVALUATION_SEED = 1_000_000
 FORMAT = 1  # of digests

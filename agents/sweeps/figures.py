@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from valueapprox.agents.sweeps.sheets import words_for
-from valueapprox.agents.sweeps.table import Group, best, names_of, value_text
+from valueapprox.agents.sweeps.table import Group, best, names_of, renamed, value_text
 from valueapprox.cli.charts import new_figure
 from valueapprox.cli.pictures import steps_axis
 from valueapprox.statistics import interval_of_mean, performance_profile
@@ -76,7 +76,7 @@ def curves(groups: Sequence[Group]) -> Any | None:
         return None
     figure, every = _panels(len(panels))
     for axes, ((name, number, _), here) in zip(every, panels.items(), strict=True):
-        ranked = sorted(here, key=lambda g: np.median(g.scores) if len(g.scores) else -math.inf, reverse=True)
+        ranked = sorted(renamed(here), key=lambda g: np.median(g.scores) if len(g.scores) else -math.inf, reverse=True)
         last = 0.0
         for colour, group in enumerate(ranked[:MOST_LINES]):
             steps, lines = group.curves()
@@ -88,7 +88,7 @@ def curves(groups: Sequence[Group]) -> Any | None:
             axes.set_xlabel("epochs", fontsize=9)
         axes.set_xlim(0, 1.02 * last)
         more = f", best {MOST_LINES} of {len(ranked)} settings" if len(ranked) > MOST_LINES else ""
-        _finish(axes, name + more, words_for(number))
+        _finish(axes, name + more, words_for(number.removesuffix("_area")))
     return figure
 
 
@@ -151,7 +151,7 @@ def profiles(groups: Sequence[Group]) -> Any | None:
         return None
     figure, every = _panels(len(panels), 3.0)
     for axes, ((name, _), here) in zip(every, panels.items(), strict=True):
-        ranked = sorted(here, key=lambda g: np.median(g.scores), reverse=True)[:MOST_LINES]
+        ranked = sorted(renamed(here), key=lambda g: np.median(g.scores), reverse=True)[:MOST_LINES]
         known = np.concatenate([g.scores[np.isfinite(g.scores)] for g in ranked])
         if not known.size:
             known = np.zeros(1)

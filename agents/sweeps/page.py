@@ -15,7 +15,7 @@ from typing import Any
 
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.sweeps import figures, sheets
-from valueapprox.agents.sweeps.cells import EVALUATION, TUNING
+from valueapprox.agents.sweeps.cells import EVALUATION
 from valueapprox.agents.sweeps.sheets import Sheet
 from valueapprox.agents.sweeps.table import Group, Table, best
 from valueapprox.agents.training import kind_for, settings_from
@@ -64,7 +64,7 @@ def parts_of(table: Table, commands: Sequence[str] = ()) -> list[Part]:
     parts = [Part("What came out", [f"{len(table):,} cells: {', '.join(words)}."], sheets.overview(table))]
     tuned, evaluated = table.competitors(), table.groups(EVALUATION)
     chosen = [best(groups) for groups in tuned.values()]
-    every = evaluated or (table.groups(TUNING) if len(table.groups(TUNING)) <= figures.MOST_LINES else chosen)
+    every = evaluated or (table.groups() if len(table.groups()) <= figures.MOST_LINES else chosen)
     pictures = [
         ("Mean over seeds with its 95 % interval, and every seed.", figures.curves(evaluated or table.groups()))
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from valueapprox.agents import provenance
 from valueapprox.agents.report import read_episodes
 from valueapprox.agents.run import SETTINGS_FILE
-from valueapprox.agents.sweeps.cells import Cell
+from valueapprox.agents.sweeps.cells import RUN, Cell
 from valueapprox.agents.sweeps.measures import acted, predicted
 from valueapprox.agents.sweeps.store import DONE, STORE_FILE, Result, Row, Store
 from valueapprox.agents.sweeps.table import Table
@@ -61,7 +61,7 @@ def read_run(folder: Path) -> Row:
     else:
         numbers, curve = acted(logged, read_episodes(folder), steps)
     known = {name: number for name, number in numbers.items() if np.isfinite(number)}
-    cell = Cell(plain)
+    cell = Cell(plain, RUN)
     origin: dict[str, Any] = {
         n: v for n, v in (origins[-1] if origins else {}).items() if n not in ("step", "time", "command")
     }

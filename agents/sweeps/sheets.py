@@ -14,7 +14,7 @@ import numpy as np
 
 from valueapprox.agents.sweeps.cells import EVALUATION, TUNING
 from valueapprox.agents.sweeps.store import DIVERGED, DONE, FAILED
-from valueapprox.agents.sweeps.table import PROBLEM, Group, Table, best, names_of, value_text
+from valueapprox.agents.sweeps.table import PROBLEM, Group, Table, best, names_of, renamed, value_text
 from valueapprox.cli.charts import new_table, print_wide
 from valueapprox.cli.terminal import console, plain
 from valueapprox.statistics import (
@@ -164,6 +164,7 @@ def _cells(group: Group) -> list[str]:
 
 
 def _settings(groups: Sequence[Group], table: Table, evaluated: dict[str, Group], max_rows: int) -> Sheet:
+    groups = renamed(groups)
     ranked = sorted(groups, key=_order, reverse=True)
     shown = ranked[:max_rows] if max_rows else ranked
     settings = groups[0].settings
@@ -171,7 +172,8 @@ def _settings(groups: Sequence[Group], table: Table, evaluated: dict[str, Group]
     notes = []
     if len(shown) < len(ranked):
         notes.append(f"{len(ranked) - len(shown)} more settings are in the report.")
-    if len(groups) > 1:
+    tuning = groups[0].stage == TUNING
+    if len(groups) > 1 and tuning:
         chosen = best(groups)
         said = "Chosen by the lower end of its interval" if not groups[0].least_is_best else "Chosen by the upper end"
         if groups[0].least_is_best:
@@ -185,7 +187,7 @@ def _settings(groups: Sequence[Group], table: Table, evaluated: dict[str, Group]
         notes.append(
             "Cells that diverged or failed count as the worst in IQM and worst seed; a mean over them is not printed."
         )
-    title = f"{who}: {words_for(table.number)} by setting, tuning seeds (95 % intervals over seeds)"
+    title = f"{who}: {words_for(table.number)} by setting{', tuning seeds' * tuning} (95 % intervals over seeds)"
     rows = [[group.name, *_cells(group)] for group in shown]
     return Sheet(title, ["setting"], ["seeds", "mean", "IQM", "worst seed", "went wrong"], rows, notes)
 
@@ -208,7 +210,7 @@ def _chosen(table: Table, evaluated: dict[str, Group]) -> Sheet:
 
 def differences(groups: Sequence[Group]) -> Sheet | None:
     """The best of some settings against each other one, seed by seed where they have seeds in common."""
-    ranked = sorted((g for g in groups if len(g.scores)), key=_order, reverse=True)
+    ranked = sorted((g for g in renamed(groups) if len(g.scores)), key=_order, reverse=True)
     if len(ranked) < 2:
         return None
     first, rows = ranked[0], []
@@ -225,13 +227,15 @@ def differences(groups: Sequence[Group]) -> Sheet | None:
         rows.append(
             [other.name, str(len(common)), interval(difference), better, "decided" if more == 0 else f"{more:,}"]
         )
+    where = str(first.settings.get("env", first.settings.get("data", "")))
     return Sheet(
-        f"{first.name} against each other setting",
-        ["other setting"],
+        f"{where}: {first.name} against each other one",
+        ["the other"],
         ["seeds in common", "by how much it is better", "probability that it is better", "seeds more to decide"],
         rows,
         ["Differences are taken seed by seed. An interval that holds 0 decides nothing; the last column says how many "
-         "further common seeds would decide it with probability 0.8, if the difference is as it looks now."],
+         "further common seeds would decide it with probability 0.8, if the difference is as it looks now.",
+         *(["These are numbers of tuning seeds, which chose the settings."] * (first.stage == TUNING))],
     )  # fmt: skip
 
 
@@ -271,13 +275,14 @@ def across(table: Table) -> list[Sheet]:
         names = names_of([json.loads(own) for own in keys])
         rows = []
         for where in problems:
-            one, own_best = whole[keys[chosen]][where], best([groups[where] for groups in whole.values()])
+            one, own_best = whole[keys[chosen]][where], best(renamed([groups[where] for groups in whole.values()]))
             sign = -1.0 if one.least_is_best else 1.0
             rows.append([json.loads(where)[0], interval(one.mean, sign), interval(own_best.mean, sign), own_best.name])
         said = ", ".join(f"{name} {value_text(json.loads(keys[chosen]).get(name))}" for name in names)
         middle = np.median(scores, axis=2)
         notes = ["Numbers of tuning seeds, which chose these settings."]
-        if np.isfinite(middle).all():
+        spread = np.ptp(np.percentile(middle, (5, 95), axis=0), axis=0)
+        if np.isfinite(middle).all() and (spread > 0).all():  # or there is nothing to be sensitive to
             grid = [{name: value_text(json.loads(own).get(name)) for name in names} for own in keys]
             notes.append(
                 f"Sensitivity {sensitivity(middle).value:.3g}: what tuning each environment by itself would add "

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from valueapprox.agents.sweeps.cells import TUNING
+from valueapprox.agents.sweeps.cells import EVALUATION
 from valueapprox.agents.sweeps.measures import BEST_IS_LEAST, main_number
 from valueapprox.agents.sweeps.store import DIVERGED, DONE, FAILED, Row
 from valueapprox.statistics import Estimate, interval_of_mean
 
-__all__ = ["Group", "Table", "best", "names_of", "value_text"]
+__all__ = ["Group", "Table", "best", "names_of", "renamed", "value_text"]
 
 #: Settings that say which problem is solved, and not how.
 PROBLEM = ("env", "env_args", "data", "data_digest", "policy", "noise", "gamma", "target")
@@ -198,9 +198,11 @@ class Table:
         ]
 
     def competitors(self) -> dict[str, list[Group]]:
-        """The tuned settings of each agent on each problem, among which one is chosen."""
+        """The settings of each agent on each problem, among which one is chosen: all but the evaluations."""
         found: dict[str, list[Group]] = {}
-        for group in self.groups(TUNING):
+        for group in self.groups():
+            if group.stage == EVALUATION:
+                continue
             s = group.settings
             found.setdefault(json.dumps([s.get("agent"), *(s.get(name) for name in PROBLEM)]), []).append(group)
         return found
@@ -244,14 +246,23 @@ def best(groups: Sequence[Group]) -> Group:
     return max(groups, key=order)
 
 
+def renamed(groups: Sequence[Group]) -> list[Group]:
+    """The same groups, named by what tells them from each other alone."""
+    names = names_of([group.settings for group in groups])
+    return [replace(group, name=_name(group.settings, names)) for group in groups]
+
+
 def names_of(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the settings in which some differ, the seed apart; what says the problem comes first."""
+    """Names of the settings in which some differ, the seed apart; environment and agent come first.
+
+    What some have and others have not, as of another agent, is no difference.
+    """
     names = list(dict.fromkeys(name for one in settings for name in one))
     differing = [
         name
         for name in names
         if name not in ("seed", "schedule_steps", "data_digest")
-        and len({json.dumps(one.get(name), sort_keys=True) for one in settings}) > 1
+        and len({json.dumps(one[name], sort_keys=True) for one in settings if name in one}) > 1
     ]
     return sorted(differing, key=lambda name: name not in ("env", "data", "agent"))
 
