@@ -21,6 +21,7 @@ from valueapprox.agents.sweeps.table import Group, Table, best
 from valueapprox.agents.training import kind_for, settings_from
 from valueapprox.checkpoint import write_whole
 from valueapprox.cli.terminal import command
+from valueapprox.supervised.table_fit import Settings as FitSettings
 
 __all__ = ["Part", "parts_of", "write"]
 
@@ -118,13 +119,9 @@ def command_for(group: Group) -> str:
     """What runs one seed of a setting by itself."""
     values = {**group.settings, "seed": int(group.seeds[0])}
     if "data" in values:
-        words = [
-            word
-            for name, value in values.items()
-            if name not in ("data", "data_digest")
-            for word in _option(name, value)
-        ]
-        return command("fit.py", values["data"], *words)
+        usual = json.loads(json.dumps(FitSettings().as_dict()))
+        given = {n: v for n, v in values.items() if n in usual and (v != usual[n] or n == "seed")}
+        return command("fit.py", values["data"], *(word for n, v in given.items() for word in _option(n, v)))
     return command("train.py", *options_of(settings_from(values)))
 
 
