@@ -30,7 +30,7 @@ from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.spaces import encoder
 from valueapprox.checks import one_of, positive
 from valueapprox.cluster import LocalWorker, RayWorker, Worker, cluster
-from valueapprox.envs import unknown_wrappers
+from valueapprox.envs import compiled_world, unknown_wrappers
 from valueapprox.interrupts import Stopped, watched
 from valueapprox.optim import (
     OPTIMIZERS,
@@ -159,6 +159,10 @@ class PredictionSettings(RunSettings):
         return value_function
 
 
+#: The length of states of the tasks that were tried in this process: cells of a sweep try each but once.
+_tried: dict[str, int] = {}
+
+
 class PredictionRun(Run[PredictionSettings]):
     """A run that learns the values of a policy from many environments, block by block."""
 
@@ -176,7 +180,10 @@ class PredictionRun(Run[PredictionSettings]):
     ) -> None:
         settings = self.settings
         self.task = settings.task()
-        n_inputs = self._try_environment()
+        key = repr(replace(self.task, seed=0))
+        if not self.in_memory or key not in _tried:
+            _tried[key] = self._try_environment()
+        n_inputs = _tried[key]
         self.known = evaluation.truth(self.task, settings.gamma)
         if stored is None:
             self.value_function = settings.make_value_function(n_inputs)
@@ -230,7 +237,7 @@ class PredictionRun(Run[PredictionSettings]):
                 f"workers is {n_workers}; expected at most {self.settings.envs}, as each needs an environment"
             )
         self._n_workers = n_workers
-        if self.step < self.settings.steps:
+        if self.step < self.settings.steps and not self.in_memory:  # whose time nobody takes
             self._load_kernels(n_workers)
         if n_workers > 0:
             stack.enter_context(cluster(ray_address, n_workers))
@@ -301,7 +308,9 @@ class PredictionRun(Run[PredictionSettings]):
             snapshots = [self.snapshots[i] for i in numbers]
             start = None if snapshots[0] is None else snapshots
             if n_workers == 0:
-                with watched(self.task.env, self.patience):
+                # Compiled worlds do not hang, and in a sweep of short runs each watch counts.
+                compiled = self.in_memory and compiled_world(self.task.env, **self.task.env_args) is not None
+                with contextlib.nullcontext() if compiled else watched(self.task.env, self.patience):
                     workers.append(LocalWorker(self.make_rollout, self.task, numbers, snapshot=start))
             else:
                 workers.append(

@@ -5,6 +5,7 @@ A cell is a run without a folder, so that its numbers are those of the run by it
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
@@ -12,7 +13,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ def _origin() -> dict[str, Any]:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)
+def _settings(text: str) -> Any:
+    """Of all cells of a setting."""
+    return settings_from(json.loads(text))
+
+
 def build(cell: Cell) -> None:
     """Make the run of a cell and let it go, or read the data of a fit: raises what is wrong with its settings."""
     if "data" in cell.settings:
@@ -84,7 +91,7 @@ def build(cell: Cell) -> None:
 
 
 def _run(cell: Cell, points: bool, marks: Sequence[int]) -> tuple[dict[str, float], np.ndarray, list[dict[str, float]]]:
-    settings = settings_from(cell.settings)
+    settings = replace(_settings(cell.setting), seed=cell.settings["seed"])
     run = kind_for(settings.agent)(settings, None)
     if isinstance(run, PredictionRun):
         run.make_rollout = partial(_shared, (run.settings.steps, run.settings.block))
