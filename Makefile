@@ -36,7 +36,7 @@ train: $(READY)  ## learn the values of a fixed policy in CartPole-v1 on two Ray
 test: $(READY)   ## run the test suite, on two cores
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-bars: $(READY)   ## checks that take minutes each: hostile clients, damaged journals, bias, the same bits
+bars: $(READY)   ## checks that take minutes each: hostile clients, damaged journals, bias, the same bits, all combinations
 	@set -e; for bar in tests/bars/*.py; do echo "$$bar"; $(BIN)/python $$bar $(ARGS); done
 
 check: $(READY)  ## lint, formatting, types

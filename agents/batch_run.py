@@ -323,7 +323,7 @@ class BatchRun(ActingRun[BatchSettings]):
         if self.step + rollout.rewards.size < self.settings.steps:
             self._ask(worker)  # before learning, so that it does not wait
         numbers = self._numbers[worker]
-        self._learned(rollout, policy, numbers)
+        self._learned(Rollout.join([rollout]), policy, numbers)
         if self.snapshots is None:
             self.snapshots = [{} for _ in range(self.settings.envs)]
         for i, snapshot in zip(numbers, snapshots, strict=True):

@@ -320,7 +320,8 @@ class PolicyGradient(BatchAgent):
         n_steps, n = rollout.rewards.shape
         n_all = n_steps * n
         states = self.states_of(rollout.observations, policy)
-        values = self.values_of(states).reshape(n_steps + 1, n)
+        # In one piece, or the kernel would be compiled once more for columns.
+        values = np.ascontiguousarray(self.values_of(states)).reshape(n_steps + 1, n)
         v_t = values[1:].copy()
         cut = rollout.truncated & ~rollout.terminated
         if cut.any():

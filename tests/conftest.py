@@ -1,5 +1,6 @@
 """What all tests share: no token for Ray, helper environments for workers too, one Ray and one browser for all."""
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,13 @@ if HELPERS not in sys.path:
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HELPERS, os.environ.get("PYTHONPATH")]))
 
 import pytest  # noqa: E402
+
+# Compiling makes many objects that stay: the collector would look through all of them a thousand times.
+gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="also the combinations that are marked `full`: make bars")
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +66,14 @@ def browser(_browser, record_property):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests of a folder run in one process of several: they compile the same kernels, and share a Ray and a browser."""
+    """Leave out what is `full`, and send tests to processes.
+
+    Tests of a folder run in one process of several: they compile the same kernels, and share a Ray and a browser.
+    """
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
         folder = item.path.parent.relative_to(Path(__file__).parent)
         item.add_marker(pytest.mark.xdist_group(str(folder)))

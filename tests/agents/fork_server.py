@@ -2,12 +2,16 @@
 
 A server has imported what scripts import, and forks. It is asked through a Unix socket, in lines of JSON:
 ["start", script, [option, ...], working directory, own session], with a pipe each for stdout and stderr, answers the
-process id; ["poll", process id] the exit code, or null while it runs.
+process id; ["poll", process id] the exit code, or null while it runs. After ["listen", path] it takes what
+forked_command.py is asked to run, too: ["valueapprox", word, ...], working directory, environment.
 """
 
+import contextlib
 import json
 import os
 import runpy
+import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 
@@ -72,6 +77,7 @@ class Scripts:
         self._server = subprocess.Popen(command, stdin=none, stdout=pipe, stderr=pipe, pass_fds=[other.fileno()])
         other.close()
         self._answers = self._socket.makefile()
+        self.commands = None
 
     def __call__(self, script, *options, cwd="."):
         started = self.start(script, *options, cwd=cwd)
@@ -92,28 +98,35 @@ class Scripts:
         assert answer, f"the server has ended: {self._server.communicate()[1].decode()}"
         return json.loads(answer)
 
+    def as_commands(self, folder):
+        """A folder for PATH, in which `valueapprox` is run by the server."""
+        if self.commands is None:
+            folder.mkdir()
+            self.ask("listen", str(folder / "socket"))
+            words = [sys.executable, "-IS", str(Path(__file__).with_name("forked_command.py")), str(folder / "socket")]
+            (folder / "valueapprox").write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            (folder / "valueapprox").chmod(0o755)
+            self.commands = folder
+        return self.commands
+
     def close(self):
         self._socket.close()
         self._answers.close()
-        self._server.communicate(timeout=10)
+        self._server.communicate(timeout=60)
 
 
 # --- in the server ----------------------------------------------------------------------------------------------------
 
 
-def become(script, options, cwd, own_session, out, err):
-    """In the child: be the script."""
+def become(run, cwd, files):
+    """In the child: call `run` with these as its first files, and end."""
     code = 1
     try:
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        os.close(out)
-        os.close(err)
-        if own_session:
-            os.setsid()
+        for number, file in files.items():
+            os.dup2(file, number)
+            os.close(file)
         os.chdir(cwd)
-        sys.argv, sys.path[0] = [script, *options], str(Path(script).parent)
-        runpy.run_path(script, run_name="__main__")
+        run()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -124,22 +137,84 @@ def become(script, options, cwd, own_session, out, err):
     os._exit(code)
 
 
+def script(path, options, own_session):
+    """What a child does to be a script."""
+    if own_session:
+        os.setsid()
+    sys.argv, sys.path[0] = [path, *options], str(Path(path).parent)
+    runpy.run_path(path, run_name="__main__")
+
+
+def command(words, environment):
+    """What a child does to be the command `valueapprox`."""
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv, sys.path[:1] = words, filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    valueapprox.__main__.main()
+
+
+def receive(connection):
+    """A request, and the files that came with it; None at the end."""
+    request, files = b"", []
+    while not request.endswith(b"\n"):
+        part, more, *_ = socket.recv_fds(connection, 2**16, 3)
+        if not part:
+            return None, files
+        request, files = request + part, files + more
+    return json.loads(request), files
+
+
+def look_after(client):
+    """In a process for each command: start it, say how it ended, and end it if the one who asked has ended."""
+    (words, cwd, environment), files = receive(client)
+    pid = os.fork()
+    if pid == 0:
+        client.close()
+        become(partial(command, words, environment), cwd, dict(enumerate(files)))
+    for file in files:
+        os.close(file)
+    client.sendall(f"{pid}\n".encode())
+    ended = os.pidfd_open(pid)
+    if ended not in select.select([client, ended], [], [])[0]:
+        os.kill(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(OSError):
+        client.sendall(f"{code}\n".encode())
+    os._exit(0)
+
+
 def serve(connection):
+    listening, looking_after = None, set()
     while True:
-        request, pipes = b"", []
-        while not request.endswith(b"\n"):
-            part, more, *_ = socket.recv_fds(connection, 2**16, 2)
-            if not part:
-                return
-            request, pipes = request + part, pipes + more
-        what, *words = json.loads(request)
+        ready = select.select([connection, listening] if listening else [connection], [], [])[0]
+        looking_after = {pid for pid in looking_after if os.waitpid(pid, os.WNOHANG)[0] == 0}
+        if listening in ready:
+            client, _ = listening.accept()
+            pid = os.fork()
+            if pid == 0:
+                connection.close()
+                listening.close()
+                look_after(client)
+            client.close()
+            looking_after.add(pid)
+        if connection not in ready:
+            continue
+        request, pipes = receive(connection)
+        if request is None:
+            return
+        what, *words = request
         if what == "start":
             answer = os.fork()
             if answer == 0:
                 connection.close()
-                become(*words, *pipes)
+                path, options, cwd, own_session = words
+                become(partial(script, path, options, own_session), cwd, dict(enumerate(pipes, start=1)))
             for pipe in pipes:
                 os.close(pipe)
+        elif what == "listen":
+            answer, listening = None, socket.socket(socket.AF_UNIX)
+            listening.bind(words[0])
+            listening.listen()
         else:
             pid, status = os.waitpid(words[0], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
@@ -156,6 +231,7 @@ if __name__ == "__main__":
     import tyro
     from matplotlib.figure import Figure
 
+    import valueapprox.__main__
     import valueapprox.agents.console
     import valueapprox.agents.several
     import valueapprox.agents.sweeps.page

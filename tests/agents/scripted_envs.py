@@ -87,19 +87,19 @@ class Faulty(gym.Env):
     """A random stream in which step `at` goes wrong: `what` is nan, inf, raise, die, or die-once (leaves a file)."""
 
     action_space = spaces.Discrete(2)
-    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
 
-    def __init__(self, what="nan", at=100, mark=""):
-        self.what, self.at, self.mark, self.t = what, at, mark, 0
+    def __init__(self, what="nan", at=100, mark="", dtype="float64"):
+        self.what, self.at, self.mark, self.t = what, int(at), mark, 0
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.dtype(dtype).type)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.t = 0
-        return self.np_random.random(1), {}
+        return self.np_random.random(1).astype(self.observation_space.dtype), {}
 
     def step(self, action):
         self.t += 1
-        observation, reward = self.np_random.random(1), 1.0
+        observation, reward = self.np_random.random(1).astype(self.observation_space.dtype), 1.0
         if self.t == self.at:
             if self.what == "raise":
                 raise RuntimeError("the arm fell off")
@@ -107,7 +107,7 @@ class Faulty(gym.Env):
                 if self.mark:
                     Path(self.mark).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            observation = np.array([np.inf]) if self.what == "inf" else observation
+            observation = np.full_like(observation, np.inf) if self.what == "inf" else observation
             reward = np.nan if self.what == "nan" else reward
         return observation, reward, False, False, {}
 

@@ -34,7 +34,7 @@ def played(name, dtype="float32", n=200, **options):
     cls, actions = AGENTS[name]
     agent = cls(SEEN, actions, hidden=(8, 8), dtype=dtype, seed=3, **options)
     rng = np.random.default_rng(5)
-    seen = (100.0 + 7.0 * rng.normal(size=(n, 3))).astype(np.float32)
+    seen = (100.0 + 7.0 * rng.normal(size=(n, 3))).astype(np.float32).astype(dtype)  # as its weights are
     agent.start(seen[0])
     for t in range(1, n):
         if t % 20 == 0:
@@ -61,7 +61,7 @@ def expected(agent, s):
         y = agent.second.net.forward(agent.second.w, x).astype(np.float64)
         outputs |= policy(agent.action_space, y)
     actor = agent.actor()
-    actions = np.array([np.asarray(actor.start(row), np.float64).ravel() for row in s])
+    actions = np.array([np.asarray(actor.start(row), np.float64).ravel() for row in s.astype(net.dtype)])
     return {**outputs, "action": actions}
 
 

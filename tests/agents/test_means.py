@@ -16,9 +16,20 @@ WORLDS = [("steps", 0.5), ("steps", 0.02), ("steps", 0.01), ("negative", 0.02), 
 LEARNERS = (*AGENTS, "ValueFunction", "Predictions")  # what learns in all of the defaults
 
 
+#: Each learner in two worlds, each other world with one of an agent and one of a learner; in full all in all.
+BOTH = (("steps", 0.02), ("ends", 0.02))
+ALONE = {("steps", 0.5): ("StreamTD", "Predictions"), ("steps", 0.01): ("critic of stream-ac", "ValueFunction")}
+ALONE |= {("negative", 0.02): ("StreamTD", "ValueFunction")}
+
+
 @pytest.mark.parametrize(
     ("name", "world", "p"),
-    [(n, *w) for n in means.DEFAULTS for w in WORLDS if n in LEARNERS or w in (("steps", 0.02), ("ends", 0.02))],
+    [
+        pytest.param(n, *w, marks=() if w in BOTH or n in ALONE[w] else pytest.mark.full)
+        for n in means.DEFAULTS
+        for w in WORLDS
+        if n in LEARNERS or w in BOTH
+    ],
 )
 def test_rare_large_rewards_are_worth_what_they_bring(name, world, p):
     # The rewards that came say what the value is more closely than the 10 that they bring in expectation.

@@ -161,8 +161,15 @@ OPTIMIZERS = {
 }
 
 
-# Each pair of an agent and an optimizer is compiled on its own: every agent with SGD, and four with every optimizer.
-PAIRED = [(n, o) for n in AGENTS for o in OPTIMIZERS if "sgd" in o or n in ("actor-critic", "q", "qrc", "td")]
+# Each pair of an agent and an optimizer is compiled on its own: every agent with SGD, and each optimizer with two
+# networks and with one; in full four agents with every optimizer.
+SOME = {"obgd": ("actor-critic", "q"), "intentional": ("actor-critic", "qrc", "td")}
+PAIRED = [
+    pytest.param(n, o, marks=() if "sgd" in o or n in SOME[o.split(",")[0]] else pytest.mark.full)
+    for n in AGENTS
+    for o in OPTIMIZERS
+    if "sgd" in o or n in ("actor-critic", "q", "qrc", "td")
+]
 
 
 @pytest.mark.parametrize(("name", "optimizer"), PAIRED)

@@ -18,7 +18,7 @@ SMALL = {
 }
 NUMPY = {
     "seed": np.int64(3), "steps": np.uint16(64), "gamma": np.float32(0.9), "lam": np.float16(0.8),
-    "layer_norm": np.bool_(True), "hidden": np.array([4, 4]), "dtype": np.str_("float64"),
+    "layer_norm": np.bool_(True), "hidden": np.array([4, 4]), "dtype": np.str_("float32"),
     "env_args": {"max_episode_steps": np.int32(50)}, "log_every": np.array(20), "alpha": np.float32(0.01),
 }  # fmt: skip
 

@@ -26,7 +26,15 @@ def test_the_values_of_the_random_walk_are_found(gamma, settings, unit):
     # constant step leaves a bias in proportion to it, at 0.01 and gamma = 0.9 a quarter of the tolerance.
     walk = RandomWalk(5, left_reward=0.0)
     n_walks, states = 3000, walk.features_matrix()
-    table = {"hidden": (), "init": "zeros", "optimizer": SGD(0.01), "gamma": gamma, "lam": 0.5, "seed": 3} | settings
+    table = {
+        "dtype": "float64",
+        "hidden": (),
+        "init": "zeros",
+        "optimizer": SGD(0.01),
+        "gamma": gamma,
+        "lam": 0.5,
+        "seed": 3,
+    } | settings
     agent = StreamTD(spaces.Box(0.0, 1.0, (5,), np.float64), spaces.Discrete(2), **table)
     values = np.zeros(5)
     for t in range(500 + n_walks):

@@ -18,7 +18,7 @@ from valueapprox.optim import OPTIMIZERS
 from valueapprox.service import ServiceSettings
 
 GAMMA, N_INPUTS = 0.9, 3
-SPACE = spaces.Box(-10.0, 10.0, (N_INPUTS,), np.float64)
+SPACE = spaces.Box(-10.0, 10.0, (N_INPUTS,))
 
 
 def rewards_of(world: str, p: float, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ def mean_value(learn, world: str, p: float, steps: int, seeds: int) -> tuple[flo
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         rewards, ended = rewards_of(world, p, steps, rng)
-        states = rng.normal(size=(steps + 1, N_INPUTS))
+        states = rng.normal(size=(steps + 1, N_INPUTS)).astype(np.float32)
         values.append(learn(rewards, ended, states, seed))
         realised.append(rewards[steps // 2 :].mean() * (1.0 if world == "ends" else 1.0 / (1.0 - GAMMA)))
     return float(np.mean(values)), float(np.mean(realised))

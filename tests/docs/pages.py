@@ -70,11 +70,12 @@ def free_port() -> str:
 class Shell:
     """A bash that is given the blocks of one page, one after the other; a command that fails ends it.
 
-    What it prints goes to a file: servers that it has started hold a pipe open after its end.
+    What it prints goes to a file: servers that it has started hold a pipe open after its end. `programs` are folders
+    whose programs are found first.
     """
 
-    def __init__(self, folder: Path, output: Path) -> None:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    def __init__(self, folder: Path, output: Path, *programs: Path) -> None:
+        path = os.pathsep.join([*map(str, programs), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.output = output
         with output.open("w") as file:
             self.process = subprocess.Popen(

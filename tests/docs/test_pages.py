@@ -34,7 +34,7 @@ def numbers_apart(text):
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.ray] * bool(NEEDS_RAY.search((ROOT / n).read_text()))) for n in RUN]
 )
-def test_the_blocks_of_a_page_run_as_they_stand(name, tmp_path, tmp_path_factory, monkeypatch, request):
+def test_the_blocks_of_a_page_run_as_they_stand(name, tmp_path, tmp_path_factory, monkeypatch, request, start_script):
     page = ROOT / name
     found = [block for block in blocks(page) if block.mark not in ("cluster", "install")]
     typed = "\n".join(block.text for block in found if block.language == "sh")
@@ -51,7 +51,9 @@ def test_the_blocks_of_a_page_run_as_they_stand(name, tmp_path, tmp_path_factory
     # Ray's workers look for a page's modules where this process does.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     port, namespace, printed = free_port(), {"__name__": "__main__"}, None
-    shell = Shell(tmp_path, tmp_path_factory.mktemp("shell") / "output")
+    # README's commands are the installed one; those of other pages are run by a process that has loaded all.
+    programs = [start_script.as_commands(tmp_path_factory.getbasetemp() / "programs")] if name != "README.md" else []
+    shell = Shell(tmp_path, tmp_path_factory.mktemp("shell") / "output", *programs)
     try:
         for block in found:
             text = block.text.replace(PORT, port).replace("valueapprox serve", f"valueapprox serve --port {port}")

@@ -23,7 +23,7 @@ def runs(tmp_path_factory, start_script):
         "train.py", "stream-ac", *CARTPOLE, *SMALL, "--seeds", 2, "--seed", 3, "--workers", 0, "--run-dir", "seeds",
         cwd=folder,
     )  # fmt: skip
-    one = start_script("train.py", "sarsa", *CARTPOLE, *SMALL, "--eval-every", 1000, "--run-dir", "one", cwd=folder)
+    one = start_script("train.py", "stream-q", *CARTPOLE, *SMALL, "--eval-every", 1000, "--run-dir", "one", cwd=folder)
     assert (seeds.returncode, one.returncode) == (0, 0), seeds.stderr + one.stderr
     return folder, seeds, one
 
@@ -40,7 +40,8 @@ def test_seeds_are_runs_of_their_own_in_one_table(runs):
 def test_the_settings_of_a_run_start_it_again(runs, start_script):
     folder, _, _ = runs
     done = start_script(
-        "train.py", "--config", "seeds/seed-4/settings.json", "--episodes", 0, "--quiet", "--run-dir", "again",
+        "train.py", "--config", "seeds/seed-4/settings.json", "--episodes", 0, "--quiet", "--log-every", 0,
+        "--run-dir", "again",
         cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -49,19 +50,21 @@ def test_the_settings_of_a_run_start_it_again(runs, start_script):
 
 def test_options_come_before_the_file(runs, start_script):
     folder, _, _ = runs
-    (folder / "mine.toml").write_text('agent = "sarsa"\nenv = "valueapprox/CartPole-v1"\nhidden = [8]\nsteps = 9000\n')
+    (folder / "mine.toml").write_text(
+        'agent = "stream-q"\nenv = "valueapprox/CartPole-v1"\nhidden = [8]\nsteps = 9000\n'
+    )
     done = start_script(
         "train.py", "--config", "mine.toml", "--steps", 500, "--episodes", 0, "--quiet", "--run-dir", "mine", cwd=folder
     )
     assert done.returncode == 0, done.stderr
     settings = json.loads((folder / "mine" / "settings.json").read_text())
-    assert (settings["agent"], settings["hidden"], settings["steps"]) == ("sarsa", [8], 500)
+    assert (settings["agent"], settings["hidden"], settings["steps"]) == ("stream-q", [8], 500)
 
 
 def test_what_was_typed_is_kept(runs):
     folder, _, _ = runs
     (record,) = json.loads((folder / "one" / "provenance.json").read_text())
-    assert "train.py sarsa --env valueapprox/CartPole-v1 --hidden 8" in record["command"]
+    assert "train.py stream-q --env valueapprox/CartPole-v1 --hidden 8" in record["command"]
 
 
 def test_the_summary_says_what_the_numbers_mean_and_how_to_use_the_run(runs):
@@ -77,10 +80,10 @@ def test_runs_are_compared(runs, start_script):
     done = start_script("report.py", "seeds", "one", "--out", "both", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "valueapprox/CartPole-v1, stream-ac" in done.stdout
-    assert "valueapprox/CartPole-v1, sarsa" in done.stdout
+    assert "valueapprox/CartPole-v1, stream-q" in done.stdout
     assert "Fewer than 5 seeds" in done.stdout
     page = (folder / "both" / "report.html").read_text()
-    assert "sarsa" in page
+    assert "stream-q" in page
     assert page.count("data:image/png;base64,") >= 2
 
 

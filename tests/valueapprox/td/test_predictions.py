@@ -55,10 +55,20 @@ def experience(n, k=1, streams=1, seed=0, d=3):
 # --- one prediction is a value function -------------------------------------------------------------------------------
 
 
+def in_float32(optimizer, *dtype):
+    """An optimizer is compiled for each type of the weights: in float32 three kinds of memory, and in full all."""
+    few = isinstance(optimizer, (SGD, Adam, Intentional))
+    return pytest.param(optimizer, *dtype, marks=() if few else pytest.mark.full)
+
+
 @pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER, ids=lambda optimizer: type(optimizer).__name__)
-def test_one_prediction_learns_as_a_value_function_does_bit_for_bit(optimizer, separate):
-    net = Network((3, 8, 1), "tanh", layer_norm=True)
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    [pair for o in EVERY_OPTIMIZER for pair in ((o, "float64"), in_float32(o, "float32"))],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_one_prediction_learns_as_a_value_function_does_bit_for_bit(optimizer, dtype, separate):
+    net = Network((3, 8, 1), "tanh", layer_norm=True, dtype=dtype)
     v = ValueFunction(net, optimizer, 0.9, 0.8, seed=3, streams=2)
     p = Predictions(net, optimizer, (0.9,), 0.8, separate=separate, seed=3, streams=2)
     v.norms_every = p.norms_every = 7
@@ -68,6 +78,7 @@ def test_one_prediction_learns_as_a_value_function_does_bit_for_bit(optimizer, s
         for t in range(120)
     ]
     learned = p.learn(stream, s, c, s_next, terminated, truncated)
+    assert p.w.dtype == dtype
     np.testing.assert_array_equal(p.w[0], v.w)
     np.testing.assert_array_equal(p.traces[:, 0], v.traces)
     np.testing.assert_array_equal(learned.td_errors[:, 0], errors)
@@ -75,17 +86,6 @@ def test_one_prediction_learns_as_a_value_function_does_bit_for_bit(optimizer, s
     assert (learned.status == td.LEARNED).all()
     assert p.n_transitions == v.n_transitions == 120
     assert p.diagnostics() == pytest.approx(v.diagnostics())
-
-
-def test_in_float64_too():
-    net = Network((3, 8, 1), dtype="float64")
-    v, p = ValueFunction(net, Adam(), 0.9, 0.8), Predictions(net, Adam(), (0.9,), 0.8)
-    stream, s, c, s_next, terminated, truncated = experience(120)
-    v.learn_stream(s, c[:, 0], s_next, terminated, truncated)
-    p.learn(stream, s, c, s_next, terminated, truncated)
-    assert p.w.dtype == np.float64
-    np.testing.assert_array_equal(p.w[0], v.w)
-    np.testing.assert_array_equal(p.traces[0, 0], v.trace)
 
 
 def test_separate_networks_are_so_many_value_functions():
@@ -230,7 +230,9 @@ def test_an_update_that_overflows_is_refused_and_changes_only_the_streams_trace(
 
 
 @pytest.mark.parametrize("reason", ["TD error", "weight", "moment"])
-@pytest.mark.parametrize("optimizer", EVERY_OPTIMIZER, ids=lambda optimizer: type(optimizer).__name__)
+@pytest.mark.parametrize(
+    "optimizer", [*map(in_float32, EVERY_OPTIMIZER)], ids=lambda optimizer: type(optimizer).__name__
+)
 def test_a_refused_update_leaves_everything_as_it_was_but_the_trace(optimizer, reason):
     # Separate networks: the first one has learned when the second one's update is found to overflow.
     p, twin = (Predictions(Network((3, 8, 1)), optimizer, (0.9, 0.5), 0.9, separate=True, streams=2) for _ in range(2))

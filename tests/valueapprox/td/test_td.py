@@ -252,8 +252,15 @@ def test_td_1_is_monte_carlo_for_a_small_step(terminated):
 # --- online, in a stream, in several streams --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("optimizer", [SGD(0.01), Momentum(0.001, clip_norm=1.0)], ids=["SGD", "Momentum"])
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    [
+        *((SGD(0.01), dtype) for dtype in ("float64", "float32")),
+        (Momentum(0.001, clip_norm=1.0), "float64"),
+        pytest.param(Momentum(0.001, clip_norm=1.0), "float32", marks=pytest.mark.full),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_one_call_for_a_stream_is_a_call_for_each_transition(method, optimizer, dtype):
     # ... bit for bit, in pieces too; and looking at the norms changes nothing.
@@ -455,10 +462,15 @@ REFUSED = {
 }
 
 
-# Each pair of a method and an optimizer is compiled on its own: TD with every optimizer, and three with every method.
+# Each pair of a method and an optimizer is compiled on its own: three kinds of memory, and in full every optimizer.
 @pytest.mark.parametrize(
     ("method", "optimizer"),
-    [(m, o) for m in METHODS for o in OPTIMIZERS if m == "td" or o in ("sgd", "adam", "intentional")],
+    [
+        pytest.param(m, o, marks=() if o in ("sgd", "adam") or (m, o) == ("td", "intentional") else pytest.mark.full)
+        for m in METHODS
+        for o in OPTIMIZERS
+        if m == "td" or o in ("sgd", "adam", "intentional")
+    ],
 )
 def test_a_refused_update_leaves_everything_as_it_was(method, optimizer):
     v, twin = (
@@ -509,7 +521,7 @@ def test_a_return_that_overflows_is_refused_and_can_be_tried_again(method, ended
 
 
 @pytest.mark.parametrize("method", ["n-step", "monte-carlo"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "intentional"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", pytest.param("intentional", marks=pytest.mark.full)])
 def test_of_many_updates_at_an_ending_all_are_made_or_none(method, optimizer):
     # The oldest state's update is fine and leaves weights so large that the value of the next one is infinite.
     v = ValueFunction(Network((2, 1), bias=False), OPTIMIZERS[optimizer](1e37), 1.0, **METHODS[method])

@@ -17,7 +17,6 @@ from valueapprox import (
     LinearDecay,
     Momentum,
     Network,
-    RMSProp,
     ValueFunction,
     checkpoint,
 )
@@ -26,7 +25,7 @@ METHODS = {"td": {"lam": 0.9}, "n-step": {"method": "n-step", "n": 3}, "monte-ca
 OPTIMIZERS = [
     SGD((0.01, 0.02), schedule=LinearDecay(80)),
     Momentum(0.001, schedule=CosineDecay(80, 0.5), clip_norm=1.0),
-    RMSProp({"A": 1e-3, "B": 1e-4}),
+    Momentum({"A": 1e-3, "B": 1e-4}),
     Adam(),
 ]
 
