@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -323,17 +324,14 @@ class PredictionRun(Run[PredictionSettings]):
     def _blocks(self, workers: list[Worker]) -> Iterator[tuple[Block, list[Any], list[int]]]:
         """Blocks with their snapshots and how many transitions each stream has in them, one ahead of the learner."""
         settings, step = self.settings, self.step
-        parts = []
-        while step < settings.steps:
-            parts.append(_part(step, settings))
-            step += sum(parts[-1])
-        asked = 0
-        for k, lengths in enumerate(parts):
-            while asked < min(k + 2, len(parts)):
-                shares = np.array_split(parts[asked], len(workers))
-                for worker, share in zip(workers, shares, strict=True):
+        asked = deque[list[int]]()
+        while asked or step < settings.steps:
+            while len(asked) < 2 and step < settings.steps:
+                asked.append(_part(step, settings))
+                step += sum(asked[-1])
+                for worker, share in zip(workers, np.array_split(asked[-1], len(workers)), strict=True):
                     worker.submit("collect", [int(length) for length in share])
-                asked += 1
+            lengths = asked.popleft()
             # Compiled worlds do not hang, but may be compiled only now.
             foreign = isinstance(workers[0], LocalWorker) and isinstance(workers[0].object, GymnasiumRollout)
             with watched(self.task.env, self.patience) if foreign else contextlib.nullcontext():

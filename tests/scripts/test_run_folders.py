@@ -60,14 +60,14 @@ def test_a_start_that_fails_leaves_no_folder(start_script, tmp_path):
 
 @pytest.mark.parametrize("options", [CONTROL, PREDICTION], ids=["control", "prediction"])
 def test_a_run_that_is_going_is_not_touched_by_a_resume_or_a_start(start_script, tmp_path, options):
-    endless = ("--steps", 10**9, "--checkpoint-every", 0.2, *NO_LOG, "--run-dir", "run")
+    endless = ("--steps", 10**12, "--checkpoint-every", 0.2, *NO_LOG, "--run-dir", "run")
     first = start_script.start("train.py", *options, *endless, cwd=tmp_path)
     try:
         wait_for((tmp_path / "run" / CHECKPOINT_FILE).exists, first)
         first.send_signal(signal.SIGSTOP)  # so that every byte can be compared
         time.sleep(0.1)
         before = files(tmp_path)
-        for more in (("--resume", "run", "--steps", 2 * 10**9), (*options, "--steps", 500, "--run-dir", "run")):
+        for more in (("--resume", "run", "--steps", 2 * 10**12), (*options, "--steps", 500, "--run-dir", "run")):
             result = start_script("train.py", *more, "--quiet", cwd=tmp_path)
             assert result.returncode == 2
             assert result.stderr.count("\n") == 1
@@ -79,7 +79,7 @@ def test_a_run_that_is_going_is_not_touched_by_a_resume_or_a_start(start_script,
     finally:
         first.kill()
         first.communicate()
-    assert json.loads((tmp_path / "run" / "settings.json").read_text())["steps"] == 10**9
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["steps"] == 10**12
 
 
 @pytest.mark.parametrize("kind", [PredictionRun, ControlRun])
