@@ -20,8 +20,6 @@ STRANGE = Path(__file__).parents[1] / "agents" / "strange_locks.py"
 CONTROL = ("--env", "valueapprox/CartPole-v1", "--agent", "stream-ac", "--hidden", 4, "--episodes", 0, "--quiet")
 PREDICTION = ("--env", "valueapprox/RandomWalk-v0", "--workers", 0, "--envs", 2, "--episodes", 0, "--quiet")
 
-NO_LOG = ("--log-every", 0)  # and so no picture, which takes longer than all else
-
 
 def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
@@ -60,7 +58,7 @@ def test_a_start_that_fails_leaves_no_folder(start_script, tmp_path):
 
 @pytest.mark.parametrize("options", [CONTROL, PREDICTION], ids=["control", "prediction"])
 def test_a_run_that_is_going_is_not_touched_by_a_resume_or_a_start(start_script, tmp_path, options):
-    endless = ("--steps", 10**12, "--checkpoint-every", 0.2, *NO_LOG, "--run-dir", "run")
+    endless = ("--steps", 10**12, "--checkpoint-every", 0.2, "--run-dir", "run")
     first = start_script.start("train.py", *options, *endless, cwd=tmp_path)
     try:
         wait_for((tmp_path / "run" / CHECKPOINT_FILE).exists, first)
@@ -104,8 +102,8 @@ def test_folders_on_other_file_systems(start_script, tmp_path, kind):
     rows = "\n".join(f"{a:.3f},{a:.3f}" for a in rng.normal(size=20))
     (tmp_path / "data.csv").write_text(f"a,b\n{rows}\n")
     commands = (
-        ("train.py", *CONTROL, *NO_LOG, "--steps", 300, "--run-dir", "a"),
-        ("train.py", *PREDICTION, *NO_LOG, "--steps", 300, "--run-dir", "b"),
+        ("train.py", *CONTROL, "--steps", 300, "--run-dir", "a"),
+        ("train.py", *PREDICTION, "--steps", 300, "--run-dir", "b"),
         ("fit.py", "data.csv", "--target", "b", "--quiet", "--epochs", 2, "--out", "c"),
     )
     for script, *options in commands:

@@ -40,8 +40,7 @@ def test_seeds_are_runs_of_their_own_in_one_table(runs):
 def test_the_settings_of_a_run_start_it_again(runs, start_script):
     folder, _, _ = runs
     done = start_script(
-        "train.py", "--config", "seeds/seed-4/settings.json", "--episodes", 0, "--quiet", "--log-every", 0,
-        "--run-dir", "again",
+        "train.py", "--config", "seeds/seed-4/settings.json", "--episodes", 0, "--quiet", "--run-dir", "again",
         cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,6 @@ import pytest
 from valueapprox.cli import terminal
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-#: Without a log no picture is drawn, which takes longer than all else.
 TD = (
     "--steps",
     64,
@@ -28,7 +27,7 @@ TD = (
     0,
     "--quiet",
 )
-CONTROL = ("--agent", "stream-ac", "--steps", 64, "--log-every", 0, "--hidden", 4, "--episodes", 2, "--quiet")
+CONTROL = ("--agent", "stream-ac", "--steps", 64, "--hidden", 4, "--episodes", 2, "--quiet")
 NAMES = [
     "exp[final]",
     "[/x]",

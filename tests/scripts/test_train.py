@@ -84,8 +84,7 @@ def test_the_summary_holds_what_was_printed(small):
 
 def test_the_commands_in_the_help_are_understood(train, tmp_path):
     walk = ("--env", "valueapprox/RandomWalk-v0", "--agent", "td", "--lam", 0.8, "--hidden", "--no-bias")
-    options = (*walk, "--optimizer", "sgd", "--alpha", 0.05, "--steps", 500, "--log-every", 0)
-    options = (*options, "--run-dir", tmp_path / "run")
+    options = (*walk, "--optimizer", "sgd", "--alpha", 0.05, "--steps", 500, "--run-dir", tmp_path / "run")
     result = train(*options, *QUICK)
     assert result.returncode == 0, result.stderr
     net = ValueFunction.load(tmp_path / "run" / "checkpoint.npz").net
@@ -100,7 +99,7 @@ def test_help_names_the_choices(train):
 
 
 def test_without_a_folder_one_in_runs_is_made(train, tmp_path):
-    result = train("--env", "CartPole-v1", "--steps", 100, "--log-every", 0, *QUICK, cwd=tmp_path)
+    result = train("--env", "CartPole-v1", "--steps", 100, *QUICK, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("CartPole-v1-td-")
