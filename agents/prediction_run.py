@@ -373,13 +373,16 @@ class PredictionRun(Run[PredictionSettings]):
             raise type(error)(f"environment {i} of {self.settings.env}: {error}") from None
 
     def _count_episodes(self, i: int, rewards: np.ndarray, ended: np.ndarray) -> None:
-        running, start = self.episodes.running, 0
-        for stop in [*(np.flatnonzero(ended) + 1), len(rewards)]:
-            running[i] += rewards[start:stop].sum(), stop - start
-            if stop > start and ended[stop - 1]:
-                self.episodes.add(float(running[i, 0]), float(running[i, 1]))
-                running[i] = 0.0
-            start = stop
+        running, stops = self.episodes.running[i], np.flatnonzero(ended) + 1
+        if len(stops):
+            totals = np.add.reduceat(rewards[: stops[-1]], np.concatenate([[0], stops[:-1]]))
+            lengths = np.diff(stops, prepend=0).astype(np.float64)
+            totals[0] += running[0]
+            lengths[0] += running[1]
+            self.episodes.add_all(totals.tolist(), lengths.tolist())
+            running[:] = 0.0
+            rewards = rewards[stops[-1] :]
+        running += rewards.sum(), len(rewards)
 
     def _diagnostics(self) -> dict[str, float]:
         values = {f"value/{tag}": number for tag, number in self.value_function.diagnostics().items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,15 @@ class Episodes:
         """Count an episode that has ended."""
         self.finished += 1.0, total, length
         self.last_returns.append(total)
+
+    def add_all(self, totals: Sequence[float], lengths: Sequence[float]) -> None:
+        """Count several, in order: the same as `add` for each."""
+        number, returns, steps = map(float, self.finished)
+        for total, length in zip(totals, lengths, strict=True):
+            returns += total
+            steps += length
+        self.finished[:] = number + len(totals), returns, steps
+        self.last_returns.extend(totals)
 
     def mean_return(self) -> float | None:
         """Mean return of the last episodes."""
