@@ -41,7 +41,7 @@ def test_it_is_continued_evaluated_and_compared(run, start_script, tmp_path):
     command = [sys.executable, str(script), str(folder), "--episodes", "2", "--json"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert (found["step"], found["returns"]["n_episodes"]) == (512, 2)
-    compared = start_script("compare.py", folder, cwd=tmp_path)
+    compared = start_script("report.py", folder, cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     assert "ppo" in compared.stdout
 
