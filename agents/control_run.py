@@ -195,13 +195,6 @@ class ControlSettings(RunSettings):
         agent.norms_every = NORMS_EVERY
         return agent
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ControlSettings:
-        """Settings as a checkpoint holds them."""
-        if isinstance(values.get("optimizer"), dict):  # as `document` writes those that were chosen
-            values = {**values, "optimizer": "auto"}
-        return super().from_dict(values)
-
 
 class ControlRun(ActingRun[ControlSettings]):
     """A run of one agent in one environment.

@@ -169,6 +169,8 @@ class RunSettings:
         """Settings as a checkpoint or a configuration file holds them; what is not given is as by default."""
         values, known = under_new_names(values), cls.names(values.get("agent", cls.agent))
         own = {name: value for name, value in values.items() if name in known}
+        if isinstance(own.get("optimizer"), dict):  # as settings.json describes one that was left to the agent
+            own["optimizer"] = "auto"
         if isinstance(own.get("optimizer"), str):
             own["optimizer"] = own["optimizer"].replace("-", "_")  # as version 0.1 spelled them
         for name in ("env", "policy"):  # up to version 0.2 the packages were called `envs` and `agents`

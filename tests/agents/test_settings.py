@@ -11,6 +11,7 @@ from valueapprox.agents.control_run import ControlRun, ControlSettings
 from valueapprox.agents.evaluation import monte_carlo
 from valueapprox.agents.prediction_run import PredictionRun, PredictionSettings
 from valueapprox.agents.rollout import make_environment
+from valueapprox.agents.training import settings_from
 
 SMALL = {
     PredictionSettings: {"hidden": (4,), "steps": 64, "envs": 2, "block": 16},
@@ -159,3 +160,9 @@ def test_settings_of_version_0_2_lead_to_where_the_worlds_and_policies_are_now(k
     assert kind.from_dict({"env": "envs:Mine-v0"}).env == "envs:Mine-v0"
     if kind is PredictionSettings:
         assert settings.policy == "valueapprox.agents.policies:lean"
+
+
+@pytest.mark.parametrize("agent", ["stream-ac", "ppo"])
+def test_settings_that_describe_the_agent_s_own_optimizer_leave_it_to_the_agent(agent):
+    described = {"agent": agent, "optimizer": {"name": "Adam", "alpha": 3e-4}}
+    assert settings_from(described) == settings_from({"agent": agent})
