@@ -108,7 +108,7 @@ def seconds(folder: Path, share: float) -> list[tuple[str, str]]:
     sweep = Sweep({"env": CARTPOLE, "agent": "stream-ac", "steps": 400_000}, seeds=max(2, round(200 * share)))
     taken = timed(sweep, folder, 2)
     with Store(folder, read_only=True) as store:
-        own = float(Table.of(store.rows())["seconds"].sum())
+        own = float(Table(store.rows())["seconds"].sum())
     return [
         (
             f"seconds: {sweep.seeds} cells of {own / sweep.seeds:.2f} s",
@@ -122,7 +122,7 @@ def report(folder: Path, share: float) -> list[tuple[str, str]]:
     timed(acting(share), folder, 2)
     begun = time.perf_counter()
     with Store(folder, read_only=True) as store:
-        table = Table.of(store.rows())
+        table = Table(store.rows())
     write(folder, "report", table, parts_of(table))
     return [(f"report: {len(table):,} cells with curves", f"{time.perf_counter() - begun:.1f} s")]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import tyro
 
 from valueapprox.agents.sweeps import page, sheets
-from valueapprox.agents.sweeps.board import write_bands
+from valueapprox.agents.sweeps.board import MOST_SETTINGS, write_bands
 from valueapprox.agents.sweeps.runs import table_of
 from valueapprox.agents.sweeps.store import STORE_FILE, Store
-from valueapprox.cli.terminal import command_line, console, errors_in_one_line, plain, typed
+from valueapprox.cli.terminal import command_line, console, errors_in_one_line, note, plain, typed
 
 SHOWN = 20  # settings of a table in the terminal
 
@@ -65,6 +65,8 @@ def main(options: ReportCommand) -> int:
     console.print(f"The same     {', '.join(plain(path.name) for path in paths[1:])}")
     if options.tensorboard:
         board = write_bands(out / "tensorboard", table)
+        if (n := len(table.groups())) > MOST_SETTINGS:
+            note(f"TensorBoard has the first {MOST_SETTINGS} of {n} settings")
         console.print(f"Look at it   {plain(typed('tensorboard', '--logdir', board))}")
     return 0
 

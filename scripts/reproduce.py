@@ -248,7 +248,7 @@ def run(chosen: dict[str, Experiment], options: Reproduce, given: range | None) 
             notice=note,
             progress=lambda status: show(status.done),
         )
-        table = Table.of(store.rows())
+        table = Table(store.rows())
     found = {}
     for name, cells in wanted.items():
         rows = table.only(digests={cell.digest for cell in cells}).rows

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,6 +80,8 @@ class SweepCommand:
     """Folder of the results; sweeps/ENV-AGENT, or sweeps/FILE, if not given."""
     points: bool = False
     """Keep all that runs log, so that report.py can draw bands of every tag in TensorBoard."""
+    logs: bool = False
+    """Leave the folder of each run, with log and checkpoint, in runs/ of --out: many files."""
     workers: int = 2
     """Ray workers; 0 for none. The numbers do not depend on it."""
     ray_address: str | None = None
@@ -198,7 +201,8 @@ def asked(options: SweepCommand, read: Sweep | None, arguments: Sequence[str]) -
         typed_name = f"--{name.replace('_', '-')}"
         is_given = any(a.split("=")[0].replace("_", "-") == typed_name for a in arguments)
         own[name] = getattr(options, name) if is_given or read is None else getattr(base, name)
-    return Sweep(fixed, grid, base.settings, ranges, **own)
+    listed = [{name: value for name, value in one.items() if not given.get(name)} for one in base.settings]
+    return Sweep(fixed, grid, listed, ranges, **own)
 
 
 def _types(settings: Any) -> dict[str, Any]:
@@ -212,7 +216,9 @@ def _types(settings: Any) -> dict[str, Any]:
 
 def value_of(name: str, word: str, hint: Any) -> Any:
     """What a word of the command line stands for: a number, true or false, text, a list with commas, or a range."""
-    if ".." in word:
+    kinds = {hint, *typing.get_args(hint)} if typing.get_origin(hint) is not tuple else {tuple}
+    numeric = {int, float} & {*kinds, *typing.get_args(hint)} and bool not in kinds
+    if ".." in word and numeric:
         low, _, rest = word.partition("..")
         high, _, log = rest.partition(":")
         try:
@@ -222,7 +228,6 @@ def value_of(name: str, word: str, hint: Any) -> Any:
         if not all(isinstance(end, int | float) for end in ends) or log not in ("", "log"):
             raise ValueError(f"{name} is {word!r}; expected LOW..HIGH, or LOW..HIGH:log, such as 1e-4..0.1:log")
         return Range(*ends, log=log == "log", whole=all(isinstance(end, int) for end in ends))
-    kinds = {hint, *typing.get_args(hint)} if typing.get_origin(hint) is not tuple else {tuple}
     if typing.get_origin(hint) is dict:
         pairs = [pair.partition("=") for pair in word.split(",")]
         return {key: value for key, _, value in pairs}
@@ -251,32 +256,31 @@ def main(options: SweepCommand, sweep: Sweep) -> int:
         console.print(f"{plain(out)}: {n:,} settings x {sweep.seeds:,} seeds = {n * sweep.seeds:,} cells")
         if sweep.seeds < 5:
             note(f"{sweep.seeds} seeds say little: intervals of fewer than five are wide, and rarely right")
-    bars: dict[str, Any] = {}
+    with ExitStack() as stack:
+        bars: dict[tuple[str, int], Callable[[int], None]] = {}
 
-    def progress(status: Status) -> None:
-        if status.stage not in bars:
-            for bar in bars.values():
-                bar[0].__exit__(None, None, None)
-            context = progress_bar(status.stage, status.n_cells, options.quiet)
-            bars[status.stage] = (context, context.__enter__())
-        bars[status.stage][1](status.done)
+        def progress(status: Status) -> None:
+            bar = status.stage, status.n_cells
+            if bar not in bars:
+                stack.close()  # the bar of the stage, or the round, before
+                bars[bar] = stack.enter_context(progress_bar(status.stage, status.n_cells, options.quiet))
+            bars[bar](status.done)
 
-    try:
-        table = sweep.run(
-            out,
-            workers=options.workers,
-            ray_address=options.ray_address,
-            points=options.points,
-            command=again,
-            notice=note,
-            progress=progress,
-        )
-    except KeyboardInterrupt:
-        note(f"interrupted; what is done is kept in {plain(out)}, and the same command does the rest")
-        return 130
-    finally:
-        for context, _ in list(bars.values())[-1:]:
-            context.__exit__(None, None, None)
+        try:
+            table = sweep.run(
+                out,
+                workers=options.workers,
+                ray_address=options.ray_address,
+                points=options.points,
+                logs=options.logs,
+                command=again,
+                notice=note,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            stack.close()
+            note(f"interrupted; what is done is kept in {plain(out)}, and the same command does the rest")
+            return 130
     for sheet in sheets.overview(table, max_rows=SHOWN):
         sheets.show(sheet)
     console.print(f"Results  {plain(out)}\nReport   {plain(command('report.py', out))}")

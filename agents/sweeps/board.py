@@ -13,17 +13,27 @@ from valueapprox.telemetry import RunLog
 
 __all__ = ["write_bands"]
 
+MARK_FILE = "README"
 MOST_SETTINGS = 200  # with a run of its own: TensorBoard's table of hyper-parameters wants one for each
 
 
 def write_bands(folder: Path, table: Table) -> Path:
     """Write, for each setting, mean and ends of the 95 % interval of every tag at every step that all seeds have.
 
-    What was there before is replaced. Bands lie in the tab of custom scalars; a setting has a run of its own, so that
-    the table of hyper-parameters shows it with its numbers.
+    What was written there before is replaced. Bands lie in the tab of custom scalars; a setting has a run of its own,
+    so that the table of hyper-parameters shows it with its numbers. There are at most `MOST_SETTINGS`, the first ones.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something that was not written by this.
     """
+    mark = folder / MARK_FILE
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+        raise FileExistsError(f"{folder} exists and holds something else; choose another --out, or --no-tensorboard")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    mark.write_text("Written by valueapprox report, which replaces this folder when it is run again.\n")
     groups = table.groups()
     for n, group in enumerate(groups[:MOST_SETTINGS]):
         own = folder / f"{n:03d}-{_file_name(group)}"

@@ -89,6 +89,8 @@ def make(values: Mapping[str, Any], seed: int, stage: str = TUNING) -> Cell:
         path = Path(values["data"]).resolve()
         return Cell(_plain(fit, {"data": str(path), "data_digest": _digest_of(path), **fit.as_dict()}), stage)
     settings = settings_from({**values, "seed": seed}).chosen()
+    if getattr(settings, "asynchronous", False):
+        raise ValueError("async is True; expected False, as a cell of a sweep comes out the same whenever it is run")
     return Cell(_plain(settings, asdict(settings)), stage)
 
 

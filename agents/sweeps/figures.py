@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from valueapprox.agents.sweeps.sheets import words_for
-from valueapprox.agents.sweeps.table import Group, best, names_of, renamed, value_text
+from valueapprox.agents.sweeps.table import Group, best, names_of, problem_of, renamed, value_text
 from valueapprox.cli.charts import new_figure
 from valueapprox.cli.pictures import steps_axis
 from valueapprox.statistics import interval_of_mean, performance_profile
@@ -68,14 +68,15 @@ def curves(groups: Sequence[Group]) -> Any | None:
 
     Of many settings those with the best means. A seed that diverged or failed has no curve; the label counts them.
     """
-    panels: dict[tuple[str, str, str], list[Group]] = {}
+    panels: dict[str, list[Group]] = {}
     for group in groups:
         if group.curves()[0].size:
-            panels.setdefault((problem(group.settings), group.number, _problem_key(group)), []).append(group)
+            panels.setdefault(problem_key(group), []).append(group)
     if not panels:
         return None
     figure, every = _panels(len(panels))
-    for axes, ((name, number, _), here) in zip(every, panels.items(), strict=True):
+    for axes, here in zip(every, panels.values(), strict=True):
+        name, number = problem(here[0].settings), here[0].number
         ranked = sorted(renamed(here), key=lambda g: np.median(g.scores) if len(g.scores) else -math.inf, reverse=True)
         last = 0.0
         for colour, group in enumerate(ranked[:MOST_LINES]):
@@ -92,8 +93,9 @@ def curves(groups: Sequence[Group]) -> Any | None:
     return figure
 
 
-def _problem_key(group: Group) -> str:
-    return json.dumps(group.settings.get("env_args"), sort_keys=True)
+def problem_key(group: Group) -> str:
+    """Equal for groups of one problem."""
+    return json.dumps(problem_of(group.settings), sort_keys=True)
 
 
 def sensitivities(groups: Sequence[Group]) -> Any | None:
@@ -143,14 +145,15 @@ def _order_of(text: str) -> tuple[Any, ...]:
 
 def profiles(groups: Sequence[Group]) -> Any | None:
     """Performance profiles: the share of seeds that reach some number, with 95 % bands; a panel per problem."""
-    panels: dict[tuple[str, str], list[Group]] = {}
+    panels: dict[str, list[Group]] = {}
     for group in groups:
         if len(group.scores):
-            panels.setdefault((problem(group.settings), _problem_key(group)), []).append(group)
+            panels.setdefault(problem_key(group), []).append(group)
     if not panels:
         return None
     figure, every = _panels(len(panels), 3.0)
-    for axes, ((name, _), here) in zip(every, panels.items(), strict=True):
+    for axes, here in zip(every, panels.values(), strict=True):
+        name = problem(here[0].settings)
         ranked = sorted(renamed(here), key=lambda g: np.median(g.scores), reverse=True)[:MOST_LINES]
         known = np.concatenate([g.scores[np.isfinite(g.scores)] for g in ranked])
         if not known.size:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,23 +23,38 @@ from valueapprox.agents import evaluation, provenance
 from valueapprox.agents.callbacks import Point
 from valueapprox.agents.evaluation import discounted, horizon
 from valueapprox.agents.prediction_run import PredictionRun
+from valueapprox.agents.report import read_episodes
 from valueapprox.agents.rollout import Block, CompiledRollout, Task, make_rollout
+from valueapprox.agents.run import CHECKPOINT_FILE
 from valueapprox.agents.sweeps.cells import FIRST_EVALUATION_SEED, Cell
 from valueapprox.agents.sweeps.store import DIVERGED, DONE, FAILED, Result
 from valueapprox.agents.training import kind_for, settings_from
 from valueapprox.cli.pictures import mean_returns
+from valueapprox.interrupts import watched
 from valueapprox.statistics import area_under_curve
-from valueapprox.supervised.examples import read_examples
+from valueapprox.supervised.examples import TableData, read_examples
 from valueapprox.supervised.table_fit import Settings as FitSettings
 from valueapprox.supervised.table_fit import fit_table
+from valueapprox.telemetry import read_metrics
 
-__all__ = ["BEST_IS_LEAST", "LATEST", "NUMBERS", "acted", "build", "main_number", "measure", "predicted"]
+__all__ = [
+    "BEST_IS_LEAST",
+    "LATEST",
+    "NUMBERS",
+    "WANTED",
+    "Wanted",
+    "acted",
+    "build",
+    "main_number",
+    "measure",
+    "predicted",
+]
 
 LATEST = 0.15  # a return is the mean over the training episodes that ended in the last 15 % of the steps
 POINTS = 50  # of a curve
 #: What compares cells, the first that all of them have.
 NUMBERS = ("return", "value_error", "rmse", "td_error", "validation_loss", "loss")
-BEST_IS_LEAST = ("value_error", "rmse", "td_error", "validation_loss", "loss")
+BEST_IS_LEAST = ("value_error", "rmse", "td_error", "validation_loss", "loss", "steps", "epochs")
 REFERENCE_STATES, REFERENCE_STEPS, REFERENCE_STREAMS, REFERENCE_SEED = 512, 4096, 8, FIRST_EVALUATION_SEED - 1
 SHARED_BYTES = 256 * 2**20
 
@@ -49,14 +64,25 @@ def main_number(names: set[str]) -> str:
     return next((name for name in NUMBERS if name in names), "")
 
 
-def measure(cell: Cell, points: bool = False, marks: Sequence[int] = ()) -> Result:
-    """Run a cell to its end, whatever that is: an error is part of the result.
+class Wanted(NamedTuple):
+    """What is wanted of a cell beside its numbers and its curve."""
 
-    `points`: keep all that is logged. `marks`: further steps at which the return is wanted, as return_at_STEP.
-    """
+    points: bool = False
+    """All that is logged."""
+    marks: Sequence[int] = ()
+    """Further steps at which the return is wanted, as return_at_STEP."""
+    logs: Path | None = None
+    """Where each run leaves a folder of its own, named by the cell's digest."""
+
+
+WANTED = Wanted()
+
+
+def measure(cell: Cell, wanted: Wanted = WANTED) -> Result:
+    """Run a cell to its end, whatever that is: an error is part of the result."""
     begun = time.perf_counter()
     try:
-        numbers, curve, logged = _fit(cell, points) if "data" in cell.settings else _run(cell, points, marks)
+        numbers, curve, logged = _fit(cell, wanted) if "data" in cell.settings else _run(cell, wanted)
         status, error = DONE, ""
         numbers = {name: number for name, number in numbers.items() if math.isfinite(number)}
     except FloatingPointError as diverged:
@@ -84,22 +110,36 @@ def _settings(text: str) -> Any:
 def build(cell: Cell) -> None:
     """Make the run of a cell and let it go, or read the data of a fit: raises what is wrong with its settings."""
     if "data" in cell.settings:
-        read_examples(Path(cell.settings["data"]), FitSettings.from_dict(cell.settings), lambda sentence: None)
+        fit = FitSettings.from_dict(cell.settings)
+        data = _examples(cell.settings["data"], fit)
+        fit.make_network(data)
+        fit.make_optimizer(len(data.training.S))
         return
     settings = settings_from(cell.settings)
     kind_for(settings.agent)(settings, None).close()
 
 
-def _run(cell: Cell, points: bool, marks: Sequence[int]) -> tuple[dict[str, float], np.ndarray, list[dict[str, float]]]:
+def _run(cell: Cell, wanted: Wanted) -> tuple[dict[str, float], np.ndarray, list[dict[str, float]]]:
     settings = replace(_settings(cell.setting), seed=cell.settings["seed"])
-    run = kind_for(settings.agent)(settings, None)
-    if isinstance(run, PredictionRun):
+    folder = None if wanted.logs is None else wanted.logs / cell.digest
+    begun = folder is not None and (folder / CHECKPOINT_FILE).exists()
+    run = kind_for(settings.agent)(settings, folder, resume=begun)
+    callbacks = []
+    if predicts := isinstance(run, PredictionRun):
         run.make_rollout = partial(_shared, (run.settings.steps, run.settings.block))
         reference = None if run.known is not None else _reference(*_key(run.task), run.settings.gamma)
-        logged, _ = run.measure([] if reference is None else [reference])
-        return *predicted(logged), logged if points else []
-    logged, episodes = run.measure(every=0 if points else run.settings.steps)
-    return *acted(logged, episodes, run.settings.steps, marks), logged if points else []
+        callbacks = [] if reference is None else [reference]
+    if folder is None:
+        # What only episodes tell needs no points of the log on the way, but the end at a return does.
+        whole = predicts or wanted.points or run.settings.stop_at is not None
+        logged, episodes = run.measure(callbacks, 0 if whole else run.settings.steps)
+    else:
+        if run.step < run.settings.steps and not run.stopped and run.train(callbacks=callbacks).interrupted:
+            raise KeyboardInterrupt
+        run.close()
+        logged, episodes = read_metrics(folder), read_episodes(folder)
+    found = predicted(logged) if predicts else acted(logged, episodes, run.step, wanted.marks)
+    return *found, logged if wanted.points else []
 
 
 def acted(
@@ -111,7 +151,8 @@ def acted(
     """The numbers and the curve of an agent that acts, from its log and its training episodes.
 
     return: mean return of the episodes that ended in the last 15 % of the steps; return_area: the mean of the curve of
-    returns over all steps; evaluation_return: of the last evaluation in fresh episodes, if there was one.
+    returns over all steps; evaluation_return: of the last evaluation in fresh episodes, if there was one; episodes and
+    steps: how many there were, fewer than planned where the run ended at `stop_at`.
     """
     at = np.linspace(0, steps, POINTS + 1)[1:]
     curve = np.stack([at, mean_returns(episodes, at)])
@@ -121,7 +162,7 @@ def acted(
         if found := [point[tag] for point in logged if tag in point]:
             numbers["evaluation_return"] = float(found[-1])
             break
-    return numbers | {"episodes": float(len(episodes))}, curve
+    return numbers | {"episodes": float(len(episodes)), "steps": float(steps)}, curve
 
 
 def _return_at(episodes: Sequence[Mapping[str, Any]], step: int) -> float:
@@ -211,7 +252,11 @@ def _shared(lengths: tuple[int, int], task: Task, numbers: list[int]) -> Any:
     key = repr((task, numbers, lengths))
     if key not in _recorded:
         rollout = make_rollout(task, numbers)
-        if not isinstance(rollout, CompiledRollout):
+        # Both observations, the reward, flags and an action of each step.
+        if (
+            not isinstance(rollout, CompiledRollout)
+            or lengths[0] * (8 * rollout.world.n_observation + 16) > SHARED_BYTES
+        ):
             return rollout
         _recorded[key] = _Recorded(rollout)
     _recorded.move_to_end(key)
@@ -263,7 +308,8 @@ def _gathered(task: Task, gamma: float) -> _Reference | None:
     arguments = task.env_args if math.isinf(reach) else {**task.env_args, "max_episode_steps": -1}
     rollout = make_rollout(replace(task, env_args=arguments, seed=REFERENCE_SEED), list(range(REFERENCE_STREAMS)))
     try:
-        block, _ = rollout.collect(REFERENCE_STEPS)
+        with watched(task.env):
+            block, _ = rollout.collect(REFERENCE_STEPS)
     finally:
         rollout.close()
     states, returns = [], []
@@ -285,10 +331,24 @@ def _gathered(task: Task, gamma: float) -> _Reference | None:
 # --- fits -------------------------------------------------------------------------------------------------------------
 
 
-def _fit(cell: Cell, points: bool) -> tuple[dict[str, float], np.ndarray, list[dict[str, float]]]:
+#: Settings of a fit that say which rows and columns there are; the others do not change what is read.
+READING = ("target", "features", "ignore", "delimiter", "missing", "missing_words", "one_hot", "dates", "date_format",
+           "loss", "validation", "seed")  # fmt: skip
+
+
+def _examples(path: str, settings: FitSettings) -> TableData:
+    return _read(path, json.dumps({name: settings.as_dict()[name] for name in READING}))
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, settings: str) -> TableData:
+    return read_examples(Path(path), FitSettings.from_dict(json.loads(settings)), lambda sentence: None)
+
+
+def _fit(cell: Cell, wanted: Wanted) -> tuple[dict[str, float], np.ndarray, list[dict[str, float]]]:
     settings = FitSettings.from_dict(cell.settings)
     path = Path(cell.settings["data"])
-    data = read_examples(path, settings, lambda sentence: None)
+    data = _examples(str(path), settings)
     with tempfile.TemporaryDirectory() as folder:
         result = fit_table(data, path, Path(folder), settings, progress=False, notice=lambda sentence: None)
     if result.interrupted:
@@ -297,4 +357,4 @@ def _fit(cell: Cell, points: bool) -> tuple[dict[str, float], np.ndarray, list[d
     name = "loss" if data.validation is None else "validation_loss"
     curve = np.stack([history["epoch"], history[name]])
     last = history.best_loss if settings.early_stopping is not None else curve[1, -1]  # of the weights that are kept
-    return {name: float(last), "epochs": float(history.epoch)}, curve, history.rows if points else []
+    return {name: float(last), "epochs": float(history.epoch)}, curve, history.rows if wanted.points else []

@@ -7,20 +7,25 @@ import csv
 import html
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from valueapprox.agents.settings import RunSettings
 from valueapprox.agents.sweeps import figures, sheets
 from valueapprox.agents.sweeps.cells import EVALUATION
 from valueapprox.agents.sweeps.sheets import Sheet
+from valueapprox.agents.sweeps.store import DIVERGED, DONE, FAILED
 from valueapprox.agents.sweeps.table import Group, Table, best
 from valueapprox.agents.training import kind_for, settings_from
 from valueapprox.checkpoint import write_whole
 from valueapprox.cli.terminal import command
+from valueapprox.statistics import estimate
 from valueapprox.supervised.table_fit import Settings as FitSettings
 
 __all__ = ["Part", "parts_of", "write"]
@@ -103,7 +108,7 @@ def _comparisons(table: Table, chosen: Sequence[Group], evaluated: Sequence[Grou
     found = []
     problems: dict[str, list[Group]] = {}
     for group in evaluated or chosen:
-        problems.setdefault(figures.problem(group.settings) + figures._problem_key(group), []).append(group)
+        problems.setdefault(figures.problem_key(group), []).append(group)
     for groups in problems.values():
         if len(groups) > 1:
             found.append(sheets.differences(groups))
@@ -160,7 +165,7 @@ def write(folder: Path, title: str, table: Table, parts: Sequence[Part]) -> list
         "report.html": _html(title, parts),
         "report.md": _markdown(title, parts),
         "report.tex": "% needs \\usepackage{booktabs}\n" + "\n\n".join(sheet.latex() for sheet in every) + "\n",
-        "settings.csv": "\n".join(f"# {sheet.title}\n{sheet.csv()}" for sheet in every),
+        "settings.csv": settings_csv(table),
         "cells.csv": cells_csv(table),
     }
     for n, (_, picture) in enumerate((p for part in parts for p in part.pictures), start=1):
@@ -168,6 +173,27 @@ def write(folder: Path, title: str, table: Table, parts: Sequence[Part]) -> list
     for name, text in texts.items():
         write_whole(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
     return [folder / name for name in texts]
+
+
+def settings_csv(table: Table) -> str:
+    """One line per setting and stage: what was varied, how many cells, and the number that is compared."""
+    names, text = table.varied, io.StringIO(newline="")
+    lines = csv.writer(text, lineterminator="\n")
+    ends = [f"{what}{end}" for what in ("mean", "iqm") for end in ("", "_low", "_high")]
+    lines.writerow([*names, "stage", "number", "cells", "done", "diverged", "failed", *ends, "median", "worst"])
+    for group in table.groups():
+        sign, scores = (-1.0 if group.least_is_best else 1.0), group.scores
+        found = [group.mean, estimate(scores, "iqm") if len(scores) else group.mean]
+        numbers = [sign * x for e in found for x in (e.value, *sorted((e.low, e.high), key=lambda end: sign * end))]
+        median = sign * float(np.median(scores)) if len(scores) else math.nan
+        counts = [group.count(what) for what in (DONE, DIVERGED, FAILED)]
+        lines.writerow([*(_csv_cell(group.settings.get(n)) for n in names), group.stage, group.number, len(group.rows),
+                        *counts, *("" if math.isnan(x) else x for x in (*numbers, median, group.worst))])  # fmt: skip
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def cells_csv(table: Table) -> str:
@@ -183,7 +209,7 @@ def cells_csv(table: Table) -> str:
         lines.writerow(
             [
                 *(row.number, row.cell.digest),
-                *(json.dumps(value) if isinstance(value, list | dict) else value for value in values),
+                *map(_csv_cell, values),
                 *(settings["seed"], row.cell.stage, "" if result is None else result.status),
                 *(found.get(name, "") for name in numbers),
                 *(("", "") if result is None else (f"{result.seconds:.4g}", result.attempts)),

@@ -54,8 +54,7 @@ def read_run(folder: Path) -> Row:
         raise ValueError(f"{folder} holds no run of an agent; expected folders that valueapprox train has written")
     logged, origins = read_metrics(folder), provenance.read(folder)
     steps = int(logged[-1]["step"]) if logged else 0
-    # With the steps that it has done: a run that was ended early is no repetition of one that was not.
-    plain = {name: value for name, value in settings.items() if name not in WATCHING} | {"steps": steps}
+    plain = {name: value for name, value in settings.items() if name not in WATCHING}
     if "policy" in settings:
         numbers, curve = predicted(logged)
     else:

@@ -8,14 +8,14 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from valueapprox.agents.sweeps.cells import Cell
-from valueapprox.agents.sweeps.measures import measure
+from valueapprox.agents.sweeps.measures import WANTED, Wanted, measure
 from valueapprox.agents.sweeps.store import FAILED, Result
 from valueapprox.checks import positive
 from valueapprox.cluster import cluster
@@ -24,22 +24,24 @@ from valueapprox.interrupts import PATIENCE, SAY_AFTER, Stop, interruptible
 __all__ = ["ATTEMPTS", "run_cells"]
 
 CHUNK_SECONDS = 1.0  # of work that a worker is sent at once
+LEAST_SECONDS = 0.1  # of work for which sending is worth it, if there is that much
 AHEAD = 2  # chunks that a worker has: while it returns one it works on the next
 ATTEMPTS = 3  # of a cell that fails
 LIVES = 8  # of a cell whose process dies: it need not be the cell's fault
 MAX_CHUNK = 1000
+#: Cells that are equal in these take about as long as each other.
+SHAPE = ("env", "env_args", "agent", "hidden", "steps", "envs", "optimizer", "rollout", "epochs", "minibatch",
+         "batch_size", "data")  # fmt: skip
 MAX_DEATHS = 20
-Wanted: TypeAlias = tuple[bool, Sequence[int]]  # points and marks, see `measure`
 
 
 def run_cells(
     cells: Sequence[Cell],
     keep: Callable[[list[Result]], None],
+    wanted: Wanted = WANTED,
     *,
     workers: int = 0,
     ray_address: str | None = None,
-    points: bool = False,
-    marks: Sequence[int] = (),
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> bool:
     """Measure each cell once and hand over what came out, chunk by chunk; returns whether it was interrupted.
@@ -53,12 +55,12 @@ def run_cells(
         What is to be measured.
     keep
         Called with results as they arrive, in no order.
+    wanted
+        What is wanted of each beside its numbers.
     workers
         Ray workers; with 0 all is done in this process.
     ray_address
         A Ray cluster; without it Ray is started on this machine.
-    points, marks
-        As `measure` takes them.
     notice
         Called with a sentence when a worker dies.
     """
@@ -67,8 +69,8 @@ def run_cells(
         return False
     with interruptible("Ending; what is done is kept.") as stop:
         if workers == 0:
-            return _here(cells, keep, (points, marks), stop)
-        with cluster(ray_address, workers), _Pool(cells, workers, (points, marks), notice) as pool:
+            return _here(cells, keep, wanted, stop)
+        with cluster(ray_address, workers), _Pool(cells, workers, wanted, notice) as pool:
             for results in pool.results(stop):
                 keep(results)
         return stop.is_set()
@@ -80,7 +82,7 @@ def _here(cells: Sequence[Cell], keep: Callable[[list[Result]], None], wanted: W
     try:
         while waiting and not stop.is_set():
             cell = waiting.popleft()
-            result = measure(cell, *wanted)
+            result = measure(cell, wanted)
             attempts[result.digest] += 1
             if result.status == FAILED and attempts[result.digest] < ATTEMPTS:
                 waiting.append(cell)
@@ -106,11 +108,8 @@ def _ordered(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _shape(cell: Cell) -> tuple[Any, ...]:
-    """Cells that take about as long as each other."""
     s = cell.settings
-    return tuple(
-        str(s.get(name)) for name in ("env", "env_args", "agent", "hidden", "steps", "envs", "optimizer", "data")
-    )
+    return tuple(str(s.get(name)) for name in SHAPE)
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
@@ -120,7 +119,7 @@ class _Measurer:
     """The Ray actor."""
 
     def measure(self, chunk: list[tuple[dict[str, Any], str]], wanted: Wanted) -> list[Result]:
-        return [measure(Cell(settings, stage), *wanted) for settings, stage in chunk]
+        return [measure(Cell(settings, stage), wanted) for settings, stage in chunk]
 
     def pid(self) -> int:
         return os.getpid()
@@ -208,9 +207,10 @@ class _Pool:
         expected = 0.0
         # So that all workers end at about the same time, the last chunks are small.
         share = max(1, len(self.waiting) // (2 * len(self.workers)))
-        while self.waiting and len(chunk) < min(share, MAX_CHUNK):
+        while self.waiting and len(chunk) < MAX_CHUNK:
             known = self.seconds.get(_shape(self.waiting[0]))
-            if chunk and (known is None or expected + known > CHUNK_SECONDS):
+            limit = CHUNK_SECONDS if len(chunk) < share else LEAST_SECONDS
+            if chunk and (known is None or expected + known > limit):
                 break
             expected += known or 0.0
             chunk.append(self.waiting.popleft())
@@ -228,7 +228,9 @@ class _Pool:
         self.deaths, done = 0, []
         for cell, result in zip(chunk, results, strict=True):
             shape = _shape(cell)
-            self.seconds[shape] = min(result.seconds, self.seconds.get(shape, result.seconds))
+            before = self.seconds.get(shape, result.seconds)
+            # Down at once, as the first one may have compiled; up as cells take longer.
+            self.seconds[shape] = min(result.seconds, (before + result.seconds) / 2)
             self.attempts[result.digest] += 1
             if result.status == FAILED and self.attempts[result.digest] < ATTEMPTS:
                 self.alone.append(cell)

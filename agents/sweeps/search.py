@@ -41,7 +41,7 @@ def by_optuna(sweep: Sweep, store: Store, fill: Callable[[Sequence[Cell]], objec
         cells = [sweep.crossed([one]) for one in drawn]
         found += [cell for those in cells for cell in those]
         fill([cell for those in cells for cell in those])
-        table = Table.of(store.rows())
+        table = Table(store.rows())
         for trial, those in zip(trials, cells, strict=True):
             part = table.only(digests={cell.digest for cell in those})
             scores = np.concatenate([group.scores for group in part.groups()])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ import numpy as np
 
 from valueapprox.agents.sweeps.cells import EVALUATION, TUNING
 from valueapprox.agents.sweeps.store import DIVERGED, DONE, FAILED
-from valueapprox.agents.sweeps.table import PROBLEM, Group, Table, best, names_of, renamed, value_text
+from valueapprox.agents.sweeps.table import Group, Table, best, names_of, problem_of, renamed, value_text
 from valueapprox.cli.charts import new_table, print_wide
 from valueapprox.cli.terminal import console, plain
 from valueapprox.statistics import (
@@ -85,12 +83,6 @@ class Sheet:
         inner = [rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}", rf"\caption{{{_escaped(caption)}}}"]
         return "\n".join([r"\begin{table}", r"\centering", *inner, r"\end{table}"])
 
-    def csv(self) -> str:
-        """As CSV, with the title in no line of it."""
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([self.headings, *self.rows])
-        return text.getvalue()
-
 
 def _escaped(text: str) -> str:
     signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -135,7 +127,7 @@ def overview(table: Table, max_rows: int = 0) -> list[Sheet]:
     found = []
     evaluated = {group.setting: group for group in table.groups(EVALUATION)}
     for groups in table.competitors().values():
-        found.append(_settings(groups, table, evaluated, max_rows))
+        found.append(_settings(groups, evaluated, max_rows))
     if evaluated:
         found.insert(0, _chosen(table, evaluated))
     return found
@@ -163,7 +155,7 @@ def _cells(group: Group) -> list[str]:
     return [str(len(scores)), mean, middle, worst, ", ".join(wrong)]
 
 
-def _settings(groups: Sequence[Group], table: Table, evaluated: dict[str, Group], max_rows: int) -> Sheet:
+def _settings(groups: Sequence[Group], evaluated: dict[str, Group], max_rows: int) -> Sheet:
     groups = renamed(groups)
     ranked = sorted(groups, key=_order, reverse=True)
     shown = ranked[:max_rows] if max_rows else ranked
@@ -175,10 +167,8 @@ def _settings(groups: Sequence[Group], table: Table, evaluated: dict[str, Group]
     tuning = groups[0].stage == TUNING
     if len(groups) > 1 and tuning:
         chosen = best(groups)
-        said = "Chosen by the lower end of its interval" if not groups[0].least_is_best else "Chosen by the upper end"
-        if groups[0].least_is_best:
-            said += " of its interval"
-        notes.append(f"{said}: {chosen.name}.")
+        end = "upper" if groups[0].least_is_best else "lower"
+        notes.append(f"Chosen by the {end} end of its interval: {chosen.name}.")
         if chosen.setting not in evaluated:
             notes.append("A number that chose a setting looks better than it is: --then-evaluate 30 runs it afresh.")
     if min(len(group.rows) for group in groups) < FEW_SEEDS:
@@ -187,7 +177,7 @@ def _settings(groups: Sequence[Group], table: Table, evaluated: dict[str, Group]
         notes.append(
             "Cells that diverged or failed count as the worst in IQM and worst seed; a mean over them is not printed."
         )
-    title = f"{who}: {words_for(table.number)} by setting{', tuning seeds' * tuning} (95 % intervals over seeds)"
+    title = f"{who}: {words_for(groups[0].number)} by setting{', tuning seeds' * tuning} (95 % intervals over seeds)"
     rows = [[group.name, *_cells(group)] for group in shown]
     return Sheet(title, ["setting"], ["seeds", "mean", "IQM", "worst seed", "went wrong"], rows, notes)
 
@@ -228,6 +218,7 @@ def differences(groups: Sequence[Group]) -> Sheet | None:
             [other.name, str(len(common)), interval(difference), better, "decided" if more == 0 else f"{more:,}"]
         )
     where = str(first.settings.get("env", first.settings.get("data", "")))
+    lost = any(not np.isfinite(group.scores).all() for group in ranked)
     return Sheet(
         f"{where}: {first.name} against each other one",
         ["the other"],
@@ -235,6 +226,7 @@ def differences(groups: Sequence[Group]) -> Sheet | None:
         rows,
         ["Differences are taken seed by seed. An interval that holds 0 decides nothing; the last column says how many "
          "further common seeds would decide it with probability 0.8, if the difference is as it looks now.",
+         *(["A pair with a lost cell has no difference; in the probability a lost cell is the worst."] * lost),
          *(["These are numbers of tuning seeds, which chose the settings."] * (first.stage == TUNING))],
     )  # fmt: skip
 
@@ -260,8 +252,9 @@ def across(table: Table) -> list[Sheet]:
     for group in table.groups(TUNING):
         s = group.settings
         if "env" in s:
-            own = json.dumps({n: v for n, v in s.items() if n not in PROBLEM}, sort_keys=True)
-            where = json.dumps([s[n] for n in PROBLEM if n in s])
+            its = problem_of(s)
+            own = json.dumps({n: v for n, v in s.items() if n not in its}, sort_keys=True)
+            where = json.dumps(its)
             agents.setdefault(s["agent"], {}).setdefault(own, {})[where] = group
     for agent, settings in agents.items():
         problems = sorted({where for own in settings.values() for where in own})
@@ -277,7 +270,9 @@ def across(table: Table) -> list[Sheet]:
         for where in problems:
             one, own_best = whole[keys[chosen]][where], best(renamed([groups[where] for groups in whole.values()]))
             sign = -1.0 if one.least_is_best else 1.0
-            rows.append([json.loads(where)[0], interval(one.mean, sign), interval(own_best.mean, sign), own_best.name])
+            rows.append(
+                [json.loads(where)["env"], interval(one.mean, sign), interval(own_best.mean, sign), own_best.name]
+            )
         said = ", ".join(f"{name} {value_text(json.loads(keys[chosen]).get(name))}" for name in names)
         middle = np.median(scores, axis=2)
         notes = ["Numbers of tuning seeds, which chose these settings."]

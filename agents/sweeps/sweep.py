@@ -13,7 +13,7 @@ from typing import Any
 
 from valueapprox.agents.sweeps import cells
 from valueapprox.agents.sweeps.cells import FIRST_EVALUATION_SEED, TUNING, Cell, Range
-from valueapprox.agents.sweeps.measures import build
+from valueapprox.agents.sweeps.measures import Wanted, build
 from valueapprox.agents.sweeps.scheduler import run_cells
 from valueapprox.agents.sweeps.store import Result, Store
 from valueapprox.agents.sweeps.table import Table, best
@@ -112,6 +112,10 @@ class Sweep:
         for one, other in ((self.fixed, self.grid), (self.fixed, self.ranges), (self.grid, self.ranges)):
             if both := sorted(set(one) & set(other)):
                 raise ValueError(f"{both[0]} is given twice; expected it fixed, in the grid, or in the ranges")
+        for name in sorted({name for one in self.settings for name in one} & {*self.grid, *self.ranges}):
+            raise ValueError(
+                f"{name} is given twice; expected it in the settings that are listed, or in grid or ranges"
+            )
         if "seed" in {*self.fixed, *self.grid, *self.ranges}:
             raise ValueError("seed is given; expected seeds, how many there are, and first_seed")
 
@@ -150,6 +154,7 @@ class Sweep:
         workers: int = 0,
         ray_address: str | None = None,
         points: bool = False,
+        logs: bool = False,
         command: str = "",
         notice: Callable[[str], None] = lambda sentence: None,
         progress: Callable[[Status], None] = lambda status: None,
@@ -164,6 +169,8 @@ class Sweep:
             Ray workers, and where; 0 for this process. The numbers do not depend on it.
         points
             Keep all that is logged, for a TensorBoard run of every tag.
+        logs
+            Leave the folder of each run, with log and checkpoint, in runs/ of `out`; of the machine that it ran on.
         command
             What was typed, for the report.
         notice
@@ -175,7 +182,7 @@ class Sweep:
         ------
         ValueError
             If a setting does not exist or makes no sense. Nothing has been run then.
-        BlockingIOError
+        FileExistsError
             If another process runs a sweep in that folder.
         KeyboardInterrupt
             If it is interrupted; what is done is kept.
@@ -192,6 +199,7 @@ class Sweep:
                 workers=workers,
                 ray_address=ray_address,
                 points=points,
+                logs=Path(out).resolve() / "runs" if logs else None,
                 notice=notice,
                 progress=progress,
             )
@@ -204,11 +212,11 @@ class Sweep:
             else:
                 fill(first)
             if self.then_evaluate:
-                tuned = Table.of(store.rows()).only(digests={cell.digest for cell in first})
+                tuned = Table(store.rows()).only(digests={cell.digest for cell in first})
                 chosen = [best(groups) for groups in tuned.competitors().values()]
                 store.note("chosen", [group.setting for group in chosen])
                 fill([cells.evaluation_cell(g.rows[0].cell, k) for g in chosen for k in range(self.then_evaluate)])
-            return Table.of(store.rows())
+            return Table(store.rows())
 
 
 @contextmanager
@@ -231,6 +239,7 @@ def complete(
     ray_address: str | None = None,
     points: bool = False,
     marks: Sequence[int] = (),
+    logs: Path | None = None,
     notice: Callable[[str], None] = lambda sentence: None,
     progress: Callable[[Status], None] = lambda status: None,
 ) -> None:
@@ -248,7 +257,8 @@ def complete(
         done += len(results)
         progress(Status(done, len(wanted), stage))
 
-    if run_cells(missing, keep, workers=workers, ray_address=ray_address, points=points, marks=marks, notice=notice):
+    wanted_of_each = Wanted(points, tuple(marks), logs)
+    if run_cells(missing, keep, wanted_of_each, workers=workers, ray_address=ray_address, notice=notice):
         raise KeyboardInterrupt
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,16 @@ from valueapprox.agents.sweeps.measures import BEST_IS_LEAST, main_number
 from valueapprox.agents.sweeps.store import DIVERGED, DONE, FAILED, Row
 from valueapprox.statistics import Estimate, interval_of_mean
 
-__all__ = ["Group", "Table", "best", "names_of", "renamed", "value_text"]
+__all__ = ["Group", "Table", "best", "names_of", "problem_of", "renamed", "value_text"]
 
-#: Settings that say which problem is solved, and not how.
-PROBLEM = ("env", "env_args", "data", "data_digest", "policy", "noise", "gamma", "target")
+#: Settings that say which problem is solved, and not how; of values the discount does, too.
+PROBLEM = ("env", "env_args", "data", "data_digest", "policy", "noise", "target")
+
+
+def problem_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say which problem is solved: numbers of different problems are not compared."""
+    names = (*PROBLEM, "gamma") if "policy" in settings else PROBLEM
+    return {name: settings[name] for name in names if name in settings}
 
 
 @dataclass(frozen=True)
@@ -129,11 +135,6 @@ class Table:
         #: What is compared, where a setting has it.
         self.number = _number_of(self.rows)
 
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> Table:
-        """A table of rows, as `Store.rows` gives them."""
-        return cls(list(rows))
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -204,7 +205,7 @@ class Table:
             if group.stage == EVALUATION:
                 continue
             s = group.settings
-            found.setdefault(json.dumps([s.get("agent"), *(s.get(name) for name in PROBLEM)]), []).append(group)
+            found.setdefault(json.dumps([s.get("agent"), problem_of(s)]), []).append(group)
         return found
 
     @property

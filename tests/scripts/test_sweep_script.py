@@ -116,6 +116,17 @@ def test_the_other_forms_say_the_same(swept):
     read = np.array([float(line["value_error"] or "nan") for line in lines])
     assert np.array_equal(read, table["value_error"], equal_nan=True)
     assert [line["status"] for line in lines] == table["status"].tolist()
+    with (folder / "settings.csv").open(newline="") as file:
+        settings = list(csv.DictReader(file))
+    groups = table.groups()
+    assert [int(line["diverged"]) for line in settings] == [group.count("diverged") for group in groups]
+    for line, group in zip(settings, groups, strict=True):
+        if group.count("diverged") == 0:
+            low, mean, high = (float(line[name]) for name in ("mean_low", "mean", "mean_high"))
+            assert (low, mean, high) == (-group.mean.high, -group.mean.value, -group.mean.low)
+            assert low <= mean <= high
+        else:
+            assert line["mean"] == ""
     markdown, latex = (folder / "report.md").read_text(), (folder / "report.tex").read_text()
     page = Page((folder / "report.html").read_text())
     for cell in page.cells:
@@ -132,13 +143,24 @@ def test_tensorboard_gets_bands_over_seeds_of_every_tag(swept):
     folder, _, _ = swept
     table = table_of([folder], points=True)
     group = table.groups("tuning")[0]
-    own = sorted((folder / "tensorboard").iterdir())[0]
+    own = sorted(path for path in (folder / "tensorboard").iterdir() if path.is_dir())[0]
     events = EventAccumulator(str(own)).Reload()
     tags = {tag.rpartition("/")[0] for tag in events.Tags()["scalars"]}
     assert {"value/td_error/rms", "value/grad_norm/A", "value/error/rmsve", "result"} <= tags
     last = events.Scalars("value/error/rmsve/mean")[-1]
     assert last.value == pytest.approx(-group.mean.value, rel=1e-6)
     assert events.Scalars("value/error/rmsve/low")[-1].value == pytest.approx(-group.mean.high, rel=1e-6)
+
+
+def test_a_folder_of_somebody_else_s_is_not_replaced(swept, start_script, tmp_path):
+    folder, _, _ = swept
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "mine").write_text("x")
+    done = start_script("report.py", folder, "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "exists and holds something else; choose another --out, or --no-tensorboard" in done.stderr
+    assert (tmp_path / "tensorboard" / "mine").read_text() == "x"
+    assert start_script("report.py", folder, cwd=tmp_path).returncode == 0  # its own it replaces
 
 
 def test_the_same_command_does_nothing_more(swept, start_script):
@@ -192,6 +214,17 @@ def test_ranges_are_drawn_from():
         "activation": Range(choices=("tanh", "relu")),
     }  # fmt: skip
     assert len(found.cells()) == 40
+
+
+def test_a_path_is_no_range(tmp_path):
+    found = asked(*WALK, "--env-args", "file=../x", "--policy", "..:f")
+    assert (found.fixed["env_args"], found.fixed["policy"]) == ({"file": "../x"}, "..:f")
+
+
+def test_options_come_before_listed_settings(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text('env = "CartPole-v1"\nagent = "sarsa"\n[[settings]]\nlam = 0.5\nalpha = 1.0\n')
+    assert asked(path, "--lam", 0.1, 0.2).cells()[10].settings["lam"] == 0.2
 
 
 def test_options_come_before_the_file(tmp_path):

@@ -116,6 +116,7 @@ def test_a_file_says_the_same_as_python(tmp_path):
         ({"random": 3}, "random is 3 and there are no ranges"),
         ({"search": "grid"}, "search is 'grid'; expected one of"),
         ({"seeds": 0}, "seeds is 0; expected"),
+        ({"grid": {"lam": [0]}, "settings": [{"lam": 1}]}, "lam is given twice; expected it in the settings that are"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(arguments, words):
@@ -130,3 +131,18 @@ def test_what_cannot_work_is_known_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="is 'rlu'; did you mean 'relu'"):
         attempt(dataclasses.replace(sweep, grid={"lam": [0.0]}, fixed={**TD, "activation": "rlu"}).cells())
     assert not (tmp_path / "none").exists()
+
+
+def test_what_comes_out_otherwise_each_time_is_no_cell():
+    with pytest.raises(ValueError, match="async is True; expected False, as a cell of a sweep comes out the same"):
+        cells.make({"env": "CartPole-v1", "agent": "impala", "asynchronous": True}, 0)
+
+
+def test_what_cannot_work_in_a_fit_is_known_before(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n1,2\n2,4\n3,5\n4,9\n")
+    good = cells.make({"data": str(path), "target": ["y"], "validation": 0.25}, 0)
+    attempt([good])
+    for wrong, words in (({"activation": "rlu"}, "rlu"), ({"target": ["z"]}, "z")):
+        with pytest.raises(ValueError, match=words):
+            attempt([cells.make({"data": str(path), "target": ["y"], "validation": 0.25, **wrong}, 0)])

@@ -9,7 +9,7 @@ from valueapprox.agents.evaluation import rmsve
 from valueapprox.agents.prediction_run import PredictionRun
 from valueapprox.agents.report import read_episodes
 from valueapprox.agents.sweeps import cells, measures
-from valueapprox.agents.sweeps.measures import acted, measure, predicted
+from valueapprox.agents.sweeps.measures import Wanted, acted, measure, predicted
 from valueapprox.agents.sweeps.runs import read_run
 from valueapprox.agents.sweeps.store import DIVERGED, DONE, FAILED
 from valueapprox.agents.training import kind_for, settings_from
@@ -33,7 +33,7 @@ def test_the_numbers_are_those_of_the_run_by_itself(values, tmp_path):
     assert found.status == DONE, found.error
     assert found.numbers == alone.numbers
     assert np.array_equal(found.curve, alone.curve, equal_nan=True)
-    again = measure(cells.make(values, 3), points=True)
+    again = measure(cells.make(values, 3), Wanted(points=True))
     assert again.numbers == found.numbers
     timed = ("time/", "seconds")
     logged = [{tag: x for tag, x in point.items() if not tag.startswith(timed)} for point in alone.points]
@@ -79,6 +79,40 @@ def test_the_error_against_returns_is_least_for_the_true_values():
     assert np.allclose(k[~long], np.round(k[~long]), atol=1e-6)
     assert reference.returns.max() <= 10.0
     assert measures._reference(*measures._key(task), 0.9).returns is not None
+
+
+@pytest.mark.parametrize(
+    "values", [WALK, RUNS[1], {**WALK, "env": "valueapprox/CartPole-v1"}], ids=["td", "ac", "rmse"]
+)
+def test_a_cell_that_leaves_its_folder_has_the_same_numbers_and_goes_on(values, tmp_path):
+    cell = cells.make(values, 1)
+    plain = measure(cell)
+    assert measure(cell, Wanted(logs=tmp_path)).numbers == plain.numbers
+    assert (tmp_path / cell.digest / "checkpoint.npz").exists()
+    assert list((tmp_path / cell.digest).glob("events.out.tfevents.*"))
+    again = measure(cell, Wanted(logs=tmp_path))  # it is done, and only read
+    assert again.numbers == plain.numbers
+    assert np.array_equal(again.curve, plain.curve, equal_nan=True)
+
+
+def test_a_run_that_ends_early_says_at_which_step(tmp_path):
+    random = {"agent": "sarsa", "epsilon": [1.0, 1.0, 1.0]}  # whose episodes are short
+    values = {**RUNS[1], **random, "steps": 20_000, "log_every": 500, "stop_at": 5.0}
+    settings = settings_from({**values, "seed": 3})
+    kind_for(settings.agent)(settings, tmp_path / "run").train()
+    row = read_run(tmp_path / "run")
+    found = measure(cells.make(values, 3))
+    assert found.numbers == row.result.numbers
+    assert found.numbers["steps"] < 20_000
+    assert np.isfinite(found.numbers["return"])
+    assert row.cell.settings["steps"] == 20_000  # seeds that end at different steps are still repetitions
+
+
+def test_long_experience_is_not_kept(monkeypatch):
+    monkeypatch.setattr(measures, "SHARED_BYTES", 1000)
+    measures._recorded.clear()
+    measure(cells.make(WALK, 0))
+    assert not measures._recorded
 
 
 def test_what_raises_is_a_failure_with_its_traceback():
