@@ -375,11 +375,12 @@ class PredictionRun(Run[PredictionSettings]):
     def _count_episodes(self, i: int, rewards: np.ndarray, ended: np.ndarray) -> None:
         running, stops = self.episodes.running[i], np.flatnonzero(ended) + 1
         if len(stops):
-            totals = np.add.reduceat(rewards[: stops[-1]], np.concatenate([[0], stops[:-1]]))
-            lengths = np.diff(stops, prepend=0).astype(np.float64)
-            totals[0] += running[0]
-            lengths[0] += running[1]
-            self.episodes.add_all(totals.tolist(), lengths.tolist())
+            starts = np.zeros_like(stops)
+            starts[1:] = stops[:-1]
+            totals, lengths = np.add.reduceat(rewards[: stops[-1]], starts).tolist(), (stops - starts).tolist()
+            totals[0] += float(running[0])
+            lengths[0] += float(running[1])
+            self.episodes.add_all(totals, lengths)
             running[:] = 0.0
             rewards = rewards[stops[-1] :]
         running += rewards.sum(), len(rewards)
